@@ -1,0 +1,3 @@
+"""Score matching in JAX."""
+
+__version__ = "0.1.0"
