@@ -1,0 +1,130 @@
+"""Trace-time checks and the two reductions that every module shares.
+
+Shapes and dtypes are checked always; values only where they are concrete, because a traced value
+has none. Every message names the offending value and the remedy.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+
+def check_data(x: ArrayLike, name: str = "x") -> jax.Array:
+    """Return ``x`` as an array, or raise unless it is a non-empty floating batch ``[B, ...]``."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must have a floating dtype, got {x.dtype}: convert it, e.g. "
+            f"{name}.astype(jnp.float32)."
+        )
+    if x.ndim == 0:
+        raise ValueError(f"{name} must be a batch [B, ...], got a scalar: add a leading axis.")
+    if x.size == 0:
+        raise ValueError(f"{name} is empty, shape {x.shape}: pass at least one example.")
+    return x
+
+
+def check_score(score: jax.Array, x: jax.Array) -> jax.Array:
+    """Return ``score``, or raise unless it has the shape and dtype of ``x``."""
+    if not hasattr(score, "shape") or score.shape != x.shape:
+        raise ValueError(
+            f"score_fn must return the shape of x, {x.shape}, got "
+            f"{getattr(score, 'shape', type(score).__name__)}: it maps [B, ...] to [B, ...] "
+            "(wrap an unbatched model in jax.vmap)."
+        )
+    if score.dtype != x.dtype:
+        raise TypeError(
+            f"score_fn must return the dtype of x, {x.dtype}, got {score.dtype}: "
+            "cast its output, or x."
+        )
+    return score
+
+
+def checked(score_fn: Callable, x: jax.Array) -> Callable:
+    """Return ``score_fn`` with its output checked against ``x`` at every call."""
+    return lambda y, *args: check_score(score_fn(y, *args), x)
+
+
+def concrete(value: ArrayLike) -> np.ndarray | None:
+    """Return ``value`` as a NumPy array, or None where it is traced or no number."""
+    if isinstance(value, jax.core.Tracer):
+        return None
+    try:
+        known = np.asarray(value)
+    except (TypeError, ValueError):
+        return None
+    return known if np.issubdtype(known.dtype, np.number) else None
+
+
+def check_positive(name: str, value: ArrayLike) -> None:
+    """Raise unless every (concrete) entry of ``value`` is finite and above zero."""
+    known = concrete(value)
+    if known is not None and not (np.all(known > 0) and np.all(np.isfinite(known))):
+        raise ValueError(f"{name} must be positive and finite, got {value}.")
+
+
+def check_not_negative(name: str, value: ArrayLike) -> None:
+    """Raise unless every (concrete) entry of ``value`` is finite and at least zero."""
+    known = concrete(value)
+    if known is not None and not (np.all(known >= 0) and np.all(np.isfinite(known))):
+        raise ValueError(f"{name} must be finite and not negative, got {value}.")
+
+
+def check_count(name: str, value: int, minimum: int = 1) -> None:
+    """Raise unless ``value`` is a Python integer of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(
+            f"{name} must be a Python int (it sets a shape or a loop length), got {value!r}."
+        )
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+
+
+def check_per_example(name: str, value: ArrayLike, x: jax.Array) -> jax.Array:
+    """Return ``value`` as ``[B]``, float32 at least, or raise unless it is a scalar or ``[B]``."""
+    value = jnp.asarray(value, accumulator(x.dtype))
+    if value.shape not in ((), x.shape[:1]):
+        raise ValueError(
+            f"{name} must be a scalar or one number per example, shape {x.shape[:1]}, "
+            f"got shape {value.shape}."
+        )
+    return jnp.broadcast_to(value, x.shape[:1])
+
+
+def check_levels(name: str, levels: ArrayLike) -> jax.Array:
+    """Return noise levels ``[L]``, or raise unless (if concrete) positive, strictly decreasing."""
+    shape = np.shape(levels)
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError(XX)
+    check_positive(name, levels)
+    known = concrete(levels)
+    if known is not None and np.any(np.diff(known) >= 0):
+        raise ValueError(
+            f"{name} must be strictly decreasing, the largest noise first, got {known}: sort it, "
+            "e.g. sigmas[::-1]."
+        )
+    return jnp.asarray(levels)
+
+
+def expand_like(value: jax.Array, x: jax.Array) -> jax.Array:
+    """Return ``value`` (scalar or ``[B]``) with axes of length 1 added to the rank of ``x``."""
+    return jnp.reshape(value, value.shape + (1,) * (x.ndim - value.ndim))
+
+
+def sum_data_axes(x: jax.Array) -> jax.Array:
+    """Return the sum over all axes but the first, ``[B]``, accumulated in float32 at least."""
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)), dtype=accumulator(x.dtype))
+
+
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """Return the dtype in which sums of ``dtype`` are kept: float32 at least."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def num_dims(x: jax.Array) -> int:
+    """Return the number of numbers in one example of ``x [B, ...]``."""
+    return math.prod(x.shape[1:])

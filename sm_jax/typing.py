@@ -1,0 +1,130 @@
+"""The callables that the library takes and returns, as Protocols with shapes.
+
+Everything is batched: axis 0 counts examples, the rest is one event of any rank, and *row i of an
+output depends on row i of the input only*. Parameters, labels and dropout keys live in the closure
+of the callable. An unbatched model enters through one ``jax.vmap``.
+
+Symbols used throughout: ``B`` examples, ``D`` numbers in one event, ``t`` a noise level or a time
+``[B]`` (or a scalar), ``s = grad_x log p`` the score, ``E`` an energy with ``p ∝ exp(-E)``.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+from jax.typing import ArrayLike, DTypeLike
+
+__all__ = [
+    "Divergence",
+    "DivergenceFn",
+    "EnergyFn",
+    "NoiseScoreFn",
+    "ProcessLike",
+    "RandomFn",
+    "ScoreFn",
+    "TimeSampler",
+    "WeightFn",
+]
+
+
+class ScoreFn(Protocol):
+    """A score ``s(x) = grad_x log p(x)``: ``x [B, ...] -> [B, ...]``, rows independent."""
+
+    def __call__(self, x: jax.Array, /) -> jax.Array:
+        """Return the score at each row of ``x``."""
+        ...
+
+
+class NoiseScoreFn(Protocol):
+    """A noise-conditional score: ``x [B, ...], t [B] -> [B, ...]``, rows independent."""
+
+    def __call__(self, x: jax.Array, t: jax.Array, /) -> jax.Array:
+        """Return the score of the data noised to level ``t``, at each row of ``x``."""
+        ...
+
+
+class EnergyFn(Protocol):
+    """An energy ``E`` with ``p ∝ exp(-E)``: ``x [B, ...], *args -> [B]``, rows independent.
+
+    ``args`` is empty for the energy of one density, and the noise level ``t [B]`` for a
+    noise-conditional energy.
+    """
+
+    def __call__(self, x: jax.Array, /, *args: jax.Array) -> jax.Array:
+        """Return the energy of each row of ``x``."""
+        ...
+
+
+class RandomFn(Protocol):
+    """A source of random numbers with the signature of ``jax.random.normal``."""
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: DTypeLike, /) -> jax.Array:
+        """Return random numbers of the given shape and dtype."""
+        ...
+
+
+class Divergence(NamedTuple):
+    """A score and its divergence, from one pass.
+
+    Attributes:
+        score: ``s(x) [B, ...]``.
+        divergence: ``tr(grad s)(x) [B]``, or an unbiased estimate of it.
+    """
+
+    score: jax.Array
+    divergence: jax.Array
+
+
+class DivergenceFn(Protocol):
+    """``(score_fn, x, key) -> (score [B, ...], divergence [B])``; see sm_jax.divergence."""
+
+    def __call__(
+        self, score_fn: ScoreFn, x: jax.Array, key: jax.Array | None = None, /
+    ) -> Divergence:
+        """Return the score and its divergence at each row of ``x``."""
+        ...
+
+
+@runtime_checkable
+class ProcessLike(Protocol):
+    """A Gaussian noising process ``x_t = alpha(t) x_0 + sigma(t) z``; see sm_jax.processes."""
+
+    @property
+    def t_min(self) -> ArrayLike:
+        """The smallest time used in training, sampling and likelihoods alike."""
+        ...
+
+    @property
+    def t_max(self) -> ArrayLike:
+        """The largest time, at which the prior is taken."""
+        ...
+
+    def alpha(self, t: ArrayLike, /) -> jax.Array:
+        """Return the scale of the data at time ``t``."""
+        ...
+
+    def sigma(self, t: ArrayLike, /) -> jax.Array:
+        """Return the standard deviation of the noise at time ``t``."""
+        ...
+
+    def time(self, ratio: ArrayLike, /) -> jax.Array:
+        """Return the time at which ``sigma(t) / alpha(t)`` equals ``ratio``."""
+        ...
+
+
+class TimeSampler(Protocol):
+    """``(process, key, shape, dtype) -> (t, importance)``; see sm_jax.losses."""
+
+    def __call__(
+        self, process: ProcessLike, key: jax.Array, shape: Sequence[int], dtype: DTypeLike, /
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return times and the factors by which their losses are multiplied."""
+        ...
+
+
+class WeightFn(Protocol):
+    """``(process, t) -> weight`` of the noise-prediction error at time ``t``; see sm_jax.losses."""
+
+    def __call__(self, process: ProcessLike, t: jax.Array, /) -> jax.Array:
+        """Return the weight at each time."""
+        ...
