@@ -1,5 +1,16 @@
 """Data: reading it, scaling it with its log-determinant, batches as a function of (key, step)."""
 
 from sm_jax.data._batching import batch_indices
+from sm_jax.data._scaling import Standardizer, dequantize, dequantize_log_det, quantize
+from sm_jax.data._sources import load
+from sm_jax.data._tfds import load_tfds
 
-__all__ = ["batch_indices"]
+__all__ = [
+    "Standardizer",
+    "batch_indices",
+    "dequantize",
+    "dequantize_log_det",
+    "load",
+    "load_tfds",
+    "quantize",
+]

@@ -1,20 +1,20 @@
 """Shuffled batches as a pure function of (key, step): resuming needs no iterator state.
 
-Symbols: `N` examples, batch size `B`. The stream of examples is the concatenation of epochs, each
-a fresh permutation of `0..N-1`; place `g = B step + i` of the stream lies in
+Symbols: ``N`` examples, batch size ``B``. The stream of examples is the concatenation of epochs,
+each a fresh permutation of ``0..N-1``; place ``g = B step + i`` of the stream lies in
 
     epoch e = g div N,  offset o = g mod N,                                                    (1)
 
-and holds example `pi_e(o)`. Nothing of size `N` is ever built: `pi_e` is a Feistel network on
-pairs. With `a` the least even number `>= sqrt N` and `b = ceil(N / a)`, write an offset as
-`o = a r + l`, `l < a`, `r < b`; the rounds alternate
+and holds example ``pi_e(o)``. Nothing of size ``N`` is ever built: ``pi_e`` is a Feistel network on
+pairs. With ``a`` the least even number ``>= sqrt N`` and ``b = ceil(N / a)``, write an offset as
+``o = a r + l``, ``l < a``, ``r < b``; the rounds alternate
 
     l <- l + F(r) mod a,   r <- r + F(l) mod b,                                                (2)
 
-each invertible whatever the keyed hash `F`, so that (2) permutes `0..ab-1`. Values `>= N` (fewer
-than `a` exist) go through the network again until they are below `N`: cycle walking, which leaves a
-permutation of `0..N-1`. (Were `a` and `b` both odd, every round would be an even permutation, and
-half of all orders out of reach.)
+each invertible whatever the keyed hash ``F``, so that (2) permutes ``0..ab-1``. Values ``>= N``
+(fewer than ``a`` exist) go through the network again until they are below ``N``: cycle walking,
+which leaves a permutation of ``0..N-1``. (Were ``a`` and ``b`` both odd, every round would be an
+even permutation, and half of all orders out of reach.)
 
 References: Luby & Rackoff, "How to construct pseudorandom permutations from pseudorandom
 functions", 1988, https://doi.org/10.1137/0217022; Black & Rogaway, "Ciphers with arbitrary finite
@@ -22,50 +22,51 @@ domains", 2002, https://doi.org/10.1007/3-540-45760-7_9 (cycle walking, the netw
 """
 
 import math
-import operator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-_ROUNDS = (
-    16  # with 8, and still with 12, the orders of five examples are visibly not equally likely
-)
+from sm_jax import _checks
+
+_ROUNDS = 16  # with 12 the orders of five examples are still visibly not equally likely
 _MAX_EXAMPLES = 2**30  # (1) is computed in 32 bits
 
 
 def batch_indices(key: jax.Array, step: ArrayLike, num_examples: int, batch_size: int) -> jax.Array:
-    """Indices of the examples in batch number `step` of an endlessly reshuffled data set.
+    """Indices of the examples in batch number ``step`` of an endlessly reshuffled data set.
 
-    Example `i` of the batch is `pi_e(o)` with `(e, o) = divmod(step * batch_size + i,
-    num_examples)` and `pi_e` a permutation drawn from `key` for epoch `e`. Each epoch visits every
-    example exactly once; a batch may straddle epochs, and no example is left out at their ends.
-    O(batch_size) time and memory; jit-able.
+    Example ``i`` of the batch is ``pi_e(o)`` with ``(e, o) = divmod(step * batch_size + i,
+    num_examples)`` and ``pi_e`` a permutation drawn from ``key`` for epoch ``e``. Each epoch visits
+    every example exactly once; a batch may straddle epochs, and no example is left out at their
+    ends. O(batch_size) time and memory; jit-able.
 
     Args:
-      key: the key of the whole stream: the same in every step.
-      step: number of the batch, an integer scalar from 0 to 2**32 - 1, possibly traced.
-      num_examples: size `N` of the data set, 1 to 2**30; static.
-      batch_size: examples per batch, 1 to 2**30, also above `N`; static.
+        key: the key of the whole stream: the same in every step.
+        step: number of the batch, an integer scalar from 0 to 2**32 - 1, possibly traced.
+        num_examples: size ``N`` of the data set, 1 to 2**30; static.
+        batch_size: examples per batch, 1 to 2**30, also above ``N``; static.
 
     Returns:
-      Indices from 0 to `N - 1`, int32 `[batch_size]`. Exact for every step: nothing overflows but
-      the epoch, which counts modulo 2**32.
+        Indices from 0 to ``N - 1``, int32 ``[batch_size]``. Exact for every step: nothing overflows
+        but the epoch, which counts modulo 2**32.
 
     Raises:
-      ValueError: if `num_examples` or `batch_size` is out of range, or `step` is not a scalar.
-      TypeError: if `num_examples`, `batch_size` or `step` is not an integer.
+        ValueError: an argument is out of range, or ``step`` is not a scalar.
+        TypeError: an argument is not an integer.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from sm_jax.data import batch_indices
-      >>> key = jax.random.key(0)
-      >>> epoch = jnp.concatenate([batch_indices(key, step, 6, 2) for step in range(3)])
-      >>> sorted(epoch.tolist())
-      [0, 1, 2, 3, 4, 5]
+        >>> import jax, jax.numpy as jnp
+        >>> from sm_jax.data import batch_indices
+        >>> key = jax.random.key(0)
+        >>> epoch = jnp.concatenate([batch_indices(key, step, 6, 2) for step in range(3)])
+        >>> sorted(epoch.tolist())
+        [0, 1, 2, 3, 4, 5]
 
     References:
-      Black & Rogaway, "Ciphers with arbitrary finite domains", https://doi.org/10.1007/3-540-45760-7_9
+        Black & Rogaway, "Ciphers with arbitrary finite domains",
+        https://doi.org/10.1007/3-540-45760-7_9
     """
     num_examples = _check_size("num_examples", num_examples)
     batch_size = _check_size("batch_size", batch_size)
@@ -79,27 +80,23 @@ def batch_indices(key: jax.Array, step: ArrayLike, num_examples: int, batch_size
 
 
 def _check_size(name: str, value: int) -> int:
-    try:
-        value = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be a Python integer, known when tracing; got {value!r}: "
-            "pass a static value, such as x.shape[0]"
-        ) from None
-    if not 1 <= value <= _MAX_EXAMPLES:
-        raise ValueError(f"{name} must lie in 1 to 2**30; got {value}")
-    return value
+    _checks.check_count(name, value)
+    if value > _MAX_EXAMPLES:
+        raise ValueError(f"{name} must be at most 2**30, got {value}: split the data set.")
+    return int(value)
 
 
 def _check_step(step: ArrayLike) -> jax.Array:
-    if isinstance(step, int) and not 0 <= step < 2**32:
-        raise ValueError(f"step must lie in 0 to 2**32 - 1; got {step}")
-    step = jnp.asarray(step, jnp.uint32) if isinstance(step, int) else jnp.asarray(step)
-    if not jnp.issubdtype(step.dtype, jnp.integer):
-        raise TypeError(f"step must be an integer; got dtype {step.dtype}: count whole batches")
-    if step.ndim != 0:
-        raise ValueError(f"step must be a scalar; got shape {step.shape}: use jax.vmap over steps")
-    return step.astype(jnp.uint32)
+    if not jnp.issubdtype(jnp.result_type(step), jnp.integer):
+        raise TypeError(f"step must be an integer, got {step!r}: count whole batches.")
+    if np.ndim(step) != 0:
+        raise ValueError(f"step must be a scalar, got {step!r}: use jax.vmap over steps.")
+    known = _checks.concrete(step)
+    if known is None:
+        return step.astype(jnp.uint32)
+    if not 0 <= known < 2**32:
+        raise ValueError(f"step must lie in 0 to 2**32 - 1, got {step}.")
+    return jnp.asarray(known, jnp.uint32)
 
 
 def _epoch_and_offset(
@@ -107,7 +104,7 @@ def _epoch_and_offset(
 ) -> tuple[jax.Array, jax.Array]:
     """Equation (1) for i = 0: divmod(step * batch_size, num_examples), though it exceeds 32 bits.
 
-    Long division over the base-2**bits digits of `step`; `bits` keeps every intermediate offset
+    Long division over the base-2**bits digits of ``step``; ``bits`` keeps every intermediate offset
     below 2**32: 2**bits (N - 1) + (2**bits - 1)(N - 1) < 2**32.
     """
     bits = 31 - (num_examples - 1).bit_length()
@@ -126,7 +123,7 @@ def _round_keys(key: jax.Array, epoch: jax.Array) -> jax.Array:
 
 
 def _permute(round_keys: jax.Array, offset: jax.Array, num_examples: int) -> jax.Array:
-    """Permutation of `0..N-1` at `offset` [B]; round_keys [B, rounds]."""
+    """Permutation of ``0..N-1`` at ``offset`` [B]; round_keys [B, rounds]."""
     a = 2 * (math.isqrt(num_examples - 1) // 2 + 1)
     b = -(-num_examples // a)
 
@@ -145,7 +142,7 @@ def _permute(round_keys: jax.Array, offset: jax.Array, num_examples: int) -> jax
 
 
 def _hash(value: jax.Array, key: jax.Array, bound: int) -> jax.Array:
-    """F of equation (2): MurmurHash3's 32-bit finalizer, its high half scaled to `0..bound-1`."""
+    """F of equation (2): MurmurHash3's 32-bit finalizer, its high half scaled to ``0..bound-1``."""
     value = value ^ key
     value = (value ^ (value >> 16)) * jnp.uint32(0x85EBCA6B)
     value = (value ^ (value >> 13)) * jnp.uint32(0xC2B2AE35)
