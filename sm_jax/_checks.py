@@ -99,7 +99,7 @@ def check_levels(name: str, levels: ArrayLike) -> jax.Array:
     """Return noise levels ``[L]``, or raise unless (if concrete) positive, strictly decreasing."""
     shape = np.shape(levels)
     if len(shape) != 1 or shape[0] == 0:
-        raise ValueError(XX)
+        raise ValueError(f"{name} must be a non-empty vector of noise levels, got shape {shape}.")
     check_positive(name, levels)
     known = concrete(levels)
     if known is not None and np.any(np.diff(known) >= 0):
@@ -123,6 +123,11 @@ def sum_data_axes(x: jax.Array) -> jax.Array:
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     """Return the dtype in which sums of ``dtype`` are kept: float32 at least."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def accumulated(x: jax.Array) -> jax.Array:
+    """Return ``x`` in the dtype in which its sums are kept."""
+    return x.astype(accumulator(x.dtype))
 
 
 def num_dims(x: jax.Array) -> int:

@@ -207,7 +207,7 @@ def noise_from_velocity(
         process: any process.
 
     Returns:
-        ``[B, ...]``, of unit scale: ``(u - f x_t) / (sigma' - f sigma)`` with ``f = alpha' / alpha``.
+        ``[B, ...]``, of unit scale: ``(u - f x_t) / (sigma' - f sigma)``, ``f = alpha' / alpha``.
 
     Example:
         >>> from sm_jax import processes

@@ -1,0 +1,168 @@
+"""Losses over a ladder of noise levels, for noise-conditional scores ``s(x, sigma)``.
+
+Each is a loss of one level, scaled by ``sigma^2``: at the optimum ``|sigma s|`` is of order
+``sqrt(d)`` at every level, so no level dominates.
+
+Reference: Song & Ermon 2019 (NCSN), https://arxiv.org/abs/1907.05600
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.losses._denoising import noise_error
+from sm_jax.losses._sliced import sliced
+from sm_jax.typing import NoiseScoreFn, RandomFn
+
+
+def multiscale_denoising(
+    score_fn: NoiseScoreFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    sigmas: ArrayLike,
+    noise: RandomFn = jax.random.normal,
+    control_variate: bool = False,
+) -> jax.Array:
+    """Return ``1/2 |sigma s(x + sigma z, sigma) + z|^2`` at every level, with its own noise.
+
+    Args:
+        score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``, row i depending on row i only.
+        x: clean data ``[B, ...]``.
+        key: a random key.
+        sigmas: noise levels ``[L]``, strictly decreasing, in units of the data.
+        noise: source of the unit normal noise, with the signature of ``jax.random.normal``.
+        control_variate: as in `denoising`.
+
+    Returns:
+        ``[L, B]``, in nats, scaled by ``sigma^2``: the loss of NCSN is its mean over both axes. It
+        costs ``L`` passes of the network; `noise_conditional` costs one.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, or the levels are not positive and
+            strictly decreasing.
+
+    Example:
+        >>> loss = multiscale_denoising(
+        ...     lambda x, sigma: -x, jnp.zeros((4, 2)), jax.random.key(0), sigmas=[2.0, 1.0])
+        >>> loss.shape
+        (2, 4)
+
+    Reference: Song & Ermon 2019, eq. 6, https://arxiv.org/abs/1907.05600
+    """
+    x = _checks.check_data(x)
+    sigmas = _checks.check_levels("sigmas", sigmas).astype(_checks.accumulator(x.dtype))
+
+    def level(sigma, key):
+        z = noise(key, x.shape, x.dtype)
+        sigma = jnp.broadcast_to(sigma, x.shape[:1])
+        return noise_error(lambda y: score_fn(y, sigma), x, sigma, z, control_variate)
+
+    return jax.vmap(level)(sigmas, jax.random.split(key, sigmas.shape[0]))
+
+
+def noise_conditional(
+    score_fn: NoiseScoreFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    sigmas: ArrayLike,
+    noise: RandomFn = jax.random.normal,
+    control_variate: bool = False,
+) -> jax.Array:
+    """Return ``1/2 |sigma s(x + sigma z, sigma) + z|^2`` at one random level per example.
+
+    Args:
+        score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``, row i depending on row i only.
+        x: clean data ``[B, ...]``.
+        key: a random key.
+        sigmas: noise levels ``[L]``, strictly decreasing, in units of the data.
+        noise: source of the unit normal noise, with the signature of ``jax.random.normal``.
+        control_variate: as in `denoising`.
+
+    Returns:
+        ``[B]``, in nats, scaled by ``sigma^2``: an unbiased estimate of the mean over levels of
+        `multiscale_denoising`.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, or the levels are not positive and
+            strictly decreasing.
+
+    Example:
+        >>> loss = noise_conditional(
+        ...     lambda x, sigma: -x, jnp.zeros((4, 2)), jax.random.key(0), sigmas=[2.0, 1.0])
+        >>> loss.shape
+        (4,)
+
+    Reference: Song & Ermon 2019, https://arxiv.org/abs/1907.05600
+    """
+    x = _checks.check_data(x)
+    key_level, key_noise = jax.random.split(key)
+    sigma = _random_levels(key_level, x, sigmas)
+    z = noise(key_noise, x.shape, x.dtype)
+    return noise_error(lambda y: score_fn(y, sigma), x, sigma, z, control_variate)
+
+
+def noise_conditional_sliced(
+    score_fn: NoiseScoreFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    sigmas: ArrayLike,
+    noise: RandomFn = jax.random.normal,
+    num_probes: int = 1,
+    probe: RandomFn = jax.random.rademacher,
+    variance_reduced: bool = True,
+) -> jax.Array:
+    """Return ``sigma^2`` times the sliced loss of the noised data, at one random level per example.
+
+    Args:
+        score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``, row i depending on row i only.
+        x: clean data ``[B, ...]``.
+        key: a random key.
+        sigmas: noise levels ``[L]``, strictly decreasing, in units of the data.
+        noise: source of the noise, which need not be normal here.
+        num_probes: as in `sliced`.
+        probe: as in `sliced`.
+        variance_reduced: as in `sliced`.
+
+    Returns:
+        ``[B]``, in nats, scaled by ``sigma^2``. It has the minimiser of `noise_conditional` and
+        equals it up to a constant in the mean, for normal noise.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, ``num_probes < 1``, or the levels
+            are not positive and strictly decreasing.
+
+    Example:
+        >>> loss = noise_conditional_sliced(
+        ...     lambda x, sigma: -x, jnp.zeros((4, 2)), jax.random.key(0), sigmas=[2.0, 1.0])
+        >>> loss.shape
+        (4,)
+
+    Reference: Song & Ermon 2019, https://arxiv.org/abs/1907.05600; Song et al. 2019,
+    https://arxiv.org/abs/1905.07088
+    """
+    x = _checks.check_data(x)
+    key_level, key_noise, key_probe = jax.random.split(key, 3)
+    sigma = _random_levels(key_level, x, sigmas)
+    noised = x + _checks.expand_like(sigma, x) * noise(key_noise, x.shape, x.dtype)
+    loss = sliced(
+        lambda y: score_fn(y, sigma),
+        noised.astype(x.dtype),
+        key_probe,
+        num_probes=num_probes,
+        probe=probe,
+        variance_reduced=variance_reduced,
+    )
+    return sigma**2 * loss
+
+
+def _random_levels(key: jax.Array, x: jax.Array, sigmas: ArrayLike) -> jax.Array:
+    """Return one level per example, drawn uniformly from the ladder: ``[B]``."""
+    sigmas = _checks.check_levels("sigmas", sigmas).astype(_checks.accumulator(x.dtype))
+    return jax.random.choice(key, sigmas, x.shape[:1])

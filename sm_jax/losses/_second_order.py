@@ -1,0 +1,139 @@
+"""Second-order denoising: the Jacobian of the score, learned from noised data.
+
+With ``x~ = x + sigma z`` and ``l = sigma s(x~) + z``, the residual of the first-order loss, the
+Jacobian of the score of the smoothed density is, by Tweedie's formula of second order,
+
+    sigma^2 grad s(x~) + I = E[l l' | x~]    where s is the true score,                (1)
+    sigma^2 tr grad s(x~) + d = E[|l|^2 | x~],                                         (2)
+
+so the Jacobian of a model, ``l`` counting as constant, is fitted by least squares:
+
+    L(s) = E[1/2 |sigma^2 grad s + I - l l'|_F^2]                                      (3)
+         = E[1/2 |(sigma^2 grad s + I - l l') v|^2],    E[v v'] = I,                   (4)
+    L(s) = E[1/2 (sigma^2 tr grad s + d - |l|^2)^2].                                   (5)
+
+These go with the first-order loss, which they do not replace; they tighten the likelihood of the
+probability-flow ODE.
+
+References: Meng et al. 2021, https://arxiv.org/abs/2111.04726; Lu et al. 2022,
+https://arxiv.org/abs/2206.08265 (eqs. 11 to 13)
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.divergence import draw_probes, exact
+from sm_jax.typing import DivergenceFn, RandomFn, ScoreFn
+
+
+def second_order_denoising(
+    score_fn: ScoreFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    sigma: ArrayLike,
+    noise: RandomFn = jax.random.normal,
+    num_probes: int = 1,
+    probe: RandomFn = jax.random.rademacher,
+) -> jax.Array:
+    """Return ``1/2 |(sigma^2 grad s + I - l l') v|^2``, eq. (4), unbiased for eq. (3).
+
+    Args:
+        score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
+        x: clean data ``[B, ...]``.
+        key: a random key.
+        sigma: standard deviation of the noise, in units of the data, a scalar or ``[B]``.
+        noise: source of the unit normal noise, with the signature of ``jax.random.normal``.
+        num_probes: directions ``v`` per example, averaged.
+        probe: ``(key, shape [B, ...], dtype) -> v``, with identity covariance.
+
+    Returns:
+        ``[B]``: half a squared Frobenius norm, scaled by ``sigma^4``, without units.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, ``num_probes < 1``, or ``sigma`` is
+            not positive or neither a scalar nor ``[B]``.
+
+    Example:
+        >>> x, key = jnp.zeros((1, 1)), jax.random.key(0)
+        >>> loss = second_order_denoising(
+        ...     lambda x: -x / 8.0, x, key, sigma=2.0, noise=lambda *_: x + 1.0)
+        >>> print(loss)  # l = 1/2, so 1/2 (-4/8 + 1 - 1/4)^2
+        [0.03125]
+
+    Reference: Lu et al. 2022, https://arxiv.org/abs/2206.08265
+    """
+    x, sigma, noised, z, key_probe = _noise(x, key, sigma, noise)
+    score, push = jax.linearize(_checks.checked(score_fn, x), noised)
+    residual = _residual(score, sigma, z)
+
+    def one(v):
+        projection = _checks.expand_like(_checks.sum_data_axes(residual * v), residual)
+        error = sigma**2 * push(v) + v - residual * projection
+        return 0.5 * _checks.sum_data_axes(error**2)
+
+    probes = draw_probes(key_probe, x, num_probes, probe)
+    return jnp.mean(jnp.stack([one(v) for v in probes]), axis=0)
+
+
+def second_order_denoising_trace(
+    score_fn: ScoreFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    sigma: ArrayLike,
+    noise: RandomFn = jax.random.normal,
+    divergence: DivergenceFn = exact,
+) -> jax.Array:
+    """Return ``1/2 (sigma^2 tr grad s + d - |l|^2)^2``, eq. (5).
+
+    Args:
+        score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
+        x: clean data ``[B, ...]``.
+        key: a random key.
+        sigma: standard deviation of the noise, in units of the data, a scalar or ``[B]``.
+        noise: source of the unit normal noise, with the signature of ``jax.random.normal``.
+        divergence: how the trace is computed. A stochastic one adds its variance times
+            ``sigma^4 / 2`` to the loss.
+
+    Returns:
+        ``[B]``, scaled by ``sigma^4``, without units.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, or ``sigma`` is not positive or
+            neither a scalar nor ``[B]``.
+
+    Example:
+        >>> x, key = jnp.zeros((1, 1)), jax.random.key(0)
+        >>> loss = second_order_denoising_trace(
+        ...     lambda x: -x / 8.0, x, key, sigma=2.0, noise=lambda *_: x + 1.0)
+        >>> print(loss)
+        [0.03125]
+
+    Reference: Lu et al. 2022, https://arxiv.org/abs/2206.08265
+    """
+    x, sigma, noised, z, key_divergence = _noise(x, key, sigma, noise)
+    score, trace = divergence(score_fn, noised, key_divergence)
+    square = _checks.sum_data_axes(_residual(score, sigma, z) ** 2)
+    variance = sigma.reshape(sigma.shape[:1]) ** 2
+    return 0.5 * (variance * trace + _checks.num_dims(x) - square) ** 2
+
+
+def _noise(x, key, sigma, noise):
+    """Return the data, ``sigma [B, 1, ...]``, the noised data, the noise, and a key for probes."""
+    x = _checks.check_data(x)
+    sigma = _checks.check_per_example("sigma", sigma, x)
+    _checks.check_positive("sigma", sigma)
+    key_noise, key_probe = jax.random.split(key)
+    z = noise(key_noise, x.shape, x.dtype)
+    sigma = _checks.expand_like(sigma, x)
+    return x, sigma, (x + sigma * z).astype(x.dtype), z, key_probe
+
+
+def _residual(score: jax.Array, sigma: jax.Array, z: jax.Array) -> jax.Array:
+    """Return ``l = sigma s + z``, a constant under differentiation."""
+    return jax.lax.stop_gradient(sigma * score + z)
