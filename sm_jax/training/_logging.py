@@ -1,0 +1,145 @@
+"""What a run reports: `metrics.jsonl`, TensorBoard, and a progress bar or plain lines."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+_LINE_SECONDS = 10.0
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+
+
+class RunLog:
+    """Writes the records of a run and shows its progress, on the first process only.
+
+    `metrics.jsonl` holds one object per line: "step" and numbers, or lists of numbers for what has
+    one value per noise level; null stands for a value that is not finite. TensorBoard gets the
+    same scalars.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path | None,
+        *,
+        step: int,
+        num_steps: int,
+        log_every: int,
+        progress: bool | None,
+    ):
+        """Opens the log at a step; records of later steps, from an interrupted run, are dropped."""
+        first = jax.process_index() == 0
+        self._file = self._writer = self._bar = None
+        self._num_steps, self._log_every = num_steps, log_every
+        self._window = []
+        self._clock = self._last_line = time.monotonic()
+        if directory is not None and first:
+            from tensorboardX import SummaryWriter  # slow to import
+
+            path = directory / "metrics.jsonl"
+            _drop_after(path, step)
+            self._file = path.open("a")
+            self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        if progress is None:
+            progress = sys.stderr.isatty()
+            self._lines = first and not progress
+        else:
+            self._lines = False
+        if progress and first:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=num_steps, initial=step, unit=" steps", bar_format=_BAR)
+
+    def record(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes the numbers of one step."""
+        if self._file is None:
+            return
+        values = {name: _finite(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            scalars = (
+                {f"{name}/{i}": v for i, v in enumerate(value)}
+                if isinstance(value, list)
+                else {name: value}
+            )
+            for tag, scalar in scalars.items():
+                if scalar is not None:
+                    self._writer.add_scalar(tag, scalar, step)
+
+    def steps(self, start: int, losses: np.ndarray, norms: np.ndarray) -> None:
+        """Takes the losses and gradient norms of the steps after `start`; shows the progress."""
+        now = time.monotonic()
+        rate = losses.size / max(now - self._clock, 1e-9)
+        self._clock = now
+        for step, pair in enumerate(zip(losses.tolist(), norms.tolist(), strict=True), start + 1):
+            self._window.append(pair)
+            if step % self._log_every == 0 or step == self._num_steps:
+                loss, norm = np.mean(self._window, axis=0)
+                self.record(step, {"loss": loss, "grad_norm": norm, "steps_per_second": rate})
+                self._window = []
+        self._show(start + losses.size, float(losses[-1]), rate)
+
+    def restart_clock(self) -> None:
+        """Leaves the time until now out of the steps per second."""
+        self._clock = time.monotonic()
+
+    def _show(self, step: int, loss: float, rate: float) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif self._lines:
+            now = time.monotonic()
+            if now - self._last_line > _LINE_SECONDS or step == self._num_steps:
+                self._last_line = now
+                left = (self._num_steps - step) / rate
+                print(
+                    f"step {step}/{self._num_steps}  loss {loss:.4g}  {rate:.4g} steps/s  "
+                    f"{int(left) // 60}:{int(left) % 60:02d} left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def __enter__(self) -> Self:
+        """Returns the open log."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Flushes and closes all."""
+        for item in (self._file, self._writer, self._bar):
+            if item is not None:
+                item.close()
+
+
+def _drop_after(path: pathlib.Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            keep = json.loads(line)["step"] <= step
+        except ValueError:  # cut short when the run was killed
+            keep = False
+        if keep:
+            kept.append(line)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(kept))
+    os.replace(partial, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return value if math.isfinite(value) else None

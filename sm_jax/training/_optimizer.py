@@ -1,0 +1,69 @@
+"""The optimizer that most runs want, in one line."""
+
+import optax
+
+
+def adamw(
+    learning_rate: float,
+    num_steps: int,
+    *,
+    warmup: float = 0.02,
+    final: float = 0.0,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+) -> optax.GradientTransformation:
+    """AdamW after clipping by the global norm, with linear warm-up and cosine decay.
+
+    With W = floor(warmup N), the rate of the update that follows n others is
+
+        lr n / W                                                            n < W
+        lr (f + (1 - f) (1 + cos(pi (n - W) / (N - W))) / 2)                n >= W
+
+    Args:
+        learning_rate: lr, the highest rate.
+        num_steps: N, the length of the run in steps.
+        warmup: the share of the run, in [0, 1), over which the rate rises from zero.
+        final: f, the share of `learning_rate` that is left at step N, in [0, 1].
+        weight_decay: decoupled weight decay per step and unit of learning rate.
+        clip_norm: the largest global norm of the gradient; `float("inf")` never clips.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+
+    Returns:
+        An Optax gradient transformation.
+
+    Raises:
+        ValueError: on a number out of its range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> optimizer = adamw(1e-3, num_steps=1000, warmup=0.1)
+        >>> opt_state = optimizer.init({"w": jnp.ones(3)})
+
+    References:
+        Loshchilov & Hutter, Decoupled Weight Decay Regularization, https://arxiv.org/abs/1711.05101
+    """
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup is a share of the run in [0, 1), got {warmup}")
+    if not 0 <= final <= 1:
+        raise ValueError(f"final is a share of the learning rate in [0, 1], got {final}")
+    if not clip_norm > 0:
+        raise ValueError(f"clip_norm must be positive, got {clip_norm}; inf never clips")
+    warmup_steps = int(warmup * num_steps)
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup_steps else learning_rate,
+        peak_value=learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=num_steps,
+        end_value=final * learning_rate,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay),
+    )

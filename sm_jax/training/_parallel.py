@@ -1,0 +1,91 @@
+"""Data parallelism: the batch split over a mesh of devices, everything else on each of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "batch"
+
+
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a one-dimensional mesh, with the axis "batch", over the devices of all processes.
+
+    Args:
+        devices: the devices to use; all of them by default.
+
+    Returns:
+        A `jax.sharding.Mesh` of shape {"batch": number of devices}.
+
+    Example:
+        >>> data_mesh().axis_names
+        ('batch',)
+    """
+    devices = np.asarray(jax.devices() if devices is None else devices)
+    return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Places a pytree of arrays whole on each device of the mesh.
+
+    Args:
+        tree: any pytree of arrays, with the same values in each process.
+        mesh: the mesh of `data_mesh`.
+
+    Returns:
+        The pytree, replicated over the mesh.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> replicate({"w": jnp.ones(3)}, data_mesh())["w"].is_fully_replicated
+        True
+    """
+    return jax.device_put(tree, replicated(mesh))
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Splits the rows of a batch over the devices of the mesh.
+
+    Args:
+        batch: a pytree of arrays [B / processes, ...], the rows that this process contributes; with
+            one process, the batch [B, ...].
+        mesh: the mesh of `data_mesh`.
+
+    Returns:
+        A pytree of global arrays [B, ...], sharded along the first axis.
+
+    Raises:
+        ValueError: if the rows cannot be split evenly over the devices.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> shard_batch(jnp.ones((8, 3)), data_mesh()).shape
+        (8, 3)
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def put(x: Any) -> Array:
+        x = np.asarray(x)
+        check_divisible(x.shape[0] * jax.process_count(), mesh)
+        return jax.make_array_from_process_local_data(sharding, x)
+
+    return jax.tree.map(put, batch)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that keeps an array whole on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_divisible(batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError unless the devices of the mesh get equal shares of the batch."""
+    if batch_size % mesh.size:
+        lower = batch_size - batch_size % mesh.size
+        remedy = f"{lower} or {lower + mesh.size}" if lower else f"{mesh.size}"
+        raise ValueError(
+            f"batch_size {batch_size} does not divide among {mesh.size} devices: "
+            f"take {remedy}, or fewer devices"
+        )

@@ -1,0 +1,438 @@
+"""Checkpoints of a run: asynchronous, atomic, the last few and the best, with a metadata file.
+
+A run directory holds
+
+    metadata.json            the format's version, the configuration, the layout of the state,
+                             the versions of the libraries; written before the first step
+    checkpoints/STEP/ema     the parameter average, which is what sampling needs
+    checkpoints/STEP/live    parameters, optimizer state, step and key
+    checkpoints/STEP/metrics the metric by which the best is kept
+
+Orbax writes a checkpoint under another name and renames it when complete. Restoring goes into the
+layout and the shardings of the state in hand, so that what 8 devices saved loads on one, and the
+reverse. Nothing is pickled.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import pathlib
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import checkpoint_managers
+
+from sm_jax import __version__
+from sm_jax.training._state import State, ema_dtype
+
+FORMAT_VERSION = 1
+
+
+def prepare_directory(directory: str | os.PathLike, *, resume: bool = False) -> pathlib.Path:
+    """Makes a run directory, or says why it cannot be one, before any work starts.
+
+    Args:
+        directory: where the run is to write; parents are made. It must be empty, but for a
+            `config.json`, which a script may write first.
+        resume: whether the directory may hold an earlier run, to be continued.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        ValueError: if the directory cannot be written, or is not empty and `resume` is false.
+
+    Example:
+        >>> import tempfile
+        >>> prepare_directory(tempfile.mkdtemp()).is_absolute()
+        True
+    """
+    directory = pathlib.Path(directory).expanduser().absolute()
+    if jax.process_index() != 0:
+        return directory
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+        content = sorted(path.name for path in directory.iterdir() if path.name != "config.json")
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to the run directory {directory} ({error.strerror}): "
+            "choose another one, or change its permissions"
+        ) from error
+    if content and not resume:
+        raise ValueError(
+            f"the run directory {directory} is not empty (it holds {', '.join(content[:3])}): "
+            "choose another one, or continue the run in it with resume=True"
+        )
+    return directory
+
+
+def write_metadata(
+    directory: pathlib.Path,
+    state: State,
+    config: Mapping[str, Any],
+    *,
+    best_metric: str | None = None,
+    best_mode: str = "min",
+) -> None:
+    """Writes `metadata.json`, atomically, from the first process.
+
+    Args:
+        directory: the run directory.
+        state: the state whose layout (names, shapes, dtypes) is recorded.
+        config: whatever must not change between a run and its continuation; anything that JSON
+            holds.
+        best_metric: the metric by which the best checkpoint is kept.
+        best_mode: "min" or "max".
+
+    Raises:
+        TypeError: if JSON cannot hold `config`.
+    """
+    libraries = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy")
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "config": _json_config(config),
+        "best": {"metric": best_metric, "mode": best_mode},
+        "state": _layout(state),
+        "libraries": {"sm_jax": __version__}
+        | {name: importlib.metadata.version(name) for name in libraries},
+    }
+    if jax.process_index() == 0:
+        partial = directory / "metadata.json.partial"
+        partial.write_text(json.dumps(metadata, indent=2) + "\n")
+        os.replace(partial, directory / "metadata.json")
+
+
+def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
+    """Reads the metadata of a run.
+
+    Args:
+        directory: the run directory.
+
+    Returns:
+        The content of `metadata.json`: "format_version", "config", "best", "state", "libraries".
+
+    Raises:
+        ValueError: if there is none, it is not JSON, or its format is not the one read here.
+    """
+    path = pathlib.Path(directory) / "metadata.json"
+    try:
+        metadata = json.loads(path.read_text())
+        version = metadata["format_version"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{directory} is not a run directory: its metadata.json cannot be read ({error!r})"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version}, and this sm_jax reads {FORMAT_VERSION}: "
+            "use the sm_jax that wrote it, see the entry libraries"
+        )
+    return metadata
+
+
+def check_metadata(metadata: Mapping[str, Any], state: State, config: Mapping[str, Any]) -> None:
+    """Raises if a run cannot be continued by this state and configuration.
+
+    Args:
+        metadata: what `read_metadata` returned.
+        state: the state to be restored into.
+        config: the configuration of the continuation, as it was given to `write_metadata`.
+
+    Raises:
+        ValueError: naming each entry that differs, with both values.
+    """
+    for kind, new in (("config", _json_config(config)), ("state", _layout(state))):
+        differences = _differences(metadata[kind], new)
+        if differences:
+            shown = "; ".join(differences[:8]) + ("; ..." if len(differences) > 8 else "")
+            raise ValueError(
+                f"the run to resume has another {kind}: {shown}. "
+                "Resume with the same one, or start a run in a new directory"
+            )
+
+
+def open_manager(
+    directory: pathlib.Path,
+    *,
+    keep: int = 3,
+    best_metric: str | None = None,
+    best_mode: str = "min",
+) -> ocp.CheckpointManager:
+    """Opens the checkpoints of a run for writing.
+
+    Args:
+        directory: the run directory, absolute.
+        keep: how many of the newest checkpoints are kept.
+        best_metric: a metric; the checkpoint where it is best is kept as well.
+        best_mode: "min" or "max", whichever is better.
+
+    Returns:
+        An Orbax `CheckpointManager`; close it, for closing waits for and reports the last save.
+
+    Raises:
+        ValueError: if `keep` or `best_mode` is out of range.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
+    if best_mode not in ("min", "max"):
+        raise ValueError(f'best_mode must be "min" or "max", got {best_mode!r}')
+    kept = [checkpoint_managers.LatestN(keep)]
+    score = None
+    if best_metric is not None:
+        score = functools.partial(_score, metric=best_metric, mode=best_mode)
+        kept.append(checkpoint_managers.BestN(get_metric_fn=score, n=1))
+    return ocp.CheckpointManager(
+        directory / "checkpoints",
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+            best_fn=score,
+            best_mode="max",
+            cleanup_tmp_directories=True,
+        ),
+    )
+
+
+def save(
+    manager: ocp.CheckpointManager, state: State, metrics: Mapping[str, float] | None = None
+) -> None:
+    """Starts to save a state; the state may be donated as soon as this returns.
+
+    Args:
+        manager: the manager of `open_manager`.
+        state: the state; its step names the checkpoint.
+        metrics: with `best_metric`, the values at this step; nan counts as the worst.
+
+    Raises:
+        Exception: whatever an earlier save failed with in the background.
+    """
+    manager.check_for_errors()
+    items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+    manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
+
+
+def has_checkpoints(directory: pathlib.Path) -> bool:
+    """Returns whether a run directory holds a complete checkpoint."""
+    return bool(_steps(directory))
+
+
+def restore(directory: pathlib.Path, like: State) -> State | None:
+    """Restores the newest checkpoint that can be read.
+
+    A damaged one is set aside as `checkpoints/STEP.damaged`, with a warning.
+
+    Args:
+        directory: the run directory, absolute.
+        like: a state of the same layout; each array is restored into the sharding of its
+            counterpart.
+
+    Returns:
+        The state, or None if the run has no checkpoint.
+
+    Raises:
+        ValueError: if there are checkpoints and none can be read.
+    """
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(like)
+    )
+    steps = _steps(directory)
+    for step in steps:
+        try:
+            items = _read(directory, step, abstract)
+        except Exception as error:  # Orbax has no class of errors for damage.
+            _set_aside(directory, step, error)
+        else:
+            _set_aside_unreadable_metrics(directory)
+            return State(ema=items["ema"]["params"], **items["live"])
+    if steps:
+        raise ValueError(
+            f"none of the checkpoints {steps} in {directory} can be read (they are set aside as "
+            "STEP.damaged): start a run in a new directory"
+        )
+    return None
+
+
+def restore_params(directory: str | os.PathLike, like: Any, *, best: bool = False) -> Any:
+    """Loads the averaged parameters of a run, for sampling and evaluation.
+
+    Nothing is written, so this is safe beside a run in progress.
+
+    Args:
+        directory: the run directory.
+        like: parameters of the same structure and shapes, arrays or `jax.ShapeDtypeStruct`s; a
+            leaf that has a sharding is restored into it.
+        best: whether to load the checkpoint with the best metric, rather than the newest.
+
+    Returns:
+        The averaged parameters, in float32 at least.
+
+    Raises:
+        ValueError: if the directory holds no run, no readable checkpoint, parameters of another
+            layout, or, with `best`, a run without a `best_metric`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, tempfile
+        >>> from sm_jax.training import fit
+        >>> run = tempfile.mkdtemp()
+        >>> state = fit(lambda p, x, key: (x - p) ** 2, jnp.zeros(()), jnp.ones(8), seed=0,
+        ...             optimizer=optax.sgd(0.1), num_steps=4, batch_size=8, directory=run,
+        ...             progress=False)
+        >>> bool(restore_params(run, jnp.zeros(())) == state.ema)
+        True
+    """
+    directory = pathlib.Path(directory).expanduser().absolute()
+    metadata = read_metadata(directory)
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, ema_dtype(x.dtype), sharding=getattr(x, "sharding", None) or device
+        ),
+        like,
+    )
+    saved = {k: v for k, v in metadata["state"].items() if k.startswith(".ema")}
+    differences = _differences(saved, {".ema" + k: v for k, v in _layout(abstract).items()})
+    if differences:
+        raise ValueError(
+            f"the parameters in {directory} have another layout: {'; '.join(differences[:8])}. "
+            "Build the model that was trained"
+        )
+    steps = _steps(directory)
+    if best:
+        steps = _best_first(directory, steps, metadata["best"])
+    for step in steps:
+        try:
+            return _read(directory, step, {"ema": {"params": abstract}})["ema"]["params"]
+        except Exception as error:  # Orbax has no class of errors for damage.
+            warnings.warn(
+                f"checkpoint {step} in {directory} is damaged, trying the one before: {error!r}",
+                stacklevel=2,
+            )
+    raise ValueError(f"no checkpoint in {directory} can be read, of {steps}")
+
+
+def _items(state: State) -> dict[str, Any]:
+    live = state._asdict()
+    return {"ema": {"params": live.pop("ema")}, "live": live}
+
+
+def _read(directory: pathlib.Path, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+    with _reader(directory) as reader:
+        return dict(reader.restore(step, args=ocp.args.Composite(**args)))
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    """Returns the steps of all complete checkpoints, newest first."""
+    if not (directory / "checkpoints").is_dir():
+        return []
+    with _reader(directory) as reader:
+        return sorted(reader.all_steps(), reverse=True)
+
+
+def _metrics(directory: pathlib.Path, step: int) -> dict[str, float]:
+    with _reader(directory) as reader:
+        args = ocp.args.Composite(metrics=ocp.args.JsonRestore())
+        return reader.restore(step, args=args)["metrics"]
+
+
+def _best_first(
+    directory: pathlib.Path, steps: list[int], best: Mapping[str, str | None]
+) -> list[int]:
+    if best["metric"] is None:
+        raise ValueError(f"the run in {directory} kept no best checkpoint: it had no best_metric")
+    values = {}
+    for step in steps:
+        with contextlib.suppress(Exception):
+            values[step] = _score(_metrics(directory, step), **best)
+    return sorted(values, key=values.get, reverse=True)
+
+
+def _score(metrics: Mapping[str, float], metric: str, mode: str) -> float:
+    """Returns what is larger for a better checkpoint."""
+    value = metrics[metric]
+    return -math.inf if math.isnan(value) else value if mode == "max" else -value
+
+
+def _set_aside(directory: pathlib.Path, step: int, error: Exception) -> None:
+    warnings.warn(
+        f"checkpoint {step} in {directory} is damaged; it is set aside as {step}.damaged, and the "
+        f"one before is used: {error!r}",
+        stacklevel=3,
+    )
+    if jax.process_index() == 0:
+        path = directory / "checkpoints" / str(step)
+        path.rename(path.with_name(f"{step}.damaged"))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("sm_jax: damaged checkpoint set aside")
+
+
+def _set_aside_unreadable_metrics(directory: pathlib.Path) -> None:
+    """Sets aside what a manager that tracks the best could not open."""
+    if read_metadata(directory)["best"]["metric"] is not None:
+        for step in _steps(directory):
+            try:
+                _metrics(directory, step)
+            except Exception as error:  # As above.
+                _set_aside(directory, step, error)
+
+
+@contextlib.contextmanager
+def _reader(directory: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
+    """Opens the checkpoints for reading; a damage is reported once, by our caller."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        with ocp.CheckpointManager(directory / "checkpoints", options=options) as manager:
+            yield manager
+    finally:
+        logger.setLevel(level)
+
+
+def _layout(tree: Any) -> dict[str, str]:
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _json_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(config))
+    except TypeError as error:
+        raise TypeError(
+            f"config must hold numbers, strings, lists and dicts only ({error}): got {config!r}"
+        ) from error
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Returns one line "name: old -> new" for each entry of two nested dicts that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = list(old) + [key for key in new if key not in old]
+        join = f"{name}." if name else ""
+        return [
+            line
+            for key in names
+            for line in _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), f"{join}{key}")
+        ]
+    return [] if old == new else [f"{name}: {old!r} then, {new!r} now"]
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()

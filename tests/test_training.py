@@ -1,0 +1,429 @@
+"""The step and the loop against closed forms: one update, the average, the keys, the records."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sm_jax import training
+from sm_jax.data import batch_indices
+from sm_jax.training import _loop
+
+X = np.linspace(-1.0, 2.0, 22, dtype=np.float32).reshape(11, 2)
+
+
+def quadratic(params, x, key):
+    return 0.5 * jnp.sum((x - params[None]) ** 2, axis=-1)
+
+
+def noisy(params, x, key):
+    return 0.5 * jnp.sum((x + jax.random.normal(key, x.shape) - params[None]) ** 2, axis=-1)
+
+
+def cheap_indices(key, step, num_examples, batch_size):
+    """A stand-in that compiles in no time; one test uses the real batches."""
+    return jax.random.randint(jax.random.fold_in(key, step), (batch_size,), 0, num_examples)
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    monkeypatch.setattr(_loop, "batch_indices", cheap_indices)
+
+
+def fit(loss_fn, params, data, **kwargs):
+    defaults = {"optimizer": optax.sgd(0.1), "num_steps": 6, "batch_size": 4, "seed": 3}
+    return training.fit(loss_fn, params, data, **{"progress": False, **defaults, **kwargs})
+
+
+def records(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+# The step
+
+
+def test_one_sgd_step_by_hand(getkey):
+    optimizer = optax.sgd(0.1)
+    step = training.make_step(quadratic, optimizer, ema_decay=0.75, ema_warmup=False)
+    params = jnp.array([1.0, 2.0])
+    state = training.init(params, optimizer, getkey())
+    x = jnp.array([[4.0, 2.0], [2.0, 2.0]])
+    new, metrics = jax.jit(step)(state, x)
+    # L = mean(9/2, 1/2), g = theta - mean(x) = (-2, 0), theta' = theta + 0.2 e_1
+    np.testing.assert_allclose(metrics["loss"], 2.5, rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], 2.0, rtol=1e-6)
+    np.testing.assert_allclose(new.params, [1.2, 2.0], rtol=1e-6)
+    np.testing.assert_allclose(new.ema, [1.0 + 0.25 * 0.2, 2.0], rtol=1e-6)
+    assert int(new.step) == 1
+    np.testing.assert_array_equal(jax.random.key_data(new.key), jax.random.key_data(state.key))
+
+
+def test_grad_norm_is_taken_before_clipping_and_over_all_leaves(getkey):
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
+
+    def loss_fn(p, x, key):
+        return 3.0 * p["a"] * x + 4.0 * p["b"] * x
+
+    step = training.make_step(loss_fn, optimizer)
+    state = training.init({"a": jnp.zeros(()), "b": jnp.zeros(())}, optimizer, getkey())
+    state, metrics = step(state, jnp.ones(2))
+    np.testing.assert_allclose(metrics["grad_norm"], 5.0, rtol=1e-6)
+    np.testing.assert_allclose([state.params["a"], state.params["b"]], [-0.6, -0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 9])
+@pytest.mark.parametrize(
+    ("decay", "warmup"), [(0.999, True), (0.3, True), (0.9, False), (0.0, True)]
+)
+def test_ema_after_n_steps(decay, warmup, num_steps, getkey):
+    """Theta jumps from 1 to 0 at the first step, so the average is the weight left on the start."""
+    optimizer = optax.sgd(1.0)
+    step = training.make_step(
+        lambda p, x, key: 0.5 * (p - x) ** 2, optimizer, ema_decay=decay, ema_warmup=warmup
+    )
+    state = training.init(jnp.ones(()), optimizer, getkey())
+    state, _ = jax.lax.scan(step, state, jnp.zeros((num_steps, 3)))
+    if not warmup:
+        expected = decay**num_steps
+    elif decay == 0.999:
+        expected = 1 / math.comb(num_steps + 9, 9)  # prod (1 + j) / (10 + j) = n! 9! / (n + 9)!
+    else:  # (1 + j) / (10 + j) exceeds 0.3 from j = 3 on
+        expected = math.prod(min(decay, (1 + j) / (10 + j)) for j in range(num_steps))
+    np.testing.assert_allclose(state.ema, expected, rtol=1e-5, atol=1e-12)
+    assert float(state.params) == 0.0
+
+
+def test_ema_of_a_moving_parameter(getkey):
+    """theta_n = n, so bar theta_n = n - (d + ... + d^n) = n - d (1 - d^n) / (1 - d)."""
+    optimizer = optax.sgd(1.0)
+    step = training.make_step(lambda p, x, k: -p * x, optimizer, ema_decay=0.9, ema_warmup=False)
+    state = training.init(jnp.zeros(()), optimizer, getkey())
+    state, _ = jax.lax.scan(step, state, jnp.ones((7, 2)))
+    np.testing.assert_allclose(state.ema, 7 - 0.9 * (1 - 0.9**7) / 0.1, rtol=1e-5)
+
+
+def test_ema_of_a_constant_is_that_constant(getkey):
+    """Exactly: weights that add up to one but for rounding would drift by 1e-4."""
+    optimizer = optax.sgd(0.0)
+    step = training.make_step(lambda p, x, k: p * x, optimizer, ema_decay=0.9999, ema_warmup=False)
+    state = training.init(jnp.array(1 / 3), optimizer, getkey())
+    state, _ = jax.lax.scan(step, state, jnp.ones((5000, 1)))
+    assert float(state.ema) == float(state.params)
+
+
+def test_ema_of_bfloat16_is_kept_in_float32(getkey):
+    optimizer = optax.sgd(1.0)
+    step = training.make_step(lambda p, x, k: -p * x, optimizer, ema_decay=0.999, ema_warmup=False)
+    state = training.init(jnp.ones((), jnp.bfloat16), optimizer, getkey())
+    new, _ = step(state, jnp.ones(2, jnp.bfloat16))
+    assert new.params.dtype == jnp.bfloat16
+    assert new.ema.dtype == jnp.float32
+    np.testing.assert_allclose(new.ema, 1.001, rtol=1e-6)  # bfloat16 would round to 1
+
+
+def test_each_step_draws_from_its_own_key(getkey):
+    key = getkey()
+    optimizer = optax.sgd(0.1)
+    step = training.make_step(lambda p, x, k: p + jax.random.normal(k, x.shape), optimizer)
+    state = training.init(jnp.zeros(()), optimizer, key)
+    state, metrics = jax.lax.scan(step, state, jnp.zeros((6, 5)))
+    noise = [jax.random.normal(jax.random.fold_in(key, n), (5,)).mean() for n in range(6)]
+    np.testing.assert_allclose(metrics["loss"], np.array(noise) - 0.1 * np.arange(6), atol=1e-6)
+    assert len(set(np.round(noise, 4).tolist())) == 6
+
+
+def test_init_aliases_nothing_and_may_be_donated(getkey):
+    optimizer = optax.adam(0.1)
+    state = training.init(jnp.zeros(2), optimizer, getkey())
+    step = jax.jit(training.make_step(quadratic, optimizer), donate_argnums=0)
+    state, _ = step(state, X)
+    assert np.isfinite(state.ema).all()
+
+
+def test_step_is_traced_once(getkey):
+    traces = []
+
+    def loss_fn(params, x, key):
+        traces.append(x.shape)
+        return quadratic(params, x, key)
+
+    optimizer = optax.adam(0.1)
+    step = jax.jit(training.make_step(loss_fn, optimizer))
+    state = training.init(jnp.zeros(2), optimizer, getkey())
+    state, _ = step(state, jnp.asarray(X))
+    step(training.init(jnp.ones(2), optimizer, getkey())._replace(step=jnp.int32(7)), 2 * X)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "shape"),
+    [
+        (lambda p, x, k: quadratic(p, x, k).mean(), r"\(\)"),
+        (lambda p, x, k: (x - p[None]) ** 2, r"\(11, 2\)"),
+        (lambda p, x, k: quadratic(p, x, k)[None], r"\(1, 11\)"),
+    ],
+)
+def test_reduced_or_unsummed_loss_raises(loss_fn, shape, getkey):
+    optimizer = optax.sgd(0.1)
+    state = training.init(jnp.zeros(2), optimizer, getkey())
+    with pytest.raises(ValueError, match=rf"shape \(11,\), got shape {shape}"):
+        training.make_step(loss_fn, optimizer)(state, X)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_bad_ema_decay_raises(decay):
+    with pytest.raises(ValueError, match="ema_decay must be in"):
+        training.make_step(quadratic, optax.sgd(0.1), ema_decay=decay)
+
+
+# The optimizer
+
+
+def test_adamw_follows_warmup_and_cosine():
+    """Under a constant gradient Adam moves by minus the learning rate: the schedule is visible."""
+    optimizer = training.adamw(0.01, 20, warmup=0.2, final=0.1, clip_norm=1.0)
+    params = jnp.zeros(())
+    state = optimizer.init(params)
+
+    def update(state, grad):
+        update, state = optimizer.update(grad, state, params)
+        return state, -update
+
+    # The third gradient is a hundred times larger: clipping makes it equal to the others.
+    grads = jnp.ones(20).at[2].set(100.0)
+    _, rates = jax.lax.scan(update, state, grads)
+    n = np.arange(20)
+    cosine = 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * (n - 4) / 16))
+    np.testing.assert_allclose(rates, 0.01 * np.where(n < 4, n / 4, cosine), rtol=1e-4, atol=1e-9)
+
+
+def test_adamw_decays_weights_and_starts_at_the_peak_without_warmup():
+    optimizer = training.adamw(0.01, 20, warmup=0.0, weight_decay=0.5)
+    params = jnp.array(2.0)
+    update, _ = optimizer.update(jnp.zeros(()), optimizer.init(params), params)
+    np.testing.assert_allclose(update, -0.01 * 0.5 * 2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"warmup": 1.0}, "warmup is a share of the run in"),
+        ({"final": 1.5}, "final is a share of the learning rate"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive"),
+    ],
+)
+def test_adamw_bad_arguments(kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        training.adamw(**{"learning_rate": 0.1, "num_steps": 10, **kwargs})
+
+
+# The loop
+
+
+def test_fit_is_the_step_repeated_on_the_documented_batches_and_keys():
+    """With the real data order, against a plain loop over the jitted step."""
+    optimizer = optax.adam(0.05)
+    train_key, data_key, _ = jax.random.split(jax.random.key(3), 3)
+    step = jax.jit(training.make_step(noisy, optimizer))
+    state = training.init(jnp.zeros(2), optimizer, train_key)
+    for n in range(7):
+        state, _ = step(state, X[np.asarray(batch_indices(data_key, n, 11, 4))])
+    fitted = fit(noisy, jnp.zeros(2), X, optimizer=optimizer, num_steps=7, steps_per_dispatch=3)
+    for a, b in zip(jax.tree.leaves(fitted[:4]), jax.tree.leaves(state[:4]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_quadratic_converges_to_the_mean(cheap):
+    x = X[:4]
+    state = fit(quadratic, jnp.zeros(2), np.tile(x.mean(0), (8, 1)), num_steps=200)
+    np.testing.assert_allclose(state.params, x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(state.ema, x.mean(0), rtol=2e-2)
+
+
+def test_data_on_the_host_gives_the_same_numbers_exactly(cheap):
+    """Also: a pytree of arrays, integer pixels, and float64 where JAX is in float32."""
+    data = {"x": X.astype(np.float64), "pixels": np.arange(11, dtype=np.uint8)}
+
+    def loss_fn(params, batch, key):
+        assert batch["x"].dtype == jnp.float32
+        assert batch["pixels"].dtype == jnp.uint8
+        return noisy(params, batch["x"], key) + batch["pixels"].astype(float) * params[0]
+
+    device = fit(loss_fn, jnp.zeros(2), data, steps_per_dispatch=4)
+    host = fit(loss_fn, jnp.zeros(2), data, steps_per_dispatch=4, device_data_bytes=0)
+    np.testing.assert_array_equal(device.params, host.params)
+    other = fit(loss_fn, jnp.zeros(2), data, steps_per_dispatch=4, seed=4)
+    assert not np.array_equal(device.params, other.params)
+
+
+def test_dispatch_length_changes_nothing_and_one_length_is_compiled(cheap):
+    traces = []
+
+    def loss_fn(params, x, key):
+        traces.append(x.shape)
+        return noisy(params, x, key)
+
+    a = fit(loss_fn, jnp.zeros(2), X, num_steps=24, steps_per_dispatch=8)
+    assert len(traces) == 1
+    b = fit(loss_fn, jnp.zeros(2), X, num_steps=24, steps_per_dispatch=3)
+    np.testing.assert_allclose(a.params, b.params, rtol=1e-6)
+    np.testing.assert_allclose(a.ema, b.ema, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("period", "most", "lengths"), [(50, 50, {50}), (80, 50, {40}), (97, 50, {48, 49})]
+)
+def test_few_dispatch_lengths(period, most, lengths):
+    step, seen = 0, set()
+    while step < 3 * period:
+        end = _loop._dispatch_end(step, 3 * period, period, most)
+        assert step < end
+        assert end // period * period in (step // period * period, end)
+        seen.add(end - step)
+        step = end
+    assert step == 3 * period
+    assert seen == lengths
+
+
+def test_records_evaluations_and_levels(cheap, tmp_path):
+    """Losses are known: each row's loss is the parameter, which falls by 0.5 per step from 0."""
+    emas, levels = {}, []
+
+    def evaluate(ema, step):
+        emas[step] = ema
+        return {"nll": step / 10, "worst": math.nan}
+
+    def level_loss_fn(ema, batch, key):
+        return jnp.stack([ema, jnp.mean(batch), jax.random.uniform(key)])
+
+    state = fit(
+        lambda p, x, key: 0.0 * x + p,
+        jnp.zeros(()),
+        np.ones(11, np.float32),
+        optimizer=optax.sgd(0.5),
+        num_steps=10,
+        steps_per_dispatch=4,
+        directory=tmp_path / "deep" / "run",
+        log_every=3,
+        evaluate=evaluate,
+        evaluate_every=4,
+        level_loss_fn=level_loss_fn,
+        ema_decay=0.0,
+    )
+    rows = records(tmp_path / "deep" / "run")
+    train = [(r["step"], r["loss"], r["grad_norm"]) for r in rows if "loss" in r]
+    assert train == [(3, -0.5, 1.0), (6, -2.0, 1.0), (9, -3.5, 1.0), (10, -4.5, 1.0)]
+    assert all(r["steps_per_second"] > 0 for r in rows if "loss" in r)
+    evals = [r for r in rows if "eval/nll" in r]
+    assert [(r["step"], r["eval/nll"], r["eval/worst"]) for r in evals] == [
+        (4, 0.4, None),
+        (8, 0.8, None),
+        (10, 1.0, None),
+    ]
+    levels = [r["level_loss"] for r in evals]
+    assert [level[:2] for level in levels] == [[-2.0, 1.0], [-4.0, 1.0], [-5.0, 1.0]]
+    assert len({level[2] for level in levels}) == 3
+    # What evaluate kept is still alive, though the state was donated.
+    assert {step: float(ema) for step, ema in emas.items()} == {4: -2.0, 8: -4.0, 10: -5.0}
+    assert float(state.params) == -5.0
+    (events,) = (tmp_path / "deep" / "run" / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert all(tag in content for tag in (b"loss", b"grad_norm", b"eval/nll", b"level_loss/2"))
+
+
+def test_the_callers_arrays_are_left_alone(cheap):
+    params, data = jnp.zeros(2), jnp.asarray(X)
+    fit(quadratic, params, data)
+    assert not params.is_deleted()
+    assert not data.is_deleted()
+    np.testing.assert_array_equal(params, np.zeros(2))
+
+
+@pytest.mark.parametrize("steps_per_dispatch", [1, 4, 50])
+def test_nan_loss_names_its_step_and_keeps_the_last_good_checkpoint(
+    cheap, tmp_path, steps_per_dispatch
+):
+    """One row is nan, and the first batch to hold it is known from the data order."""
+    _, data_key, _ = jax.random.split(jax.random.key(3), 3)
+    order = np.array([cheap_indices(data_key, n, 11, 2) for n in range(6)])
+    row, bad = next((row, n + 1) for n in (5, 4, 3) for row in order[n] if row not in order[:n])
+    data = X.copy()
+    data[row] = np.nan
+    with pytest.raises(
+        FloatingPointError, match=f"the loss is nan at step {bad};.* step {bad - 2},"
+    ):
+        fit(
+            quadratic,
+            jnp.zeros(2),
+            data,
+            batch_size=2,
+            num_steps=99,
+            log_every=1,
+            steps_per_dispatch=steps_per_dispatch,
+            checkpoint_every=bad - 2,
+            directory=tmp_path,
+        )
+    ema = training.restore_params(tmp_path, jnp.zeros(2))
+    good = fit(quadratic, jnp.zeros(2), data, batch_size=2, num_steps=bad - 2)
+    np.testing.assert_allclose(ema, good.ema, rtol=1e-6)
+    rows = records(tmp_path)
+    assert [r["step"] for r in rows] == list(range(1, bad + 1))
+    assert [r["loss"] is None for r in rows] == [False] * (bad - 1) + [True]
+
+
+def test_nan_parameters_under_a_finite_loss_are_not_saved(cheap, tmp_path):
+    """d/dp sqrt(|p|) at 0 is not finite, though the loss is: p reaches 0 after two steps."""
+
+    def loss_fn(p, x, key):
+        return jnp.where(p > 0.5, p, jnp.sqrt(jnp.abs(p))) + 0.0 * x
+
+    with pytest.raises(
+        FloatingPointError, match=r"parameters are not finite after step 3.* step 2,"
+    ):
+        fit(
+            loss_fn,
+            jnp.array(2.0),
+            np.ones(11, np.float32),
+            optimizer=optax.sgd(1.0),
+            checkpoint_every=1,
+            directory=tmp_path,
+        )
+
+
+def test_progress(cheap, capfd):
+    for progress in (True, None, False):
+        fit(quadratic, jnp.zeros(2), X, num_steps=3, progress=progress)
+        out, err = capfd.readouterr()
+        assert out == ""
+        if progress:
+            assert all(s in err for s in ("3/3", "loss ", " steps/s", "<"))
+        elif progress is None:
+            assert err.count("\n") == 1
+            assert all(s in err for s in ("step 3/3  loss ", " steps/s", "0:00 left"))
+        else:
+            assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"log_every": 0}, "log_every must be at least 1, got 0"),
+        ({"best_metric": "nll"}, "best_metric 'nll' needs evaluate and directory"),
+        ({"best_mode": "least"}, "best_mode must be .* got 'least'"),
+        ({"resume": True}, "resume=True needs the directory"),
+        ({"data": np.zeros((0, 2))}, r"one leading axis.* got \[\(0, 2\)\]"),
+        ({"data": {}}, r"one leading axis.* got \[\]"),
+        ({"data": (X, X[:3])}, r"one leading axis.* got \[\(11, 2\), \(3, 2\)\]"),
+    ],
+)
+def test_bad_arguments(kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        fit(quadratic, jnp.zeros(2), kwargs.pop("data", X), **kwargs)
