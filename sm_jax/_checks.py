@@ -28,6 +28,12 @@ def check_data(x: ArrayLike, name: str = "x") -> jax.Array:
     return x
 
 
+def as_floating(value: ArrayLike) -> jax.Array:
+    """Return ``value`` as an array, integers in the default floating dtype."""
+    value = jnp.asarray(value)
+    return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
+
+
 def check_score(score: jax.Array, x: jax.Array) -> jax.Array:
     """Return ``score``, or raise unless it has the shape and dtype of ``x``."""
     if not hasattr(score, "shape") or score.shape != x.shape:

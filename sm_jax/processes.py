@@ -35,6 +35,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from sm_jax import _checks
@@ -47,6 +48,7 @@ __all__ = [
     "GeometricVE",
     "SubVP",
     "VPLinear",
+    "check_times",
     "diffusion_squared",
     "drift",
     "noise_ratio",
@@ -104,15 +106,15 @@ class VE:
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """Return the scale of the data, 1."""
-        return jnp.ones_like(t, dtype=jnp.result_type(float, t))
+        return jnp.ones_like(_checks.as_floating(t))
 
     def sigma(self, t: ArrayLike) -> jax.Array:
         """Return the noise level, ``t`` itself."""
-        return jnp.asarray(t, dtype=jnp.result_type(float, t))
+        return _checks.as_floating(t)
 
     def time(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha`` equals ``ratio``: ``ratio`` itself."""
-        return jnp.asarray(ratio, dtype=jnp.result_type(float, ratio))
+        return _checks.as_floating(ratio)
 
 
 @jax.tree_util.register_dataclass
@@ -168,7 +170,7 @@ class GeometricVE:
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """Return the scale of the data, 1."""
-        return jnp.ones_like(t, dtype=jnp.result_type(float, t))
+        return jnp.ones_like(_checks.as_floating(t))
 
     def sigma(self, t: ArrayLike) -> jax.Array:
         """Return the noise level ``sigma_min (sigma_max / sigma_min)^t``."""
@@ -386,7 +388,7 @@ def diffusion_squared(process: ProcessLike, t: ArrayLike) -> jax.Array:
         >>> print(diffusion_squared(VPLinear(beta_min=0.1, beta_max=20.0), 1.0).round(3))
         20.0
     """
-    t = jnp.asarray(t, jnp.result_type(float, t))
+    t = _checks.as_floating(t)
     growth = _log_derivative(process.sigma, t) - _log_derivative(process.alpha, t)
     return 2.0 * process.sigma(t) ** 2 * growth
 
@@ -461,3 +463,39 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float = 7.0) -> jax.
     inner = jnp.linspace(high, low, num_steps + 1)[1:-1] ** rho
     ends = [jnp.asarray(t, inner.dtype) for t in (process.t_max, process.t_min)]
     return jnp.concatenate([ends[0][None], process.time(inner), ends[1][None]])
+
+
+def check_times(process: ProcessLike, times: ArrayLike) -> jax.Array:
+    """Return solver times as an array, or raise unless they are a decreasing grid of the process.
+
+    Args:
+        process: any process.
+        times: ``[num_steps + 1]`` strictly decreasing times within ``[t_min, t_max]``.
+
+    Returns:
+        The times, in floating point.
+
+    Raises:
+        ValueError: there are fewer than two times, or (where they are not traced) they do not
+            decrease or leave the range.
+
+    Example:
+        >>> print(check_times(VE(sigma_min=1.0, sigma_max=9.0), [9.0, 3.0, 1.0]))
+        [9. 3. 1.]
+    """
+    times = _checks.as_floating(times)
+    if times.ndim != 1 or times.shape[0] < 2:
+        raise ValueError(f"times must be a vector of at least two times, got shape {times.shape}.")
+    known = _checks.concrete(times)
+    if known is not None and not np.all(np.diff(known) < 0):
+        raise ValueError(f"times must strictly decrease, from t_max to t_min, got {known}.")
+    low, high = (_checks.concrete(t) for t in (process.t_min, process.t_max))
+    if known is None or low is None or high is None:
+        return times
+    slack = 1e-6 * high
+    if known[0] > high + slack or known[-1] < low - slack:
+        raise ValueError(
+            f"times must lie in the range of the process, [{low}, {high}], got {known[-1]} to "
+            f"{known[0]}: the score was not trained outside it."
+        )
+    return times

@@ -55,7 +55,7 @@ def denoising(
             neither a scalar nor ``[B]``.
 
     Example:
-        >>> x, key = jnp.zeros((1, 3)), jax.random.key(0)
+        >>> x, key = jax.numpy.zeros((1, 3)), jax.random.key(0)
         >>> print(denoising(lambda x: -x / 8.0, x, key, sigma=2.0, noise=lambda *_: x + 1.0))
         [0.375]
 

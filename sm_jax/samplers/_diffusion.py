@@ -1,0 +1,190 @@
+"""Samplers that undo a noising process: the reverse SDE and the probability-flow ODE.
+
+The process ``dx = f x dt + g dw`` of sm_jax.processes, run backwards from its prior, is
+
+    dx = (f x - g^2 s(x, t)) dt + g dw,    t from t_max down to t_min,                 (1)
+
+and the ordinary differential equation with the same marginal densities is, in the variables
+``y = x / alpha`` and ``r = sigma / alpha`` of any process,
+
+    dy / dr = (y - D) / r = -r alpha s(x, t),    D = E[x_0 | x_t].                     (2)
+
+(2) is the ODE of EDM: one solver serves every process, and its last step, from ``t_min`` to no
+noise, is the denoiser ``D`` itself.
+
+References: Song et al. 2021, https://arxiv.org/abs/2011.13456; Karras et al. 2022,
+https://arxiv.org/abs/2206.00364
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.parameterization import denoiser_from_score
+from sm_jax.processes import check_times, diffusion_squared, drift, noise_ratio, time_grid
+from sm_jax.samplers._scan import run
+from sm_jax.typing import NoiseScoreFn, ProcessLike
+
+
+def _grid(process: ProcessLike, num_steps: int | None, times: ArrayLike | None, default: int):
+    """Return the decreasing times of a solver, given or from the grid of the process."""
+    if times is None:
+        return time_grid(process, default if num_steps is None else num_steps)
+    if num_steps is not None:
+        raise ValueError(f"give num_steps={num_steps} or times={times}, not both.")
+    return check_times(process, times)
+
+
+def _finish(score_fn: NoiseScoreFn, process: ProcessLike, t: jax.Array, denoise: bool):
+    """Return the last move of a diffusion sampler: the denoiser at time ``t``, or nothing."""
+    denoiser_fn = denoiser_from_score(score_fn, process)
+    return (lambda x: denoiser_fn(x, jnp.broadcast_to(t, x.shape[:1]))) if denoise else None
+
+
+def reverse_sde(
+    score_fn: NoiseScoreFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    process: ProcessLike,
+    num_steps: int | None = None,
+    times: ArrayLike | None = None,
+    denoise: bool = True,
+    trajectory: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Integrate the reverse SDE, eq. (1), by Euler-Maruyama.
+
+    Weak order 1. Slower than `heun`, and more forgiving of errors of the score, which its fresh
+    noise washes out.
+
+    Args:
+        score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
+        x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
+        key: a random key.
+        process: the process that the score was trained for.
+        num_steps: number of steps on ``processes.time_grid``, 256 by default; each is one
+            evaluation, and the denoising one more.
+        times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
+        denoise: end with the denoiser at the last time.
+        trajectory: also return the path.
+
+    Returns:
+        Samples ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``, the path before the
+        denoising.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, ``num_steps < 1``, or the times are
+            not strictly decreasing or leave the range of the process.
+
+    Example:
+        >>> from sm_jax import processes
+        >>> process = processes.VE(sigma_max=10.0)
+        >>> x = processes.prior_sample(process, jax.random.key(0), (4, 2))
+        >>> score_fn = lambda x, t: -x / (1.0 + t[:, None] ** 2)
+        >>> reverse_sde(score_fn, x, jax.random.key(1), process=process, num_steps=20).shape
+        (4, 2)
+
+    Reference: Song et al. 2021, eq. 6, https://arxiv.org/abs/2011.13456
+    """
+    x = _checks.check_data(x)
+    times = _grid(process, num_steps, times, default=256)
+    score_fn = _checks.checked(score_fn, x)
+
+    def step(x, given):
+        t, t_next, key = given
+        variance = diffusion_squared(process, t)
+        score = score_fn(x, jnp.broadcast_to(t, x.shape[:1]))
+        mean = x + (t_next - t) * (drift(process, x, t) - variance * score)
+        z = jax.random.normal(key, x.shape, x.dtype)
+        return mean + jnp.sqrt(variance * (t - t_next)) * z
+
+    inputs = (times[:-1], times[1:], jax.random.split(key, times.shape[0] - 1))
+    return run(step, x, inputs, _finish(score_fn, process, times[-1], denoise), trajectory)
+
+
+def heun(
+    score_fn: NoiseScoreFn,
+    x: ArrayLike,
+    key: jax.Array | None = None,
+    *,
+    process: ProcessLike,
+    num_steps: int | None = None,
+    times: ArrayLike | None = None,
+    churn: float = 0.0,
+    denoise: bool = True,
+    trajectory: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Integrate the probability-flow ODE, eq. (2), by Heun's method, as EDM does.
+
+    Order 2. The first choice for sampling: few evaluations, and without ``churn`` a deterministic,
+    invertible map from noise to samples.
+
+    Args:
+        score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
+        x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
+        key: a random key, for ``churn`` only.
+        process: the process that the score was trained for.
+        num_steps: number of steps on ``processes.time_grid``, 32 by default; each is two
+            evaluations, and the denoising one more.
+        times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
+        churn: EDM's ``S_churn``: each step first raises the noise level by a factor
+            ``1 + min(churn / num_steps, sqrt(2) - 1)`` with fresh noise; 0 is deterministic.
+        denoise: end with the denoiser at the last time.
+        trajectory: also return the path.
+
+    Returns:
+        Samples ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``, the path before the
+        denoising.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, ``num_steps < 1``, ``churn`` is
+            negative or has no key, or the times are not strictly decreasing or leave the range of
+            the process.
+
+    Example:
+        >>> from sm_jax import processes
+        >>> process = processes.VE(sigma_max=10.0)
+        >>> x = processes.prior_sample(process, jax.random.key(0), (4, 2))
+        >>> score_fn = lambda x, t: -x / (1.0 + t[:, None] ** 2)
+        >>> heun(score_fn, x, process=process, num_steps=20).shape
+        (4, 2)
+
+    Reference: Karras et al. 2022, algorithms 1 and 2, https://arxiv.org/abs/2206.00364
+    """
+    x = _checks.check_data(x)
+    times = _grid(process, num_steps, times, default=32)
+    score_fn = _checks.checked(score_fn, x)
+    _checks.check_not_negative("churn", churn)
+    if churn and key is None:
+        raise ValueError(f"churn={churn} draws noise: pass a key, or churn=0.")
+
+    count = times.shape[0] - 1
+    ratios = noise_ratio(process, times)
+    raised = ratios[:-1]
+    if churn:
+        # Never above the largest level, where the score was not trained.
+        raised = jnp.minimum(raised * (1.0 + min(churn / count, 2.0**0.5 - 1.0)), ratios[0])
+
+    def slope(y, r):
+        t = process.time(r)
+        score = score_fn((process.alpha(t) * y).astype(x.dtype), jnp.broadcast_to(t, x.shape[:1]))
+        return -r * process.alpha(t) * score
+
+    def step(x, given):
+        t, t_next, r, r_raised, r_next, *keys = given
+        y = x / process.alpha(t)
+        if keys:
+            added = jnp.sqrt(jnp.maximum(r_raised**2 - r**2, 0.0))
+            y = y + added * jax.random.normal(keys[0], x.shape, x.dtype)
+        first = slope(y, r_raised)
+        second = slope(y + (r_next - r_raised) * first, r_next)
+        y = y + 0.5 * (r_next - r_raised) * (first + second)
+        return process.alpha(t_next) * y
+
+    inputs = (times[:-1], times[1:], ratios[:-1], raised, ratios[1:])
+    if churn:
+        inputs = (*inputs, jax.random.split(key, count))
+    return run(step, x, inputs, _finish(score_fn, process, times[-1], denoise), trajectory)
