@@ -1,14 +1,21 @@
 r"""Log-densities of a trained score, by the change of variables along the probability-flow ODE.
 
-In the variables ``y = x / alpha``, ``r = sigma / alpha`` of any process, the ODE and the
-log-density along its solution are
+For any process, with ``r = sigma / alpha``, ``d`` the standard deviation of the data, and ``D``
+dimensions, let
 
-    dy / dr = -r alpha s(x, t),                                                        (1)
-    d log p(y) / dr = -div_y(dy / dr) = r alpha^2 tr(grad_x s)(x, t),                  (2)
+    k = sqrt(alpha^2 d^2 + sigma^2),    w = x_t / k,    a = asinh(r / d),              (1)
 
-integrated together from ``t_min``, where the data are, to ``t_max``, where ``x`` has the density
-of the prior. With ``d`` dimensions, ``log p(x) = log p(y) - d log alpha``. The result is the
-density of the data at noise level ``sigma(t_min)`` under the model. It is exact for the model up
+so that ``k`` is the standard deviation of the noised data and ``w`` has variance one throughout.
+The probability-flow ODE and the log-density along its solution are then
+
+    dw / da = -sigma s(x_t, t) - (sigma / k) w,                                        (2)
+    d log p(w) / da = sigma k tr(grad s)(x_t, t) + (sigma / k) D,                      (3)
+
+integrated together from ``t_min``, where the data are, to ``t_max``, where ``x_t`` has the density
+of the prior; and ``log p(x) = log p(w) - D log k``. Both right-hand sides vanish for data from
+``N(0, d^2 I)``: what the solver approximates is only what sets the data apart from a Gaussian.
+
+The result is the density of the data at noise level ``sigma(t_min)``. It is exact for the model up
 to the error of the solver, even where the model is no gradient.
 
 Reference: Song et al. 2021, section 4.3 and appendix D.2, https://arxiv.org/abs/2011.13456
@@ -51,10 +58,11 @@ def log_prob(
     *,
     divergence: DivergenceFn = exact,
     num_estimates: int = 1,
+    sigma_data: ArrayLike = 1.0,
     num_steps: int = 64,
     times: ArrayLike | None = None,
 ) -> LogProb:
-    """Return the log-density of ``x`` under the probability flow, by Heun's method on (1) and (2).
+    """Return the log-density of ``x`` under the probability flow, by Heun's method on (2) and (3).
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``, row i depending on row i only.
@@ -65,7 +73,9 @@ def log_prob(
             ``functools.partial(hutchinson, num_probes=...)``, ``hutchpp``.
         num_estimates: independent estimates of the integrated divergence, whose spread gives the
             standard error. They share the path of ``x``. Needs a key if above 1.
-        num_steps: steps of the grid ``processes.time_grid``.
+        sigma_data: standard deviation of the data, ``d`` in (1). The nearer, the fewer steps are
+            needed; the limit of many steps does not depend on it.
+        num_steps: steps of the grid ``processes.time_grid``, two evaluations each.
         times: instead of the grid: strictly decreasing times from ``t_max`` to ``t_min``.
 
     Returns:
@@ -74,8 +84,8 @@ def log_prob(
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, a count is below 1, several
-            estimates are asked for without a key, or the times are not strictly decreasing or leave
+        ValueError: ``x`` is empty, the score has another shape, ``sigma_data`` is not positive, a
+            count is below 1, several estimates are asked for without a key, or the times are not strictly decreasing or leave
             the range of the process.
 
     Example:
@@ -89,12 +99,17 @@ def log_prob(
     Reference: Song et al. 2021, eq. 39, https://arxiv.org/abs/2011.13456
     """
     x = _checks.check_data(x)
+    _checks.check_positive("sigma_data", sigma_data)
     _checks.check_count("num_estimates", num_estimates)
     if num_estimates > 1 and key is None:
         raise ValueError(f"num_estimates={num_estimates} needs a random divergence and a key.")
     grid = time_grid(process, num_steps) if times is None else check_times(process, times)
     ratios = noise_ratio(process, grid)[::-1]
     keys = None if key is None else jax.random.split(key, num_estimates)
+    dims = _checks.num_dims(x)
+
+    def scale(t):
+        return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
 
     def traces(score_at, x):
         if keys is None:
@@ -102,30 +117,28 @@ def log_prob(
             return score, trace[None]
         return jax.vmap(lambda k: divergence(score_at, x, k), out_axes=Divergence(None, 0))(keys)
 
-    def slopes(y, r):
+    def slopes(w, r):
         t = process.time(r)
-        alpha, t = process.alpha(t), jnp.broadcast_to(t, x.shape[:1])
-        score, trace = traces(lambda x: score_fn(x, t), (alpha * y).astype(x.dtype))
-        return -r * alpha * score, r * alpha**2 * trace
+        sigma, k = process.sigma(t), scale(t)
+        each_t = jnp.broadcast_to(t, x.shape[:1])
+        score, trace = traces(lambda x: score_fn(x, each_t), (k * w).astype(x.dtype))
+        return -sigma * score - sigma / k * w, sigma * k * trace + sigma / k * dims
 
     def step(state, interval):
-        y, change = state
+        w, change = state
         r, r_next = interval
-        width = r_next - r
-        flow, growth = slopes(y, r)
-        flow_next, growth_next = slopes(y + width * flow, r_next)
-        y = y + 0.5 * width * (flow + flow_next)
-        return (y, change + 0.5 * width * (growth + growth_next)), None
+        width = jnp.arcsinh(r_next / sigma_data) - jnp.arcsinh(r / sigma_data)
+        flow, growth = slopes(w, r)
+        flow_next, growth_next = slopes(w + width * flow, r_next)
+        w = w + 0.5 * width * (flow + flow_next)
+        return (w, change + 0.5 * width * (growth + growth_next)), None
 
-    dims = _checks.num_dims(x)
-    alphas = process.alpha(grid)
-    start = (
-        _checks.accumulated(x) / alphas[-1],
-        jnp.zeros((num_estimates, x.shape[0]), _checks.accumulator(x.dtype)),
+    start, end = scale(grid[-1]), scale(grid[0])
+    no_change = jnp.zeros((num_estimates, x.shape[0]), _checks.accumulator(x.dtype))
+    (w, change), _ = jax.lax.scan(
+        step, (_checks.accumulated(x) / start, no_change), (ratios[:-1], ratios[1:])
     )
-    (y, change), _ = jax.lax.scan(step, start, (ratios[:-1], ratios[1:]))
-    scale = dims * (jnp.log(alphas[0]) - jnp.log(alphas[-1]))
-    values = prior_log_prob(process, alphas[0] * y) + scale - change
+    values = prior_log_prob(process, end * w) + dims * jnp.log(end / start) - change
     return LogProb(values.mean(axis=0), _standard_error(values, keys), 2 * (grid.shape[0] - 1))
 
 

@@ -134,11 +134,13 @@ def _permute(round_keys: jax.Array, offset: jax.Array, num_examples: int) -> jax
             right = _add_mod(right, _hash(left, round_keys[:, i + 1], b), b)
         return right * a + left
 
-    return jax.lax.while_loop(
-        lambda value: jnp.any(value >= num_examples),
-        lambda value: jnp.where(value >= num_examples, network(value), value),
-        network(offset),
-    )
+    def walk(state):
+        value, done = state
+        value = jnp.where(done, value, network(value))
+        return value, value < num_examples
+
+    start = (offset, jnp.zeros(offset.shape, bool))
+    return jax.lax.while_loop(lambda state: ~jnp.all(state[1]), walk, start)[0]
 
 
 def _hash(value: jax.Array, key: jax.Array, bound: int) -> jax.Array:

@@ -200,7 +200,7 @@ def dequantize(
         noise: ``u`` as ``noise(key, shape, dtype)``; ``lambda *_: 0.5`` gives the cell centres.
 
     Returns:
-        Numbers in ``[-1, 1)`` in the shape of ``x``, in float32 (float64 if ``x`` is).
+        Numbers from -1 to 1 in the shape of ``x``, in float32 (float64 if ``x`` is).
 
     Raises:
         ValueError: ``num_levels`` is below 2, or ``x``, where it is concrete, has other values.

@@ -16,6 +16,7 @@ across becomes one of ceil(n / 2); going up, it is doubled and cropped to the si
 any size will do. Every block on the way up sees the output of its counterpart on the way down.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -29,6 +30,24 @@ from sm_jax.models._embedding import NoiseEmbedding
 _ZEROS = nnx.initializers.zeros_init()
 _MAX_GROUPS = 32
 _HEAD_DIMS = 64
+
+
+def _lecun_normal(key, shape, dtype=jnp.float32):
+    """Flax's default, drawn as a matrix: to compile the draw of a 4-D array takes far longer."""
+    matrix = nnx.initializers.lecun_normal()(key, (math.prod(shape[:-1]), shape[-1]), dtype)
+    return matrix.reshape(shape)
+
+
+def _conv(inputs, outputs, size=3, *, strides=1, kernel_init=_lecun_normal, dtype, rngs):
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=strides,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
 def _largest_divisor(number: int, at_most: int) -> int:
@@ -63,14 +82,12 @@ class _Block(nnx.Module):
     def __init__(self, inputs, outputs, embed_dims, *, attention, dropout, dtype, rngs):
         self.dropout = nnx.Dropout(dropout)
         self.norm_in = _group_norm(inputs, dtype=dtype, rngs=rngs)
-        self.conv_in = nnx.Conv(inputs, outputs, (3, 3), dtype=dtype, rngs=rngs)
+        self.conv_in = _conv(inputs, outputs, dtype=dtype, rngs=rngs)
         self.film = nnx.Linear(embed_dims, 2 * outputs, dtype=dtype, rngs=rngs)
         self.norm_out = _group_norm(outputs, dtype=dtype, rngs=rngs)
-        self.conv_out = nnx.Conv(
-            outputs, outputs, (3, 3), kernel_init=_ZEROS, dtype=dtype, rngs=rngs
-        )
+        self.conv_out = _conv(outputs, outputs, kernel_init=_ZEROS, dtype=dtype, rngs=rngs)
         if inputs != outputs:
-            self.skip = nnx.Conv(inputs, outputs, (1, 1), dtype=dtype, rngs=rngs)
+            self.skip = _conv(inputs, outputs, 1, dtype=dtype, rngs=rngs)
         if attention:
             self.attention = _Attention(outputs, dtype=dtype, rngs=rngs)
 
@@ -87,7 +104,7 @@ class _Down(nnx.Module):
     """Strided convolution: `[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]`."""
 
     def __init__(self, channels, *, dtype, rngs):
-        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, dtype=dtype, rngs=rngs)
+        self.conv = _conv(channels, channels, strides=2, dtype=dtype, rngs=rngs)
 
     def __call__(self, h, embedding, rngs=None):
         return self.conv(h)
@@ -97,7 +114,7 @@ class _Up(nnx.Module):
     """Repetition, cropped to `size`, and convolution: `[B, h, w, C] -> [B, *size, C]`."""
 
     def __init__(self, channels, *, dtype, rngs):
-        self.conv = nnx.Conv(channels, channels, (3, 3), dtype=dtype, rngs=rngs)
+        self.conv = _conv(channels, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, h, size):
         h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
@@ -168,6 +185,8 @@ class UNet(nnx.Module):
                 f"image_shape must be (height, width, channels), got {self.image_shape}; give "
                 "images without a channel axis one of size 1"
             )
+        if not multipliers:
+            raise ValueError("channel_multipliers must name at least one level, got ().")
         check_count("channels", channels)
         check_count("num_blocks", num_blocks)
         check_count("attention_levels", attention_levels, 0)
@@ -190,7 +209,7 @@ class UNet(nnx.Module):
             )
 
         self.embedding = NoiseEmbedding(embed_dims, cond_dims=cond_dims, **common)
-        self.inputs = nnx.Conv(self.image_shape[-1], channels, (3, 3), **common)
+        self.inputs = _conv(self.image_shape[-1], channels, **common)
         skips = [channels]
         down = []
         for level, (width, attention) in enumerate(zip(widths, attends, strict=True)):
@@ -215,7 +234,7 @@ class UNet(nnx.Module):
                 up.append(_Up(current, **common))
         self.up = nnx.List(up)
         self.norm = _group_norm(current, **common)
-        self.outputs = nnx.Conv(current, self.image_shape[-1], (3, 3), kernel_init=_ZEROS, **common)
+        self.outputs = _conv(current, self.image_shape[-1], kernel_init=_ZEROS, **common)
 
     def __call__(
         self,

@@ -328,22 +328,21 @@ def _items(state: State) -> dict[str, Any]:
 
 def _read(directory: pathlib.Path, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
     args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
-    with _reader(directory) as reader:
-        return dict(reader.restore(step, args=ocp.args.Composite(**args)))
+    with _silence(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        path = directory / "checkpoints" / str(step)
+        return dict(reader.restore(path, args=ocp.args.Composite(**args)))
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
     """Returns the steps of all complete checkpoints, newest first."""
-    if not (directory / "checkpoints").is_dir():
-        return []
-    with _reader(directory) as reader:
-        return sorted(reader.all_steps(), reverse=True)
+    path = directory / "checkpoints"
+    return sorted(ocp.utils.checkpoint_steps(path), reverse=True) if path.is_dir() else []
 
 
 def _metrics(directory: pathlib.Path, step: int) -> dict[str, float]:
-    with _reader(directory) as reader:
-        args = ocp.args.Composite(metrics=ocp.args.JsonRestore())
-        return reader.restore(step, args=args)["metrics"]
+    path = directory / "checkpoints" / str(step) / "metrics"
+    with _silence(), ocp.Checkpointer(ocp.JsonCheckpointHandler(filename="metrics")) as reader:
+        return reader.restore(path)
 
 
 def _best_first(
@@ -388,15 +387,13 @@ def _set_aside_unreadable_metrics(directory: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _reader(directory: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
-    """Opens the checkpoints for reading; a damage is reported once, by our caller."""
+def _silence() -> Iterator[None]:
+    """Keeps Orbax from logging the damage that our caller reports."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        options = ocp.CheckpointManagerOptions(read_only=True)
-        with ocp.CheckpointManager(directory / "checkpoints", options=options) as manager:
-            yield manager
+        yield
     finally:
         logger.setLevel(level)
 
