@@ -1,0 +1,392 @@
+"""Reading files: real and written ones, every way in which they may be broken, light imports."""
+
+import io
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sm_jax.data import load, load_tfds
+
+# --- arrays ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float16", "float32", "float64", "bool"])
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 2, 2, 3)])
+def test_npy_comes_as_stored(dtype, shape, tmp_path):
+    x = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    np.testing.assert_array_equal(load(str(tmp_path / "x.npy")), x, strict=True)
+
+
+def test_foreign_byte_order_becomes_native(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([1.0, 2.0], ">f4"))
+    found = load(tmp_path / "x.npy")
+    np.testing.assert_array_equal(found, np.array([1.0, 2.0], np.float32), strict=True)
+    assert found.dtype.isnative
+
+
+def test_npz_sole_or_named(tmp_path):
+    one, two = np.arange(3.0), np.arange(4, dtype=np.uint8)
+    np.savez(tmp_path / "one.npz", one=one)
+    np.savez_compressed(tmp_path / "both.NPZ", one=one, two=two)
+    (tmp_path / "both.NPZ.npz").rename(tmp_path / "both.NPZ")
+    np.testing.assert_array_equal(load(tmp_path / "one.npz"), one, strict=True)
+    np.testing.assert_array_equal(load(tmp_path / "both.NPZ", array="two"), two, strict=True)
+    with pytest.raises(ValueError, match=r"the arrays \['one', 'two'\] and array= names none"):
+        load(tmp_path / "both.NPZ")
+    with pytest.raises(ValueError, match=r"\['one'\] and none is named 'x': name one of them"):
+        load(tmp_path / "one.npz", array="x")
+
+
+def test_real_npz(data_dir):
+    found = load(data_dir / "cifar10_10k" / "cifar10_10k.npz", array="x_test")
+    assert (found.shape, found.dtype) == ((1000, 32, 32, 3), np.uint8)
+
+
+class Bomb:
+    """Runs code when unpickled."""
+
+    def __reduce__(self):
+        """Return what unpickling calls."""
+        return pytest.fail, ("unpickled",)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_objects_are_never_unpickled(suffix, tmp_path):
+    file = tmp_path / f"x.{suffix}"
+    {"npy": np.save, "npz": np.savez}[suffix](file, np.array([Bomb()], object))
+    with pytest.raises(ValueError, match="holds Python objects, which are never unpickled: save"):
+        load(file)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "match"),
+    [
+        ([[1.0, 2.0], [3.0, np.nan]], ValueError, r"1 NaN.* among 4.*\(nan\) at index \(1, 1\)"),
+        ([[1.0, -np.inf], [np.nan, 3]], ValueError, r"2 NaN or inf.*\(-inf\) at index \(0, 1\)"),
+        (np.zeros((0, 3)), ValueError, r"is empty, shape \(0, 3\)"),
+        (np.zeros((3, 0)), ValueError, r"is empty, shape \(3, 0\)"),
+        (1.0, ValueError, "got one number: add a first axis"),
+        (["a", "b"], TypeError, "real numbers, got dtype <U1"),
+        ([1j, 2j], TypeError, "got dtype complex128: stack its real and imaginary parts"),
+        (np.array(["2020-01-01"], "datetime64[D]"), TypeError, r"got dtype datetime64\[D\]"),
+        (np.zeros(2, [("a", float)]), TypeError, "real numbers, got dtype"),
+    ],
+)
+def test_arrays_that_are_no_data(x, error, match, tmp_path):
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", x)
+    for file in ("x.npy", "x.npz"):
+        with pytest.raises(error, match=f"{file}' .*{match}"):
+            load(tmp_path / file)
+
+
+def test_damaged_arrays(tmp_path):
+    np.save(tmp_path / "good.npy", np.arange(100.0))
+    np.savez_compressed(tmp_path / "good.npz", x=np.arange(100.0))
+    for suffix in ("npy", "npz"):
+        content = (tmp_path / f"good.{suffix}").read_bytes()
+        damaged = bytearray(content)
+        damaged[60:90] = b"\xff" * 30
+        for broken in (b"", b"hello", content[:-40], bytes(damaged)):
+            file = tmp_path / f"bad.{suffix}"
+            file.write_bytes(broken)
+            with pytest.raises(ValueError, match=f"bad.{suffix}' is damaged or no .{suffix} file"):
+                load(file)
+
+
+def test_missing_and_unknown_files(tmp_path):
+    with pytest.raises(ValueError, match=r"no file or folder '.*absent.npy' \(resolved: /"):
+        load(tmp_path / "absent.npy")
+    (tmp_path / "x.mat").touch()
+    with pytest.raises(ValueError, match=r"suffix '.mat': known are .npy, .npz, .csv and folders"):
+        load(tmp_path / "x.mat")
+
+
+# --- csv ------------------------------------------------------------------------------------------
+
+
+def write(tmp_path, text, encoding="utf-8"):
+    file = tmp_path / "x.csv"
+    file.write_bytes(text.encode(encoding))
+    return file
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("header", ["", "a|b|c\n", '"a, b"|"c; d"|e\n', "|a|b\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_csv_with_and_without_header(delimiter, header, end, tmp_path):
+    text = (header + "1|2.5|-3e2\n4| 5 |6\n").replace("|", delimiter).replace("\n", end)
+    expected = np.array([[1, 2.5, -300], [4, 5, 6]])
+    np.testing.assert_array_equal(load(write(tmp_path, text)), expected, strict=True)
+
+
+def test_csv_details(tmp_path):
+    """A byte-order mark, Latin names, quoted numbers, blank lines, no last newline, one column."""
+    found = load(write(tmp_path, '\n"höhe", "b, c"\n\n"1","2"\n\n3,4', "utf-8-sig"))
+    np.testing.assert_array_equal(found, [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(load(write(tmp_path, "höhe;b\n1;2", "latin-1")), [[1, 2]])
+    np.testing.assert_array_equal(load(write(tmp_path, "a\n1\n2\n")), [[1], [2]])
+    np.testing.assert_array_equal(load(write(tmp_path, "1|2\n"), delimiter="|"), [[1, 2]])
+    np.testing.assert_array_equal(
+        load(write(tmp_path, "x 2020\n1  2"), delimiter=" ", header=True), [[1, 2]]
+    )
+    np.testing.assert_array_equal(load(write(tmp_path, "1,2\n3,4\n"), header=True), [[3, 4]])
+
+
+@pytest.mark.parametrize(("colour", "rows"), [("red", 1599), ("white", 4898)])
+def test_real_csv(colour, rows, data_dir):
+    file = data_dir / "uci" / f"winequality-{colour}.csv"
+    found = load(file)
+    assert found.shape == (rows, 12)
+    np.testing.assert_array_equal(found, np.loadtxt(file, delimiter=";", skiprows=1))
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "match"),
+    [
+        ("a,b\n1,2\n\n3,4,5\n", {}, r"line 4 has 3 columns, the first line has 2 .*','.*'3,4,5'"),
+        ("1;2\n3\n", {}, "line 2 has 1 columns, the first line has 2"),
+        ("a,b\n1,2\n3,x y\n", {}, r"line 3, column 2 \('b'\): 'x y' is no number"),
+        ("1,2\n3,\n", {}, "line 2, column 2: '' is no number.*missing values"),
+        ("1,2\n3,1_000\n", {}, "line 2, column 2: '1_000' is no number"),
+        ("id,2020\n1,2\n", {}, r"line 1, column 1: 'id' is no number.*header="),
+        ("a,b\n1,2\n", {"header": False}, "line 1, column 1: 'a' is no number"),
+        ("1,5;2\n", {}, "line 1, column 1: '1,5' is no number.*decimal points"),
+        ("1 2\n3 4\n", {}, "line 2, column 1 .*'3 4' is no number.*delimiter="),
+        ("a,b\n1,2\n\n3,nan\n-inf,4\n", {}, r"2 NaN .*\(nan\) at line 4, column 2 \('b'\)"),
+        ("1,2\ninf,nan\n", {}, r"2 NaN .* among 4.*\(inf\) at line 2, column 1:"),
+        ("", {}, "is empty"),
+        ("\n\n", {}, "is empty"),
+        ("a,b\n", {}, r"is empty, shape \(0, 2\)"),
+    ],
+)
+def test_broken_csv(text, options, match, tmp_path):
+    with pytest.raises(ValueError, match=f"x.csv'.*{match}"):
+        load(write(tmp_path, text), **options)
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def save_image(file, pixels, **options):
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(file, **options)
+
+
+GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
+RGB = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+
+
+def test_a_folder_of_grey_images_in_the_order_of_names(tmp_path):
+    for i, name in enumerate(["b.png", "a.bmp", "c.PNG"]):
+        save_image(tmp_path / name, GREY + i)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "sub").mkdir()
+    found = load(tmp_path)
+    expected = np.stack([GREY + 1, GREY, GREY + 2])[..., None]
+    np.testing.assert_array_equal(found, expected, strict=True)
+
+
+def test_a_folder_of_colour_images_some_grey(tmp_path):
+    save_image(tmp_path / "a.png", RGB)
+    save_image(tmp_path / "b.png", GREY)
+    Image.fromarray(RGB).quantize(16).save(tmp_path / "c.png")
+    found = load(tmp_path)
+    assert (found.shape, found.dtype) == ((3, 3, 4, 3), np.uint8)
+    np.testing.assert_array_equal(found[0], RGB)
+    np.testing.assert_array_equal(found[1], np.repeat(GREY[..., None], 3, axis=2))
+    np.testing.assert_allclose(found[2], RGB, atol=8)  # a palette of 16 colours
+
+
+def test_images_of_several_sizes(tmp_path):
+    save_image(tmp_path / "a.png", GREY)
+    save_image(tmp_path / "b.png", GREY.T)
+    with pytest.raises(ValueError, match=r"a.png' is 3x4, '.*b.png' is 4x3 \(height x width\): cr"):
+        load(tmp_path)
+
+
+def test_images_that_cannot_be_used(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no images \(.bmp, .*sub-folders are not searched"):
+        load(tmp_path)
+    file = tmp_path / "a.png"
+    for mode in ("RGBA", "I;16", "F", "CMYK"):
+        path = file if mode in ("RGBA", "I;16") else file.with_suffix(".tiff")
+        Image.new(mode, (2, 2)).save(path)
+        with pytest.raises(ValueError, match=rf"a.*neither 8-bit grey nor RGB but '{mode}'.*conv"):
+            load(tmp_path)
+        path.unlink()
+    save_image(file, GREY, transparency=3)
+    with pytest.raises(ValueError, match="but 'L', perhaps with transparency"):
+        load(tmp_path)
+    save_image(file, np.random.default_rng(0).integers(0, 255, (50, 50)))
+    for content in (b"hello", file.read_bytes()[:500]):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a.png' is no readable image: .*\. Remove it"):
+            load(tmp_path)
+
+
+# --- TensorFlow Datasets --------------------------------------------------------------------------
+
+
+def prepare(data_dir, name, images, labels=None, version="1.0.0", shape=None, file_format=None):
+    """Write a data set as TFDS does, in array_record, without TensorFlow."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder = data_dir / name / version
+    folder.mkdir(parents=True)
+    writer = ArrayRecordWriter(str(folder / "x-train.array_record-00000-of-00001"), "group_size:1")
+    for i, image in enumerate(images):
+        png = io.BytesIO()
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(png, "png")
+        example = tf_example_pb2.Example()
+        example.features.feature["image"].bytes_list.value.append(png.getvalue())
+        if labels is not None:
+            example.features.feature["label"].int64_list.value.append(labels[i])
+        writer.write(example.SerializeToString())
+    writer.close()
+
+    package = "tensorflow_datasets.core.features"
+    dimensions = [str(n or -1) for n in shape or images.shape[1:]]
+    features = {
+        "image": {
+            "pythonClassName": f"{package}.image_feature.Image",
+            "image": {"shape": {"dimensions": dimensions}, "dtype": "uint8"},
+        }
+    }
+    if labels is not None:
+        features["label"] = {
+            "pythonClassName": f"{package}.class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": "10"},
+        }
+    (folder / "features.json").write_text(
+        json.dumps(
+            {
+                "pythonClassName": f"{package}.features_dict.FeaturesDict",
+                "featuresDict": {"features": features},
+            }
+        )
+    )
+    split = {
+        "name": "train",
+        "shardLengths": [str(len(images))],
+        "filepathTemplate": "x-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    }
+    info = {"name": name.split("/")[0], "version": version, "splits": [split]}
+    info["fileFormat"] = file_format or "array_record"
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2300, 4, 5, 3)).astype(np.uint8)
+LABELS = np.arange(2300) % 10
+
+
+def test_tfds_images_and_labels(tmp_path):
+    prepare(tmp_path, "toys", IMAGES, LABELS)
+    images, labels = load_tfds("toys", data_dir=tmp_path)
+    np.testing.assert_array_equal(images, IMAGES, strict=True)
+    np.testing.assert_array_equal(labels, LABELS, strict=True)
+    images, labels = load_tfds("toys", split="train[5:8]", data_dir=str(tmp_path))
+    np.testing.assert_array_equal(images, IMAGES[5:8], strict=True)
+    np.testing.assert_array_equal(labels, LABELS[5:8], strict=True)
+
+
+def test_tfds_versions_configs_and_no_labels(tmp_path):
+    for i, version in enumerate(["2.0.0", "10.0.0", "9.9.9"]):
+        prepare(tmp_path, "toys", IMAGES[i : i + 1, ..., :1], version=version)
+    prepare(tmp_path, "toys/small", IMAGES[3:5])
+    images, labels = load_tfds("toys", data_dir=tmp_path)
+    np.testing.assert_array_equal(images, IMAGES[1:2, ..., :1])
+    assert labels is None
+    images, _ = load_tfds("toys:2.0.0", data_dir=tmp_path)
+    np.testing.assert_array_equal(images, IMAGES[:1, ..., :1])
+    images, _ = load_tfds("toys/small", data_dir=tmp_path)
+    np.testing.assert_array_equal(images, IMAGES[3:5])
+
+
+def test_tfds_that_is_not_there(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"no data set 'toys' .*; nothing is there.*tfds build toys"
+    ):
+        load_tfds("toys", data_dir=tmp_path / "absent")
+    prepare(tmp_path, "toys", IMAGES[:2])
+    prepare(tmp_path, "toys", IMAGES[:2], version="2.0.0")
+    (tmp_path / "toys" / "incomplete.ABC").mkdir()
+    (tmp_path / "toys" / "incomplete.ABC" / "dataset_info.json").touch()
+    for name in ("tots", "toys:3.0.0", "toys/small"):
+        with pytest.raises(
+            ValueError, match=rf"no data set '{name}' .*; toys:1.0.0, toys:2.0.0 is there"
+        ):
+            load_tfds(name, data_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"Unknown split 'test'.*\['train'\]"):
+        load_tfds("toys", split="test", data_dir=tmp_path)
+
+
+def test_tfds_of_another_kind(tmp_path):
+    prepare(tmp_path, "records", IMAGES[:2], file_format="tfrecord")
+    with pytest.raises(ValueError, match=r"prepared as tfrecord.*--file_format=array_record"):
+        load_tfds("records", data_dir=tmp_path)
+    prepare(tmp_path, "sizes", IMAGES[:2], shape=(None, None, 3))
+    with pytest.raises(ValueError, match=r"(?s)one image of a fixed size per example.*None"):
+        load_tfds("sizes", data_dir=tmp_path)
+    folder = prepare(tmp_path, "two", IMAGES[:2])
+    features = json.loads((folder / "features.json").read_text())
+    both = features["featuresDict"]["features"]
+    both["second"] = both["image"]
+    (folder / "features.json").write_text(json.dumps(features))
+    with pytest.raises(ValueError, match="must have one image of a fixed size"):
+        load_tfds("two", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["array_record", "tensorflow_datasets", "PIL"])
+def test_tfds_names_the_missing_package(missing, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=rf"{missing}.*pip install 'sm_jax\[tfds\]'"):
+        load_tfds("toys", data_dir=tmp_path)
+
+
+def test_images_name_the_missing_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match="reading images needs Pillow: pip install pillow"):
+        load(tmp_path)
+
+
+def test_real_mnist(data_dir):
+    """Pixel for pixel MNIST's test set, whose order TFDS shuffles: sums that no order changes."""
+    images, labels = load_tfds("mnist", split="test", data_dir=data_dir / "tfds")
+    assert (images.shape, images.dtype) == ((10000, 28, 28, 1), np.uint8)
+    counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert np.bincount(labels).tolist() == counts
+    np.testing.assert_allclose(images.mean(), 33.791224489795916, rtol=1e-12)
+
+
+# --- imports --------------------------------------------------------------------------------------
+
+
+def modules_after(code):
+    code += "\nimport sys; print(' '.join(sys.modules))"
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_importing_the_data_module_is_light():
+    heavy = {"flax", "tensorflow", "tensorflow_datasets", "sklearn", "matplotlib", "PIL", "pandas"}
+    assert not heavy & modules_after("import sm_jax.data")
+
+
+def test_reading_tfds_imports_no_tensorflow(tmp_path):
+    prepare(tmp_path, "toys", IMAGES[:2])
+    code = f"from sm_jax.data import load_tfds; load_tfds('toys', data_dir={str(tmp_path)!r})"
+    modules = modules_after(code)
+    assert "tensorflow_datasets" in modules
+    assert "tensorflow" not in modules
