@@ -232,8 +232,9 @@ def test_fit_is_the_step_repeated_on_the_documented_batches_and_keys():
     train_key, data_key, _ = jax.random.split(jax.random.key(3), 3)
     step = jax.jit(training.make_step(noisy, optimizer))
     state = training.init(jnp.zeros(2), optimizer, train_key)
+    rows = jax.jit(lambda n: batch_indices(data_key, n, 11, 4))
     for n in range(7):
-        state, _ = step(state, X[np.asarray(batch_indices(data_key, n, 11, 4))])
+        state, _ = step(state, X[np.asarray(rows(n))])
     fitted = fit(noisy, jnp.zeros(2), X, optimizer=optimizer, num_steps=7, steps_per_dispatch=3)
     for a, b in zip(jax.tree.leaves(fitted[:4]), jax.tree.leaves(state[:4]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
