@@ -162,14 +162,15 @@ def _is_number(cell: str) -> bool:
 
 
 def _numbers(row: list[str], path: pathlib.Path, line: int, names: list[str] | None) -> list[float]:
-    for i, cell in enumerate(row):
-        if not _is_number(cell):
-            raise ValueError(
-                f"{str(path)!r}, line {line}, {_column(i, names)}: {cell!r} is no number. Encode "
-                "categories as numbers, fill in missing values, write decimal points, or give the "
-                "right delimiter= or header=."
-            )
-    return [float(cell) for cell in row]
+    if "_" not in "".join(row):
+        with contextlib.suppress(ValueError):
+            return [float(cell) for cell in row]
+    i = next(i for i, cell in enumerate(row) if not _is_number(cell))
+    raise ValueError(
+        f"{str(path)!r}, line {line}, {_column(i, names)}: {row[i]!r} is no number. Encode "
+        "categories as numbers, fill in missing values, write decimal points, or give the right "
+        "delimiter= or header=."
+    )
 
 
 def _column(index: int, names: list[str] | None) -> str:
