@@ -1,0 +1,140 @@
+"""The command line: a recipe and its options, and errors that end in one line."""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+
+import tyro
+
+from experiments import _config
+from experiments._config import Config
+
+
+def parse(args: Sequence[str]) -> tuple[str, Config]:
+    """Returns the recipe and the configuration that a command line asks for.
+
+    Raises:
+        ValueError: on an unknown recipe, or a run to resume that is not there.
+        SystemExit: from tyro, on a bad option (2) and after printing help (0).
+    """
+    args = list(args)
+    recipe = args.pop(0) if args and not args[0].startswith("-") else None
+    resumed = _resumed(args)
+    if resumed is not None:
+        recipe, default = _same_recipe(recipe, *resumed)
+    else:
+        recipe = recipe or "digits"
+        default = _defaults(recipe, quick="--quick" in args)
+    config = tyro.cli(
+        tyro.conf.OmitArgPrefixes[type(default)],
+        prog=f"python -m experiments.train {recipe}",
+        description=_description(recipe, type(default)),
+        args=args,
+        default=default,
+    )
+    return recipe, config
+
+
+def _defaults(recipe: str, *, quick: bool) -> Config:
+    kind, _, name = recipe.partition(":")
+    if kind in _config.TOYS and not name:
+        return _config.Toy(data=_config.ToyData(density=kind))
+    if recipe == "digits":
+        return _config.Digits()
+    if recipe == "array":
+        return _config.Array(data=_config.ArrayData(path=tyro.MISSING))
+    if kind == "tfds" and name:
+        config = _config.Tfds(data=_config.TfdsData(data_dir=tyro.MISSING, name=name))
+        return _config.quick(config) if quick else config
+    names = [name.replace(":NAME", ":mnist") for name in _config.RECIPES]
+    close = difflib.get_close_matches(recipe, names, n=1, cutoff=0.5)
+    close = ["tfds:mnist"] if kind == "tfds" else close
+    suggestion = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(
+        f"there is no recipe {recipe!r}: {suggestion}The recipes are {', '.join(_config.RECIPES)}"
+    )
+
+
+def _resumed(args: list[str]) -> tuple[str, Config] | None:
+    """Returns recipe and options of the run to resume, where the arguments name one."""
+    if "--resume" not in args:
+        return None
+    joined = [arg.partition("=")[2] for arg in args if arg.startswith("--directory=")]
+    if "--directory" in args[:-1]:
+        joined.append(args[args.index("--directory") + 1])
+    if not joined:
+        raise ValueError("--resume needs the run to continue: add --directory DIR")
+    path = pathlib.Path(joined[-1]).expanduser()
+    return read_config(path)[:2] if (path / "config.json").exists() else None
+
+
+def _same_recipe(asked: str | None, recipe: str, config: Config) -> tuple[str, Config]:
+    if asked not in (None, recipe):
+        raise ValueError(f"the run to resume is of recipe {recipe!r}, not {asked!r}")
+    return recipe, config
+
+
+def read_config(directory: pathlib.Path) -> tuple[str, Config, dict]:
+    """Returns the recipe, the configuration and the facts of the data that a run wrote down.
+
+    Raises:
+        ValueError: if the directory holds no run.
+    """
+    path = directory.expanduser() / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        recipe, options, problem = content["recipe"], content["options"], content["problem"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{str(directory)!r} is not the directory of a run: its config.json cannot be read "
+            f"({error!r}). Give a directory that experiments.train wrote"
+        ) from None
+    return recipe, _config.from_dict(recipe, options), problem
+
+
+def _description(recipe: str, kind: type[Config]) -> str:
+    width = max(map(len, _config.RECIPES))
+    recipes = "\n".join(f"  {name:{width}}  {text}" for name, text in _config.RECIPES.items())
+    return (
+        f"Train a score model, sample from it, evaluate it.\n\n"
+        f"usage: python -m experiments.train [RECIPE] [options]\n\n{recipes}\n\n"
+        f"Options of {recipe}: {kind.__doc__}"
+    )
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with one line on stderr: exit code 2 for what the user can mend."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        sys.exit(_fail(error, 2))
+    except FloatingPointError as error:
+        sys.exit(_fail(error, 1))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))
+
+
+def _fail(error: object, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def show(config: Config) -> None:
+    """Prints a configuration, one option per line."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for group in dataclasses.fields(config):
+        value = getattr(config, group.name)
+        if not dataclasses.is_dataclass(value):
+            table.add_row(group.name, "", str(value))
+            continue
+        for option in dataclasses.fields(value):
+            table.add_row(f"[dim]{group.name}[/]", option.name, str(getattr(value, option.name)))
+    Console().print(table)

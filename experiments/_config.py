@@ -1,0 +1,265 @@
+"""What can be set: one frozen dataclass per recipe, made of the same few pieces.
+
+The text below each field is its help on the command line. Nothing slow is imported here, so that
+`--help` answers at once.
+"""
+
+import dataclasses
+import pathlib
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import tyro
+
+# The shared pieces.
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    network: Literal["mlp", "unet", "auto"] = "mlp"
+    """Residual MLP or U-Net; auto takes the U-Net for images of 8 x 8 pixels or more."""
+    width: int = 256
+    """Hidden features of the MLP, or channels of the U-Net at full resolution."""
+    depth: int = 4
+    """Residual blocks; for the U-Net, in each level of resolution."""
+    dropout: float = 0.0
+    """Probability of dropping a hidden feature while training."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """U-Net only: channels of each level of resolution, in multiples of the width."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The loss (EDM's weighted denoising) and its optimizer (AdamW)."""
+
+    num_steps: int = 3000
+    """Updates of the parameters."""
+    batch_size: int = 256
+    """Examples per update, over all devices."""
+    learning_rate: float = 2e-3
+    """The highest learning rate, after the warm-up; it then falls to zero along a cosine."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, per step and unit of learning rate."""
+    ema_decay: float = 0.999
+    """Decay per step of the average of the parameters, which is what samples and evaluates."""
+    log_sigma_mean: float = -1.2
+    """Mean of the logarithm of the noise levels trained on, in units of the scaled data."""
+    log_sigma_std: float = 1.2
+    """Standard deviation of the same."""
+    seed: int = 0
+    """Seed of everything random: parameters, order of the data, noise, samples."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Samples and likelihoods."""
+
+    num_samples: int = 100
+    """Samples drawn for the pictures."""
+    sampling_steps: int = 32
+    """Steps of Heun's method per sample; each is two evaluations of the network."""
+    likelihood_steps: int = 64
+    """Steps of Heun's method per likelihood; its error falls as the inverse square of them."""
+    likelihood_examples: int = 297
+    """Held-out examples, and as many training examples, whose likelihood is computed."""
+    divergence: Literal["exact", "hutchinson", "auto"] = "auto"
+    """Trace of the score's Jacobian: exact, or estimated; auto is exact up to 128 dimensions."""
+    num_estimates: int = 4
+    """Independent Hutchinson estimates per example, whose spread gives their standard error."""
+    every: int = 500
+    """Steps between evaluations of the loss at each noise level, and between checkpoints."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how to run."""
+
+    directory: pathlib.Path | None = None
+    """Run directory, new or empty; runs/RECIPE-TIME by default."""
+    resume: bool = False
+    """Continue the run in --directory, with the options that it began with."""
+    dry_run: bool = False
+    """Print the resolved configuration and exit."""
+
+
+# The recipes.
+
+
+@dataclass(frozen=True)
+class DigitsData:
+    """Data: 1,500 digits to train on, 297 held out."""
+
+    shift: int = 1
+    """Largest random shift of a training digit along each axis, in pixels."""
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Handwritten digits of scikit-learn: 8 x 8 pixels of 17 levels."""
+
+    data: DigitsData = DigitsData()
+    model: Model = Model(dropout=0.3)
+    training: Training = Training(num_steps=4000)
+    evaluation: Evaluation = Evaluation()
+    run: Run = Run()
+
+
+@dataclass(frozen=True)
+class ToyData:
+    """Data: draws of a density in two dimensions that is known exactly."""
+
+    density: tyro.conf.Suppress[str] = "moons"
+    num_train: int = 20_000
+    """Points to train on."""
+    num_held_out: int = 2_000
+    """Points held out."""
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A density in two dimensions, with its exact score and likelihood beside the model's."""
+
+    data: ToyData = ToyData()
+    model: Model = Model(width=128, depth=3)
+    training: Training = Training(
+        num_steps=4000, batch_size=512, weight_decay=0.0, log_sigma_mean=-1.0, log_sigma_std=1.5
+    )
+    evaluation: Evaluation = Evaluation(
+        num_samples=2000, likelihood_examples=2000, likelihood_steps=128
+    )
+    run: Run = Run()
+
+
+@dataclass(frozen=True)
+class ArrayData:
+    """Data: examples along the first axis, of any shape."""
+
+    path: typing.Annotated[pathlib.Path, tyro.conf.arg(name="data")]
+    """A .npy, .npz or .csv file, or a folder of images of one size. 8-bit numbers are taken as
+    levels and dequantized, all others standardized feature by feature."""
+    array: str | None = None
+    """Name of the array, in an .npz file that holds several."""
+    held_out: float = 0.1
+    """Share of the examples held out, between 0 and 1."""
+    max_examples: int | None = None
+    """Use so many examples, chosen at random."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """Your own data. The noise levels are computed from it."""
+
+    data: ArrayData
+    model: Model = Model(network="auto", dropout=0.1)
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    run: Run = Run()
+
+
+@dataclass(frozen=True)
+class TfdsData:
+    """Data: a set of images that TensorFlow Datasets prepared as array_record."""
+
+    data_dir: pathlib.Path
+    """Folder of the prepared data sets."""
+    name: tyro.conf.Suppress[str] = "mnist"
+    train_split: str = "train"
+    """Split to train on; a part is written train[:1000]."""
+    held_out_split: str = "test"
+    """Split held out."""
+
+
+@dataclass(frozen=True)
+class Tfds:
+    """Images of TensorFlow Datasets, by a U-Net. TensorFlow is not needed."""
+
+    data: TfdsData
+    model: Model = Model(network="unet", width=64, depth=2, dropout=0.1)
+    training: Training = Training(num_steps=50_000, batch_size=128, learning_rate=5e-4)
+    evaluation: Evaluation = Evaluation(likelihood_examples=256, every=2500)
+    run: Run = Run()
+    quick: bool = False
+    """A small network and few steps, for a CPU: other defaults, which options still override."""
+
+
+def quick(config: Tfds) -> Tfds:
+    """Returns the defaults of `--quick`."""
+    return dataclasses.replace(
+        config,
+        model=Model(network="unet", width=16, depth=1, multipliers=(1, 2, 2)),
+        training=Training(num_steps=600, batch_size=64, learning_rate=2e-3, ema_decay=0.99),
+        evaluation=Evaluation(
+            num_samples=36,
+            sampling_steps=18,
+            likelihood_steps=24,
+            likelihood_examples=32,
+            num_estimates=2,
+            every=200,
+        ),
+        quick=True,
+    )
+
+
+Config = Digits | Toy | Array | Tfds
+
+TOYS = ("moons", "swiss_roll", "checkerboard", "rings", "pinwheel", "eight_gaussians")
+
+RECIPES = {
+    "digits": "scikit-learn's handwritten digits (the default)",
+    **{name: "2-D toy with exact score and likelihood" for name in TOYS},
+    "array": "your own .npy, .npz, .csv or folder of images: array --data FILE",
+    "tfds:NAME": "images of TensorFlow Datasets: tfds:mnist --data-dir DIR",
+}
+
+
+def recipe_class(recipe: str) -> type[Config]:
+    """Returns the configuration class of a recipe by its name, such as "tfds:mnist"."""
+    kinds = {"digits": Digits, "array": Array, "tfds": Tfds} | dict.fromkeys(TOYS, Toy)
+    return kinds[recipe.partition(":")[0]]
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns the configuration as JSON holds it, less where it runs."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        if isinstance(value, tuple):
+            return list(value)
+        return str(value) if isinstance(value, pathlib.Path) else value
+
+    options = plain(dataclasses.asdict(config))
+    del options["run"]
+    return options
+
+
+def from_dict(recipe: str, options: dict[str, Any]) -> Config:
+    """Returns the configuration that `to_dict` wrote.
+
+    Raises:
+        ValueError: if an option is missing or unknown, as in the run of another version.
+    """
+    return _build(recipe_class(recipe), options)
+
+
+def _build(kind: type, options: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, value in options.items():
+        hint = hints.get(name)
+        if dataclasses.is_dataclass(hint):
+            value = _build(hint, value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif hint is pathlib.Path:
+            value = pathlib.Path(value)
+        values[name] = value
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(
+            f"config.json does not fit this version of {kind.__name__}: {error}"
+        ) from None

@@ -1,0 +1,209 @@
+"""Numbers of a trained model: likelihoods, baselines, Fisher divergence, loss per noise level."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments._config import Evaluation
+from experiments._problem import Examples, Problem
+from experiments._run import Run
+from sm_jax import divergence, likelihood, losses, samplers
+from sm_jax.processes import perturb, prior_sample, time_grid
+from sm_jax.typing import NoiseScoreFn
+
+_MOST_EXACT_DIMS = 128
+_BLOCK = 128  # examples per compiled evaluation
+
+
+def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
+    """Returns the results of a run, as `results.json` holds them.
+
+    All likelihoods, of the model and of the baselines, are of the same dequantized examples.
+    """
+    problem, options = run.problem, run.config.evaluation
+    train_key, held_out_key, probe_key, level_key = jax.random.split(key, 4)
+    num = min(options.likelihood_examples, len(examples.held_out), len(examples.train))
+    held_out = problem.scaled(jnp.asarray(problem.rows(examples.held_out[:num])), held_out_key)
+    train = problem.scaled(jnp.asarray(problem.rows(examples.train)), train_key)
+
+    print(f"log-likelihood of {num} held-out and {num} training examples")
+    log_probs, errors = log_likelihood(
+        run.score_fn, problem, jnp.concatenate([held_out, train[:num]]), probe_key, options
+    )
+    held_out_row, train_row = (
+        _row(problem, log_probs[part], errors[part]) for part in (slice(num), slice(num, None))
+    )
+    rows = {"score model": held_out_row, "score model, training set": train_row}
+    if examples.density is not None:
+        rows["exact density"] = _row(problem, np.asarray(examples.density.log_prob(held_out)))
+    elif problem.num_dims <= _MOST_EXACT_DIMS:
+        print("baselines: Gaussian mixture and kernel density")
+        for name, (values, chosen) in baselines(train, held_out).items():
+            rows[name] = _row(problem, values) | {"chosen": chosen}
+    results = {
+        "num_examples": num,
+        "num_parameters": sum(x.size for x in jax.tree.leaves(run.params)),
+        "divergence": "exact" if _is_exact(problem, options) else "hutchinson",
+        "likelihood_steps": options.likelihood_steps,
+        "units": _units(problem),
+        "log_likelihood": rows,
+        "overfitting_gap_nats": train_row["nats"] - held_out_row["nats"],
+        "overfitting_gap_standard_error": math.hypot(
+            train_row["standard_error"], held_out_row["standard_error"]
+        ),
+        "levels": run.model.levels.tolist(),
+        "loss_per_level": loss_per_level(run, examples, level_key),
+    }
+    if examples.density is not None:
+        results["fisher_divergence"] = fisher_divergence(run, examples.density, held_out, level_key)
+    return results
+
+
+def _units(problem: Problem) -> str:
+    if problem.num_levels:
+        return (
+            f"Nats are of the dequantized data scaled to [-1, 1], bits of the integer data "
+            f"(0 to {problem.num_levels - 1}), which they bound."
+        )
+    return "Nats and bits are of the data in their own units."
+
+
+def _row(problem: Problem, log_probs: np.ndarray, errors: np.ndarray | None = None) -> dict:
+    """Mean log-density in nats, in the units that the recipe reports, and in bits per dimension."""
+    scale = problem.num_dims * math.log(2)
+    in_units = log_probs + (0.0 if problem.num_levels else problem.log_det)
+    row = {
+        "nats": float(in_units.mean()),
+        "standard_error": float(in_units.std(ddof=1) / math.sqrt(len(in_units))),
+        "bits_per_dim": float(
+            likelihood.bits_per_dim(log_probs, problem.num_dims, log_det=problem.log_det).mean()
+        ),
+    }
+    row["bits_per_dim_standard_error"] = row["standard_error"] / scale
+    if errors is not None and np.any(errors > 0):
+        row["standard_error_of_divergence"] = float(np.sqrt((errors**2).sum()) / len(errors))
+    return row
+
+
+def _is_exact(problem: Problem, options: Evaluation) -> bool:
+    automatic = "exact" if problem.num_dims <= _MOST_EXACT_DIMS else "hutchinson"
+    return (automatic if options.divergence == "auto" else options.divergence) == "exact"
+
+
+def log_likelihood(
+    score_fn: NoiseScoreFn, problem: Problem, x: jax.Array, key: jax.Array, options: Evaluation
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the log-density of scaled examples `[N]`, in nats, and its standard error `[N]`."""
+    exact = _is_exact(problem, options)
+
+    @jax.jit
+    def log_prob(x, key):
+        return likelihood.log_prob(
+            score_fn,
+            problem.process,
+            x,
+            None if exact else key,
+            divergence=divergence.exact if exact else divergence.hutchinson,
+            num_estimates=1 if exact else options.num_estimates,
+            sigma_data=problem.sigma_data,
+            num_steps=options.likelihood_steps,
+        )
+
+    num_blocks = -(-len(x) // _BLOCK)
+    size = -(-len(x) // num_blocks)
+    padded = jnp.concatenate([x, x[: num_blocks * size - len(x)]])
+    keys = jax.random.split(key, num_blocks)
+    blocks = [log_prob(padded[i * size : (i + 1) * size], keys[i]) for i in range(num_blocks)]
+    join = functools.partial(np.concatenate, dtype=np.float64)
+    values = join([block.value for block in blocks])[: len(x)]
+    return values, join([block.standard_error for block in blocks])[: len(x)]
+
+
+def baselines(train: jax.Array, held_out: jax.Array) -> dict[str, tuple[np.ndarray, str]]:
+    """Fits scikit-learn's density estimators; returns held-out log-densities and what was chosen.
+
+    The number of components and the bandwidth are chosen by cross-validation on the training set.
+    """
+    from sklearn.mixture import GaussianMixture
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.neighbors import KernelDensity
+
+    train = np.asarray(train, np.float64).reshape(len(train), -1)
+    held_out = np.asarray(held_out, np.float64).reshape(len(held_out), -1)
+    spread = float(train.std())
+    searches = {
+        "Gaussian mixture": GridSearchCV(
+            GaussianMixture(reg_covar=1e-3 * spread**2, max_iter=50, random_state=0),
+            {"n_components": [k for k in (1, 5, 10, 20) if k * 10 <= len(train)] or [1]},
+            cv=min(3, len(train)),
+        ),
+        "kernel density": GridSearchCV(
+            KernelDensity(),
+            {"bandwidth": spread * np.geomspace(0.05, 1.0, 12)},
+            cv=min(5, len(train)),
+        ),
+    }
+    fitted = {}
+    for name, search in searches.items():
+        search.fit(train)
+        chosen = ", ".join(
+            f"{key.removeprefix('n_')} {value:.3g}" for key, value in search.best_params_.items()
+        )
+        fitted[name] = search.best_estimator_.score_samples(held_out), chosen
+    return fitted
+
+
+def loss_per_level(run: Run, examples: Examples, key: jax.Array) -> dict[str, list[float]]:
+    """Returns the mean loss at each of the model's levels, on training and held-out examples."""
+    num = min(len(examples.held_out), len(examples.train), 1000)
+    level_loss = jax.jit(run.model.level_loss)
+
+    def losses_of(x):
+        return np.asarray(level_loss(run.params, jnp.asarray(run.problem.rows(x[:num])), key))
+
+    return {
+        "training": losses_of(examples.train).tolist(),
+        "held out": losses_of(examples.held_out).tolist(),
+    }
+
+
+def fisher_divergence(
+    run: Run, density: Any, x: jax.Array, key: jax.Array
+) -> dict[str, list[float]]:
+    """Returns `E 1/2 |s - s*|^2` at each level, and the same of the zero score, `E 1/2 |s*|^2`."""
+    process = run.problem.process
+
+    @jax.jit
+    def at(sigma):
+        x_t, _ = perturb(process, x, sigma, key)
+        exact = density.noised(process, sigma).score(x_t)
+        t = jnp.broadcast_to(sigma, x_t.shape[:1])
+        model = losses.explicit(lambda x: run.score_fn(x, t), x_t, exact)
+        return model.mean(), losses.explicit(jnp.zeros_like, x_t, exact).mean()
+
+    model, zero = zip(*(at(jnp.float32(sigma)) for sigma in run.model.levels), strict=True)
+    return {"score model": [float(v) for v in model], "zero score": [float(v) for v in zero]}
+
+
+def sample(
+    score_fn: NoiseScoreFn, problem: Problem, key: jax.Array, num: int, num_steps: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws scaled samples by Heun's method.
+
+    Returns:
+        The samples `[N, ...]`, the path `[steps + 1, N, ...]`, and its noise levels.
+    """
+
+    @jax.jit
+    def draw(key):
+        x = prior_sample(problem.process, key, (num, *problem.event_shape))
+        return samplers.heun(
+            score_fn, x, process=problem.process, num_steps=num_steps, trajectory=True
+        )
+
+    x, path = draw(key)
+    return np.asarray(x), np.asarray(path), np.asarray(time_grid(problem.process, num_steps))

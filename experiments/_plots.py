@@ -1,0 +1,335 @@
+"""The pictures of a run. Colours are of Okabe & Ito's palette, maps are perceptually uniform."""
+
+import contextlib
+import json
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments._problem import Examples, Problem
+from sm_jax.parameterization import denoiser_from_score
+from sm_jax.typing import NoiseScoreFn
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7f7f7f"
+_STYLE = {
+    "figure.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+_EXTENT = 2.6  # half the width of the pictures of the toys, in standard deviations
+
+
+@contextlib.contextmanager
+def _figure(path: pathlib.Path, width: float, height: float) -> Iterator[Figure]:
+    with plt.rc_context(_STYLE):
+        figure = plt.figure(figsize=(width, height))
+        yield figure
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def loss_curve(directory: pathlib.Path) -> None:
+    """Writes loss.png: the loss and the norm of its gradient by step, from metrics.jsonl."""
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    records = [record for record in records if record.get("loss") is not None]
+    with _figure(directory / "loss.png", 6.4, 4.2) as figure:
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        steps = [record["step"] for record in records]
+        top.plot(steps, [record["loss"] for record in records], color=BLUE)
+        top.set_ylabel("loss (per example)")
+        bottom.plot(steps, [record["grad_norm"] for record in records], color=ORANGE)
+        bottom.set_ylabel("norm of gradient")
+        bottom.set_xlabel("step")
+        for axes in (top, bottom):
+            axes.set_yscale("log")
+
+
+def samples(
+    path: pathlib.Path, problem: Problem, x: np.ndarray, examples: Examples | None = None
+) -> None:
+    """Writes the picture of scaled samples, beside data where these are given."""
+    if problem.is_image:
+        _save_image(path, _tiles(_grey(x)), factor=_factor(problem, len(x)))
+    elif problem.event_shape == (2,):
+        _plane(path, x, examples)
+    else:
+        _marginals(path, problem, x, examples)
+
+
+def gif(path: pathlib.Path, problem: Problem, trajectory: np.ndarray, levels: np.ndarray) -> None:
+    """Writes noise becoming samples, from a path `[steps + 1, N, ...]` of scaled points."""
+    # At each level the noised data are brought to one range: it is the picture that emerges.
+    spread = np.sqrt(1 + (levels / problem.sigma_data) ** 2)
+    scaled = trajectory / spread.reshape(-1, *[1] * (trajectory.ndim - 1))
+    chosen = np.unique(np.linspace(0, len(levels) - 1, min(len(levels), 48)).astype(int))
+    if problem.is_image:
+        factor = _factor(problem, trajectory.shape[1])
+        frames = [_to_pil(_tiles(_grey(scaled[i])), factor) for i in chosen]
+    elif problem.event_shape == (2,):
+        frames = [_scatter_frame(scaled[i], levels[i]) for i in chosen]
+    else:
+        frames = [_histogram_frame(scaled[i], levels[i]) for i in chosen]
+    frames = [frame.convert("P", colors=64) for frame in frames]
+    durations = [70] * (len(frames) - 1) + [2000]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def scores_per_level(
+    path: pathlib.Path,
+    problem: Problem,
+    examples: Examples,
+    score_fn: NoiseScoreFn,
+    results: dict[str, Any],
+    key: jax.Array,
+) -> None:
+    """Writes the score at several noise levels over a curve of its error at each level."""
+    if problem.is_image:
+        _scores_of_images(path, problem, examples, score_fn, results, key)
+    elif examples.density is not None:
+        _scores_of_toy(path, problem, examples, score_fn, results)
+    else:
+        with _figure(path, 6.4, 3.6) as figure:
+            _loss_levels(figure.subplots(), problem, results)
+
+
+# Images.
+
+
+def _grey(x: np.ndarray) -> np.ndarray:
+    """Brings scaled images to `[N, H, W]` or `[N, H, W, 3]` of 0 to 1."""
+    x = x[..., 0] if x.ndim == 4 and x.shape[-1] == 1 else x
+    return np.clip((x + 1) / 2, 0, 1)
+
+
+def _tiles(x: np.ndarray, gap: int = 1) -> np.ndarray:
+    """Arranges images `[N, H, W, ...]` in a nearly square grid."""
+    columns = math.ceil(math.sqrt(len(x)))
+    rows = -(-len(x) // columns)
+    height, width = x.shape[1] + gap, x.shape[2] + gap
+    grid = np.full((rows * height + gap, columns * width + gap, *x.shape[3:]), 0.5)
+    for i, image in enumerate(x):
+        top, left = gap + i // columns * height, gap + i % columns * width
+        grid[top : top + height - gap, left : left + width - gap] = image
+    return grid
+
+
+def _factor(problem: Problem, num: int) -> int:
+    return max(1, round(640 / (math.ceil(math.sqrt(num)) * problem.event_shape[1])))
+
+
+def _to_pil(grid: np.ndarray, factor: int) -> Any:
+    from PIL import Image
+
+    image = Image.fromarray((255 * grid).round().astype(np.uint8))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _save_image(path: pathlib.Path, grid: np.ndarray, factor: int) -> None:
+    _to_pil(grid, factor).save(path)
+
+
+def _scores_of_images(path, problem, examples, score_fn, results, key):
+    sigmas = np.geomspace(0.05, 5.0, 7) * (2 * problem.sigma_data)
+    row = jnp.asarray(problem.rows(examples.held_out[:1]))
+    scale_key, noise_key = jax.random.split(key)
+    clean = problem.scaled(row, scale_key)
+    t = jnp.asarray(sigmas, jnp.float32)
+    by_row = t.reshape(-1, *[1] * len(problem.event_shape))
+    noised = clean + by_row * jax.random.normal(noise_key, clean.shape)
+    score = by_row * score_fn(noised, t)
+    denoised = denoiser_from_score(score_fn, problem.process)(noised, t)
+    spread = jnp.sqrt(1 + (by_row / problem.sigma_data) ** 2)
+    titles = (r"noised, $x_t$", r"score, $\sigma\, s(x_t)$", r"denoised, $D(x_t)$")
+
+    with _figure(path, 8, 6.4) as figure:
+        upper, lower = figure.subfigures(2, 1, height_ratios=(5, 4))
+        grid = upper.subplots(3, len(sigmas))
+        for line, title, images in zip(
+            grid, titles, (noised / spread, score, denoised), strict=True
+        ):
+            line[0].set_ylabel(title)
+            for axes, image, sigma in zip(line, np.asarray(images), sigmas, strict=True):
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+                if line is grid[0]:
+                    axes.set_title(rf"$\sigma$ = {sigma:.2g}")
+                if line is grid[1]:  # signed: a diverging map, symmetric about zero
+                    image = image.mean(axis=-1) if image.ndim == 3 else image
+                    axes.imshow(image, cmap="PuOr", vmin=-2.5, vmax=2.5)
+                else:
+                    axes.imshow(_grey(image[None])[0], cmap="grey", vmin=0, vmax=1)
+        _loss_levels(lower.subplots(), problem, results)
+
+
+def _loss_levels(axes: Axes, problem: Problem, results: dict[str, Any]) -> None:
+    curves = zip(("training", "held out"), (BLUE, RED), ("-", "--"), strict=True)
+    for name, color, line in curves:
+        values = np.asarray(results["loss_per_level"][name]) / problem.num_dims
+        axes.plot(results["levels"], values, line, color=color, label=name, marker="o", ms=3)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel=r"noise level $\sigma$ (units of the scaled data)",
+        ylabel="weighted denoising loss\nper dimension",
+    )
+    axes.legend()
+
+
+# Points in the plane.
+
+
+def _plane(path: pathlib.Path, x: np.ndarray, examples: Examples | None) -> None:
+    panels = [("samples", x, BLUE)]
+    if examples is not None:
+        panels.append(("held-out data", examples.held_out[: len(x)], GREY))
+    with _figure(path, 3.6 * len(panels), 3.8) as figure:
+        for axes, (title, points, color) in zip(
+            np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True)),
+            panels,
+            strict=True,
+        ):
+            axes.scatter(*points.T, s=3, color=color, alpha=0.5, linewidths=0)
+            axes.set(title=f"{len(points):,} {title}", xlabel="$x_1$", ylabel="$x_2$")
+            _square(axes)
+
+
+def _square(axes: Axes) -> None:
+    axes.set(xlim=(-_EXTENT, _EXTENT), ylim=(-_EXTENT, _EXTENT), aspect="equal")
+
+
+def _scores_of_toy(path, problem, examples, score_fn, results):
+    sigmas = (0.05, 0.2, 0.5, 1.5)
+    fine, coarse = _mesh(160), _mesh(19)
+    with _figure(path, 10, 6.0) as figure:
+        upper, lower = figure.subfigures(2, 1, height_ratios=(5, 5))
+        for axes, sigma in zip(upper.subplots(1, len(sigmas), sharey=True), sigmas, strict=True):
+            noised = examples.density.noised(problem.process, sigma)
+            density = np.exp(np.asarray(noised.log_prob(jnp.asarray(fine))))
+            axes.imshow(
+                density.reshape(160, 160),
+                origin="lower",
+                extent=(-_EXTENT, _EXTENT, -_EXTENT, _EXTENT),
+                cmap="cividis",
+            )
+            score = np.asarray(score_fn(jnp.asarray(coarse), jnp.full(len(coarse), sigma)))
+            # Long arrows are shortened: their length grows as the logarithm of the score's.
+            length = np.linalg.norm(score, axis=-1, keepdims=True)
+            arrows = score / length * np.log1p(sigma * length)
+            axes.quiver(*coarse.T, *arrows.T, color="white", angles="xy", width=0.005, headwidth=4)
+            axes.set(title=rf"$\sigma$ = {sigma:g}", xlabel="$x_1$")
+            axes.grid(False)
+            _square(axes)
+        upper.axes[0].set_ylabel("$x_2$")
+        upper.suptitle("model's score over the exact noised density", fontsize=10)
+
+        left, right = lower.subplots(1, 2)
+        fisher = results["fisher_divergence"]
+        left.plot(results["levels"], fisher["zero score"], ":", color=GREY, label="zero score")
+        left.plot(
+            results["levels"], fisher["score model"], "o-", ms=3, color=BLUE, label="score model"
+        )
+        left.set(
+            xscale="log",
+            yscale="log",
+            xlabel=r"noise level $\sigma$ (units of the data)",
+            ylabel=r"Fisher divergence $\mathrm{E}\,|s - s^*|^2 / 2$",
+        )
+        left.legend()
+        _loss_levels(right, problem, results)
+
+
+def _mesh(num: int) -> np.ndarray:
+    ticks = np.linspace(-_EXTENT, _EXTENT, num, dtype=np.float32)
+    return np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+
+
+def _scatter_frame(x: np.ndarray, sigma: float) -> Any:
+    with plt.rc_context(_STYLE | {"figure.dpi": 100}):
+        figure, axes = plt.subplots(figsize=(4, 4.2))
+        axes.scatter(*x.T, s=3, color=BLUE, alpha=0.5, linewidths=0)
+        axes.set_title(rf"$\sigma$ = {sigma:.3g}")
+        _square(axes)
+        return _rendered(figure)
+
+
+# Vectors of any other shape: one number at a time.
+
+
+def _marginals(
+    path: pathlib.Path, problem: Problem, x: np.ndarray, examples: Examples | None
+) -> None:
+    flat = _units(problem, x)
+    data = None if examples is None else examples.held_out.reshape(len(examples.held_out), -1)
+    shown = min(flat.shape[1], 12)
+    columns = min(shown, 4)
+    rows = -(-shown // columns)
+    with _figure(path, 2.6 * columns + 0.4, 2.1 * rows + 0.6) as figure:
+        grid = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+        for i, axes in enumerate(grid):
+            if i >= shown:
+                axes.set_axis_off()
+                continue
+            both = flat[:, i] if data is None else np.concatenate([flat[:, i], data[:, i]])
+            bins = np.linspace(*np.quantile(both, (0.002, 0.998)), 32)
+            if not np.all(np.diff(bins) > 0):
+                bins = 32
+            if data is not None:
+                axes.hist(data[:, i], bins, density=True, color="#c9c9c9", label="held-out data")
+            axes.hist(
+                flat[:, i], bins, density=True, histtype="step", color=BLUE, lw=1.6, label="samples"
+            )
+            axes.set(xlabel=f"feature {i + 1}", yticks=[])
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+
+
+def _units(problem: Problem, x: np.ndarray) -> np.ndarray:
+    return problem.unscaled(x).reshape(len(x), -1)
+
+
+def _histogram_frame(x: np.ndarray, sigma: float) -> Any:
+    flat = x.reshape(len(x), -1)
+    with plt.rc_context(_STYLE | {"figure.dpi": 100}):
+        figure, axes = plt.subplots(figsize=(4, 3))
+        for i, color in zip(range(min(flat.shape[1], 4)), (BLUE, ORANGE, GREEN, RED), strict=False):
+            axes.hist(
+                flat[:, i],
+                np.linspace(-4, 4, 40),
+                density=True,
+                histtype="step",
+                color=color,
+                label=f"feature {i + 1}",
+            )
+        axes.set(title=rf"$\sigma$ = {sigma:.3g}", xlabel="scaled value", yticks=[], ylim=(0, 1.2))
+        axes.legend(loc="upper right")
+        return _rendered(figure)
+
+
+def _rendered(figure: Figure) -> Any:
+    from PIL import Image
+
+    figure.canvas.draw()
+    frame = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    plt.close(figure)
+    return frame

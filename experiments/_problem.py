@@ -1,0 +1,290 @@
+"""From a configuration to data, and from both to a network, its score and its loss.
+
+The network never sees the data as they are stored: integer levels are dequantized, afresh at each
+use, and all else is standardized. A `Problem` holds what was decided from the data; with the
+configuration it is all that is needed to rebuild the network, and `config.json` keeps both.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments._config import Array, Config, Digits, Model, Tfds, Toy
+from sm_jax import data, densities, losses, models, noise_levels, parameterization, processes
+from sm_jax.typing import NoiseScoreFn
+
+DIGIT_LEVELS, IMAGE_LEVELS = 17, 256
+
+
+class Examples(NamedTuple):
+    """The data of a run, as stored: what `Problem.rows` takes."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+    density: Any = None  # the exact one, for a toy
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What the data decide.
+
+    Attributes:
+        event_shape: the shape of one example.
+        num_levels: the number of levels of integer data; None for real numbers.
+        standardizer: the scaling of real numbers; None for levels and for the toys.
+        sigma_data: standard deviation of the scaled data, over all numbers.
+        sigma_min: the smallest noise level, in units of the scaled data.
+        sigma_max: the largest.
+    """
+
+    event_shape: tuple[int, ...]
+    num_levels: int | None
+    standardizer: data.Standardizer | None
+    sigma_data: float
+    sigma_min: float
+    sigma_max: float
+
+    @property
+    def num_dims(self) -> int:
+        """The number of numbers in one example."""
+        return math.prod(self.event_shape)
+
+    @property
+    def process(self) -> processes.VE:
+        """The noising process of training, sampling and likelihood."""
+        return processes.VE(self.sigma_min, self.sigma_max)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether an example can be shown as an image, `[H, W]` or `[H, W, 1 or 3]`."""
+        shape = self.event_shape
+        return len(shape) in (2, 3) and min(shape[:2]) >= 4 and shape[2:] in ((), (1,), (3,))
+
+    @property
+    def log_det(self) -> float:
+        """What to add to a log-density of scaled data for one in the units of the data, in nats."""
+        if self.num_levels:
+            return data.dequantize_log_det(self.num_levels, self.num_dims)
+        return float(self.standardizer.log_det) if self.standardizer else 0.0
+
+    def rows(self, x: np.ndarray) -> np.ndarray:
+        """Returns stored examples as `fit` keeps them: levels, or standardized float32."""
+        if self.standardizer:
+            x = self.standardizer(x)
+        return np.asarray(x, np.float32)
+
+    def scaled(self, rows: jax.Array, key: jax.Array) -> jax.Array:
+        """Returns rows as the network sees them; levels are dequantized with fresh noise."""
+        return data.dequantize(rows, key, num_levels=self.num_levels) if self.num_levels else rows
+
+    def unscaled(self, x: np.ndarray) -> np.ndarray:
+        """Returns scaled numbers, such as samples, in the units of the data."""
+        x = np.asarray(x)
+        if self.num_levels:
+            return np.asarray(data.quantize(x, num_levels=self.num_levels))
+        return self.standardizer.inverse(x) if self.standardizer else x
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the problem as JSON holds it."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.standardizer:
+            values["standardizer"] = self.standardizer.to_dict()
+        return values | {"event_shape": list(self.event_shape)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Problem":
+        """Returns the problem that `to_dict` wrote."""
+        standardizer = values["standardizer"]
+        if standardizer is not None:
+            standardizer = data.Standardizer.from_dict(standardizer)
+        shape = tuple(values["event_shape"])
+        return cls(**values | {"event_shape": shape, "standardizer": standardizer})
+
+
+def load(config: Config) -> Examples:
+    """Reads the data of a recipe, split into training and held-out examples.
+
+    Raises:
+        ValueError: naming what is wrong with the data, or with the options that choose them.
+    """
+    match config:
+        case Digits():
+            return _load_digits()
+        case Toy():
+            density = densities.TOYS[config.data.density]()
+            train_key, held_out_key = jax.random.split(jax.random.key(config.training.seed))
+            return Examples(
+                np.asarray(density.sample(train_key, config.data.num_train)),
+                np.asarray(density.sample(held_out_key, config.data.num_held_out)),
+                density,
+            )
+        case Array():
+            return _load_array(config)
+        case Tfds():
+            read = functools.partial(
+                data.load_tfds, config.data.name, data_dir=config.data.data_dir
+            )
+            train, _ = read(split=config.data.train_split)
+            held_out, _ = read(split=config.data.held_out_split)
+            return Examples(train, held_out)
+
+
+def _load_digits() -> Examples:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    train, held_out = train_test_split(load_digits().images, test_size=297, random_state=0)
+    return Examples(train, held_out)
+
+
+def _load_array(config: Array) -> Examples:
+    options = config.data
+    if not 0 < options.held_out < 1:
+        raise ValueError(
+            f"--held-out is a share of the examples between 0 and 1, got {options.held_out}"
+        )
+    x = data.load(options.path, array=options.array)
+    order = np.random.default_rng(config.training.seed).permutation(len(x))[: options.max_examples]
+    num_held_out = math.ceil(options.held_out * len(order))
+    if len(order) - num_held_out < 2:
+        raise ValueError(
+            f"{str(options.path)!r} leaves {len(order) - num_held_out} of {len(order)} examples "
+            "to train on, and at least 2 are needed: add examples, or lower --held-out"
+        )
+    return Examples(x[order[num_held_out:]], x[order[:num_held_out]])
+
+
+def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
+    """Decides scaling and noise levels from the training examples.
+
+    Returns:
+        The problem, and an explanation of the noise levels (empty where a recipe fixes them).
+    """
+    x = examples.train
+    problem = Problem(
+        event_shape=x.shape[1:],
+        num_levels=DIGIT_LEVELS if isinstance(config, Digits) else _num_levels(x),
+        standardizer=None,
+        sigma_data=1.0,
+        sigma_min=0.002,
+        sigma_max=80.0,
+    )
+    if isinstance(config, Toy):
+        return dataclasses.replace(problem, sigma_min=0.005, sigma_max=50.0), ""
+    if problem.num_levels:
+        # Dequantization adds the variance of a uniform cell of width 2 / levels.
+        std = np.std(x, dtype=np.float64)
+        spread = math.sqrt(std**2 + 1 / 12) * 2 / problem.num_levels
+        problem = dataclasses.replace(problem, sigma_data=spread)
+    else:
+        problem = dataclasses.replace(problem, standardizer=data.Standardizer.fit(x))
+    if not isinstance(config, Array):
+        return problem, ""
+    key = jax.random.key(config.training.seed)
+    scaled = problem.scaled(jnp.asarray(problem.rows(x)), key)
+    levels = noise_levels.noise_levels_from_data(scaled, key)
+    sigma_max, sigma_min = float(levels.sigmas[0]), float(levels.sigmas[-1])
+    return dataclasses.replace(problem, sigma_min=sigma_min, sigma_max=sigma_max), str(levels)
+
+
+def _num_levels(x: np.ndarray) -> int | None:
+    return IMAGE_LEVELS if x.dtype == np.uint8 else None
+
+
+class ScoreModel(NamedTuple):
+    """A network as pure functions of its parameters.
+
+    Attributes:
+        params: the initial parameters.
+        score: `score(params)` -> the score function `(x [B, ...], t [B]) -> [B, ...]`.
+        loss: `loss(params, rows [B, ...], key)` -> [B], as `fit` takes it.
+        level_loss: `level_loss(params, rows, key)` -> [L], the mean loss at each of `levels`.
+        levels: noise levels [L] at which the loss is reported, in units of the scaled data.
+    """
+
+    params: Any
+    score: Callable[[Any], NoiseScoreFn]
+    loss: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    level_loss: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    levels: np.ndarray
+
+
+def build(config: Config, problem: Problem) -> ScoreModel:
+    """Builds the network of a configuration, with its score and its loss."""
+    options, process = config.training, problem.process
+    network = _network(config.model, problem, jax.random.key(options.seed))
+    apply, params = models.functional(network)
+
+    def score(params, key=None):
+        return parameterization.precondition(
+            lambda x, c_noise: apply(params, x, c_noise, key=key),
+            process,
+            sigma_data=problem.sigma_data,
+        )
+
+    loss_at = functools.partial(
+        losses.diffusion,
+        process=process,
+        weight=functools.partial(losses.edm_weight, sigma_data=problem.sigma_data),
+    )
+    sample_t = functools.partial(
+        losses.log_normal_t,
+        mean=options.log_sigma_mean,
+        std=options.log_sigma_std,
+        uniform=losses.low_discrepancy,
+    )
+    shift = config.data.shift if isinstance(config, Digits) else 0
+
+    def loss(params, rows, key):
+        shift_key, scale_key, loss_key, dropout_key = jax.random.split(key, 4)
+        if shift:
+            rows = shifted(rows, shift_key, shift)
+        x = problem.scaled(rows, scale_key)
+        return loss_at(score(params, dropout_key), x, loss_key, sample_t=sample_t)
+
+    levels = np.geomspace(max(problem.sigma_min, 0.01), min(problem.sigma_max, 20.0), 12)
+
+    def level_loss(params, rows, key):
+        scale_key, loss_key = jax.random.split(key)
+        x = problem.scaled(rows, scale_key)
+
+        def at(sigma):
+            def fixed(process, key, shape, dtype):
+                return jnp.full(shape, sigma, dtype), jnp.ones(shape, dtype)
+
+            return loss_at(score(params), x, loss_key, sample_t=fixed).mean()
+
+        return jax.lax.map(at, jnp.asarray(levels, jnp.float32))
+
+    return ScoreModel(params, score, loss, level_loss, levels)
+
+
+def _network(model: Model, problem: Problem, key: jax.Array) -> nnx.Module:
+    shape, rngs = problem.event_shape, nnx.Rngs(params=key)
+    images = len(shape) == 3 and min(shape[:2]) >= 8
+    if model.network == "unet" or (model.network == "auto" and images):
+        return models.UNet(
+            shape,
+            channels=model.width,
+            channel_multipliers=model.multipliers,
+            num_blocks=model.depth,
+            dropout=model.dropout,
+            rngs=rngs,
+        )
+    return models.MLP(shape, width=model.width, depth=model.depth, dropout=model.dropout, rngs=rngs)
+
+
+def shifted(images: jax.Array, key: jax.Array, most: int) -> jax.Array:
+    """Shifts each image `[B, H, W]` by up to `most` pixels along each axis; what enters is 0."""
+    batch, height, width = images.shape
+    padded = jnp.pad(images, ((0, 0), (most, most), (most, most)))
+    starts = jax.random.randint(key, (batch, 2), 0, 2 * most + 1)
+    cut = jax.vmap(lambda image, start: jax.lax.dynamic_slice(image, start, (height, width)))
+    return cut(padded, starts)

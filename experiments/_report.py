@@ -1,0 +1,163 @@
+"""What a run leaves to read: a table in the terminal, and report.html, one self-contained page."""
+
+import base64
+import html
+import pathlib
+from typing import Any
+
+from experiments import _config
+from experiments._run import Run
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1c2024; --soft: #60646c; --line: #e2e4e8;
+        --page: #fbfbfc; --card: #ffffff; --accent: #0072b2; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e8eb; --soft: #9aa0a8; --line: #33373d; --page: #16181b; --card: #1e2125;
+          --accent: #56b4e9; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.25rem 4rem; background: var(--page);
+       color: var(--text); font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; margin: 0 0 .2rem; letter-spacing: -.01em; }
+h2 { font-size: 1.1rem; margin: 2.6rem 0 .8rem; }
+p { color: var(--soft); margin: .3rem 0 1rem; }
+.figures { display: grid; gap: 1.2rem;
+           grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); }
+figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 10px;
+         padding: .9rem; }
+figure.wide { grid-column: 1 / -1; }
+figure img { display: block; width: 100%; height: auto; }
+figure img.pixels { image-rendering: pixelated; }
+figcaption { color: #60646c; font-size: .875rem; margin-top: .6rem; }
+.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line);
+          border-radius: 10px; padding: .3rem 1rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 500; color: var(--soft); font-size: .875rem; }
+th, td { padding: .5rem .9rem .5rem 0; border-bottom: 1px solid var(--line); }
+tr:last-child td { border-bottom: 0; }
+.number { text-align: right; white-space: nowrap; }
+tr.model td { font-weight: 650; color: var(--accent); }
+pre { margin: 0; padding: .6rem 0; font: .84rem/1.5 ui-monospace, monospace; }
+"""
+
+
+def table(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Returns the rows of the table of results: name, nats, bits per dimension, remarks."""
+    rows = []
+    for name, row in results["log_likelihood"].items():
+        remarks = [row["chosen"]] if "chosen" in row else []
+        if "standard_error_of_divergence" in row:
+            error = row["standard_error_of_divergence"]
+            remarks.append(f"{error:.2g} nats of the error are the estimated trace's")
+        rows.append(
+            (
+                name,
+                f"{row['nats']:.2f} ± {row['standard_error']:.2f}",
+                f"{row['bits_per_dim']:.3f} ± {row['bits_per_dim_standard_error']:.3f}",
+                "; ".join(remarks),
+            )
+        )
+    return rows
+
+
+def gap(results: dict[str, Any]) -> str:
+    """Returns a sentence on overfitting."""
+    return (
+        f"Overfitting gap, training minus held-out: {results['overfitting_gap_nats']:.2f} ± "
+        f"{results['overfitting_gap_standard_error']:.2f} nats"
+    )
+
+
+def method(results: dict[str, Any]) -> str:
+    """Returns a sentence on how the likelihoods were computed."""
+    trace = {"exact": "exact trace", "hutchinson": "Hutchinson's estimate of the trace"}
+    return (
+        f"Mean over {results['num_examples']} examples ± standard error; the model's by "
+        f"probability flow, {trace[results['divergence']]}, {results['likelihood_steps']} Heun steps. "
+        f"{results['units']}"
+    )
+
+
+def show(directory: pathlib.Path, results: dict[str, Any]) -> None:
+    """Prints the results, and where everything is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title="Log-likelihood, held out", title_justify="left", title_style="bold")
+    shown.add_column("")
+    shown.add_column("nats", justify="right")
+    shown.add_column("bits/dim", justify="right")
+    shown.add_column("chosen by cross-validation" if _any_choice(results) else "")
+    for row in table(results):
+        shown.add_row(*row, style="bold" if row[0] == "score model" else "")
+    console = Console(highlight=False)
+    console.print()
+    console.print(shown)
+    console.print(gap(results))
+    console.print(method(results), style="dim")
+    if "wall_seconds" in results:
+        console.print(f"{results['wall_seconds']:.0f} s in all", style="dim")
+    console.print()
+    for name in ("report.html", "samples.png", "sampling.gif", "results.json"):
+        if (directory / name).exists():
+            console.print(f"  {directory / name}", soft_wrap=True)
+
+
+def _any_choice(results: dict[str, Any]) -> bool:
+    return any("chosen" in row for row in results["log_likelihood"].values())
+
+
+def write(run: Run, results: dict[str, Any]) -> None:
+    """Writes report.html: pictures, results and configuration, with nothing outside the page."""
+    directory, recipe, config = run.directory, run.recipe, run.config
+    figures = (
+        ("samples.png", "Samples, by Heun's method on the probability flow", ""),
+        ("sampling.gif", "Noise becoming samples, brought to one range at every level", ""),
+        (
+            "scores_per_level.png",
+            "The score at several noise levels, and its error at each",
+            "wide",
+        ),
+        ("loss.png", "Training loss, mean over every hundred steps", "wide"),
+    )
+    pictures = "".join(
+        f'<figure class="{layout}"><img src="{_embedded(directory / name)}" alt="{caption}"'
+        f' class="{"pixels" if run.problem.is_image and not layout else ""}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+        for name, caption, layout in figures
+        if (directory / name).exists()
+    )
+    rows = "".join(
+        f'<tr class="{"model" if name == "score model" else ""}"><td>{html.escape(name)}</td>'
+        f'<td class="number">{nats}</td><td class="number">{bits}</td>'
+        f"<td>{html.escape(remarks)}</td></tr>"
+        for name, nats, bits, remarks in table(results)
+    )
+    groups = "".join(
+        f"<tr><td>{html.escape(group)}</td><td>{html.escape(name)}</td>"
+        f"<td>{html.escape(str(value))}</td></tr>"
+        for group, options in _config.to_dict(config).items()
+        if isinstance(options, dict)
+        for name, value in options.items()
+    )
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(recipe)} · sm_jax</title><style>{_STYLE}</style></head><body>
+<h1>{html.escape(recipe)}</h1>
+<p>{html.escape(type(config).__doc__)} A score model of {results["num_parameters"]:,} parameters,
+{config.training.num_steps:,} steps, {results.get("wall_seconds", 0):.0f} s in all.</p>
+<div class="figures">{pictures}</div>
+<h2>Log-likelihood</h2>
+<div class="scroll"><table><tr><th></th><th class="number">nats</th>
+<th class="number">bits/dim</th><th></th></tr>{rows}</table></div>
+<p>{html.escape(gap(results))}. {html.escape(method(results))}</p>
+<h2>Configuration</h2>
+<div class="scroll"><table>{groups}</table></div>
+</body></html>
+"""
+    (directory / "report.html").write_text(page, encoding="utf-8")
+
+
+def _embedded(path: pathlib.Path) -> str:
+    kind = path.suffix.removeprefix(".")
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,0 +1,72 @@
+"""A trained run, rebuilt from its directory: config.json and the averaged parameters."""
+
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import _cli, _config, _problem
+from sm_jax import training
+from sm_jax.typing import NoiseScoreFn
+
+
+class Run(NamedTuple):
+    """What `load` returns.
+
+    Attributes:
+        directory: where the run is.
+        recipe: its name, such as "tfds:mnist".
+        config: its options.
+        problem: what was decided from its data.
+        model: its network.
+        params: the averaged parameters of its newest checkpoint.
+    """
+
+    directory: pathlib.Path
+    recipe: str
+    config: _config.Config
+    problem: _problem.Problem
+    model: _problem.ScoreModel
+    params: Any
+
+    @property
+    def score_fn(self) -> NoiseScoreFn:
+        """The trained score function."""
+        return self.model.score(self.params)
+
+
+def load(directory: pathlib.Path) -> Run:
+    """Loads a run.
+
+    Raises:
+        ValueError: if the directory holds no run, or one without a readable checkpoint.
+    """
+    recipe, config, facts = _cli.read_config(directory)
+    problem = _problem.Problem.from_dict(facts)
+    model = _problem.build(config, problem)
+    params = training.restore_params(directory, model.params)
+    return Run(directory, recipe, config, problem, model, params)
+
+
+def keys(config: _config.Config, num: int) -> jax.Array:
+    """Returns keys for what follows training; training itself uses the key of the seed."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(config.training.seed), 1), num)
+
+
+def write_config(
+    directory: pathlib.Path, recipe: str, config: _config.Config, problem: _problem.Problem
+) -> None:
+    """Writes config.json, atomically; the one of a run that is being resumed is left as it is."""
+    path = directory / "config.json"
+    if config.run.resume and path.exists():
+        return
+    content = {
+        "recipe": recipe,
+        "options": _config.to_dict(config),
+        "problem": problem.to_dict(),
+    }
+    partial = path.with_name("config.json.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
