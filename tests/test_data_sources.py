@@ -154,6 +154,7 @@ def test_real_csv(colour, rows, data_dir):
         ("1;2\n3\n", {}, "line 2 has 1 columns, the first line has 2"),
         ("a,b\n1,2\n3,x y\n", {}, r"line 3, column 2 \('b'\): 'x y' is no number"),
         ("1,2\n3,\n", {}, "line 2, column 2: '' is no number.*missing values"),
+        ("1,2\n , \n", {}, "line 2, column 1: '' is no number"),
         ("1,2\n3,1_000\n", {}, "line 2, column 2: '1_000' is no number"),
         ("id,2020\n1,2\n", {}, r"line 1, column 1: 'id' is no number.*header="),
         ("a,b\n1,2\n", {"header": False}, "line 1, column 1: 'a' is no number"),
