@@ -43,7 +43,19 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
         >>> replicate({"w": jnp.ones(3)}, data_mesh())["w"].is_fully_replicated
         True
     """
-    return jax.device_put(tree, replicated(mesh))
+    sharding = replicated(mesh)
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(x: Any) -> Array:  # device_put does not reach the devices of other processes
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                put(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
+        x = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
