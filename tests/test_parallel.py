@@ -64,9 +64,9 @@ def run(step, state, batches):
     return numbers(state, metrics)
 
 
-def fit(directory=None, num_steps=6, **kwargs):
+def fit(directory=None, num_steps=6, loss_fn=random_loss, **kwargs):
     state = training.fit(
-        random_loss,
+        loss_fn,
         PARAMS,
         X,
         optimizer=OPTIMIZER,
@@ -127,7 +127,16 @@ def main(directory):
 
     # The loop: over 8 devices by default, over one, and with the data on the host.
     _loop.batch_indices = cheap_indices
-    out["fit mesh"] = fit(directory / "eight")
+    shards = []
+
+    def inspected_loss(params, x, key):
+        jax.debug.inspect_array_sharding(
+            x, callback=lambda sharding: shards.append(sharding.shard_shape(x.shape))
+        )
+        return random_loss(params, x, key)
+
+    out["fit mesh"] = fit(directory / "eight", loss_fn=inspected_loss)
+    out["shards in fit"] = shards
     out["fit one"] = fit(directory / "one", 3, devices=jax.devices()[:1])
     out["fit host"] = fit(device_data_bytes=0)
     # Saved on one device, continued on eight.
@@ -194,6 +203,7 @@ def test_fit_on_a_mesh_equals_fit_on_one_device(results, monkeypatch):
     monkeypatch.setattr(_loop, "batch_indices", cheap_indices)
     assert_close(results["fit mesh"], fit())
     assert_close(results["fit host"], results["fit mesh"])
+    assert results["shards in fit"] == [[2, D]]  # of 16 rows: no device does all the work
 
 
 def test_checkpoints_cross_between_one_device_and_eight(results, directory, monkeypatch):

@@ -76,7 +76,7 @@ def fit(
         directory: the run directory, for logs and checkpoints; without it nothing is written.
         resume: whether to go on from the newest checkpoint in `directory`, if there is one.
         config: whatever else must not change when the run is resumed (anything that JSON holds: the
-            recipe, the size of the model); kept in `metadata.json`.
+            recipe, the size of the model); kept in `metadata.json`, beside an entry "fit" made here.
         ema_decay: see `make_step`.
         ema_warmup: see `make_step`.
         evaluate: `evaluate(ema, step)` -> dict of floats, recorded as "eval/NAME"; it may keep
@@ -147,6 +147,7 @@ def fit(
     if directory is not None:
         directory = checkpoints.prepare_directory(directory, resume=resume)
         config = {
+            **(config or {}),
             "fit": {
                 "batch_size": batch_size,
                 "seed": seed,
@@ -154,7 +155,6 @@ def fit(
                 "ema_decay": ema_decay,
                 "ema_warmup": ema_warmup,
             },
-            **(config or {}),
         }
         state = _resume_or_start(directory, state, config, best_metric, best_mode)
     step = int(state.step)
