@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from experiments._problem import Examples, Problem
 from sm_jax.parameterization import denoiser_from_score
@@ -62,7 +63,15 @@ def loss_curve(directory: pathlib.Path) -> None:
         bottom.set_ylabel("norm of gradient")
         bottom.set_xlabel("step")
         for axes in (top, bottom):
-            axes.set_yscale("log")
+            _log_scale(axes)
+
+
+def _log_scale(axes: Axes) -> None:
+    """Makes the y axis logarithmic, with plain numbers on it also where it spans no decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 8 * low else NullFormatter())
 
 
 def samples(
@@ -127,7 +136,7 @@ def _tiles(x: np.ndarray, gap: int = 1) -> np.ndarray:
     columns = math.ceil(math.sqrt(len(x)))
     rows = -(-len(x) // columns)
     height, width = x.shape[1] + gap, x.shape[2] + gap
-    grid = np.full((rows * height + gap, columns * width + gap, *x.shape[3:]), 0.5)
+    grid = np.full((rows * height + gap, columns * width + gap, *x.shape[3:]), 0.2)
     for i, image in enumerate(x):
         top, left = gap + i // columns * height, gap + i % columns * width
         grid[top : top + height - gap, left : left + width - gap] = image
@@ -165,16 +174,16 @@ def _scores_of_images(path, problem, examples, score_fn, results, key):
     with _figure(path, 8, 6.4) as figure:
         upper, lower = figure.subfigures(2, 1, height_ratios=(5, 4))
         grid = upper.subplots(3, len(sigmas))
-        for line, title, images in zip(
-            grid, titles, (noised / spread, score, denoised), strict=True
+        for i, (title, images) in enumerate(
+            zip(titles, (noised / spread, score, denoised), strict=True)
         ):
-            line[0].set_ylabel(title)
-            for axes, image, sigma in zip(line, np.asarray(images), sigmas, strict=True):
+            grid[i, 0].set_ylabel(title)
+            for axes, image, sigma in zip(grid[i], np.asarray(images), sigmas, strict=True):
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
-                if line is grid[0]:
+                if i == 0:
                     axes.set_title(rf"$\sigma$ = {sigma:.2g}")
-                if line is grid[1]:  # signed: a diverging map, symmetric about zero
+                if i == 1:  # signed: a diverging map, symmetric about zero
                     image = image.mean(axis=-1) if image.ndim == 3 else image
                     axes.imshow(image, cmap="PuOr", vmin=-2.5, vmax=2.5)
                 else:
@@ -189,10 +198,10 @@ def _loss_levels(axes: Axes, problem: Problem, results: dict[str, Any]) -> None:
         axes.plot(results["levels"], values, line, color=color, label=name, marker="o", ms=3)
     axes.set(
         xscale="log",
-        yscale="log",
         xlabel=r"noise level $\sigma$ (units of the scaled data)",
         ylabel="weighted denoising loss\nper dimension",
     )
+    _log_scale(axes)
     axes.legend()
 
 
@@ -251,10 +260,10 @@ def _scores_of_toy(path, problem, examples, score_fn, results):
         )
         left.set(
             xscale="log",
-            yscale="log",
             xlabel=r"noise level $\sigma$ (units of the data)",
             ylabel=r"Fisher divergence $\mathrm{E}\,|s - s^*|^2 / 2$",
         )
+        _log_scale(left)
         left.legend()
         _loss_levels(right, problem, results)
 

@@ -72,8 +72,8 @@ def method(results: dict[str, Any]) -> str:
     trace = {"exact": "exact trace", "hutchinson": "Hutchinson's estimate of the trace"}
     return (
         f"Mean over {results['num_examples']} examples ± standard error; the model's by "
-        f"probability flow, {trace[results['divergence']]}, {results['likelihood_steps']} Heun steps. "
-        f"{results['units']}"
+        f"probability flow, {trace[results['divergence']]}, {results['likelihood_steps']} Heun "
+        f"steps. {results['units']}"
     )
 
 
@@ -86,7 +86,7 @@ def show(directory: pathlib.Path, results: dict[str, Any]) -> None:
     shown.add_column("")
     shown.add_column("nats", justify="right")
     shown.add_column("bits/dim", justify="right")
-    shown.add_column("chosen by cross-validation" if _any_choice(results) else "")
+    shown.add_column("chosen on the training set" if _any_choice(results) else "")
     for row in table(results):
         shown.add_row(*row, style="bold" if row[0] == "score model" else "")
     console = Console(highlight=False)

@@ -1,0 +1,54 @@
+"""Evaluate a run anew: `python -m experiments.evaluate RUN`."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments import _cli
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Held-out log-likelihood of a trained run, beside the baselines, and the overfitting gap."""
+
+    run: Annotated[pathlib.Path, tyro.conf.Positional]
+    """Run directory that experiments.train wrote; its data must still be where they were."""
+    likelihood_steps: int | None = None
+    """Steps of Heun's method; those of the run by default. Double them to see their error."""
+    likelihood_examples: int | None = None
+    """Held-out examples, and as many training examples; those of the run by default."""
+    divergence: Literal["exact", "hutchinson", "auto"] | None = None
+    """Trace of the score's Jacobian; that of the run by default."""
+    output: pathlib.Path | None = None
+    """Where to write the results, a .json file; RUN/evaluation.json by default."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line, which is `sys.argv` by default."""
+    with _cli.one_line_errors():
+        options = tyro.cli(Evaluate, prog="python -m experiments.evaluate", args=args)
+        evaluate(options, options.output or options.run / "evaluation.json")
+
+
+def evaluate(options: Evaluate, output: pathlib.Path) -> None:
+    """Computes the results, shows them, and writes them to `output`."""
+    from experiments import _evaluation, _problem, _report, _run
+
+    run = _run.load(options.run)
+    names = ("likelihood_steps", "likelihood_examples", "divergence")
+    asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    evaluation = dataclasses.replace(run.config.evaluation, **asked)
+    run = run._replace(config=dataclasses.replace(run.config, evaluation=evaluation))
+    examples = _problem.load(run.config)
+    results = _evaluation.evaluate(run, examples, _run.keys(run.config, 3)[0])
+    output.write_text(json.dumps(results, indent=2) + "\n")
+    _report.show(options.run, results)
+    print(f"  {output}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
