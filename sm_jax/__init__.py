@@ -1,3 +1,43 @@
-"""Score matching in JAX."""
+"""Score matching in JAX: losses, samplers, likelihoods, and the training around them.
+
+The core needs only JAX, and is imported with the package:
+
+    losses            score-matching losses, un-reduced [B], for any callable score
+    divergence        tr(grad s): exact, Hutchinson, Hutch++
+    processes         Gaussian noising processes: VE, VP, sub-VP, cosine, EDM
+    parameterization  score, noise, clean data, v, velocity; EDM preconditioning; energies
+    noise_levels      ladders of noise levels, and levels computed from data
+    samplers          Langevin, annealed Langevin, reverse SDE, Heun's probability flow
+    likelihood        log-densities by the probability flow; bits per dimension
+    densities         analytic densities, before and after noising
+    data              sources, scaling with its log-determinant, batches by (key, step)
+
+`sm_jax.models` (Flax) and `sm_jax.training` (Flax, Optax, Orbax) are imported by name and need
+``pip install sm_jax[train]``.
+"""
+
+from sm_jax import (
+    data,
+    densities,
+    divergence,
+    likelihood,
+    losses,
+    noise_levels,
+    parameterization,
+    processes,
+    samplers,
+)
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "data",
+    "densities",
+    "divergence",
+    "likelihood",
+    "losses",
+    "noise_levels",
+    "parameterization",
+    "processes",
+    "samplers",
+]

@@ -7,9 +7,20 @@ of order one such as `log(sigma) / 4`, which `sm_jax.parameterization.preconditi
 The output layer starts at zero, so that a preconditioned network starts as the score of a Gaussian.
 """
 
-from sm_jax.models._functional import functional as functional
-from sm_jax.models._mlp import MLP as MLP
-from sm_jax.models._mlp import EnergyMLP as EnergyMLP
-from sm_jax.models._unet import UNet as UNet
+from sm_jax.models._functional import (
+    functional,
+)
+from sm_jax.models._mlp import (
+    MLP,
+    EnergyMLP,
+)
+from sm_jax.models._unet import (
+    UNet,
+)
 
-__all__ = ["MLP", "EnergyMLP", "UNet", "functional"]
+__all__ = [
+    "MLP",
+    "EnergyMLP",
+    "UNet",
+    "functional",
+]

@@ -5,7 +5,18 @@
 ``trajectory=True`` a sampler returns ``(x, path)``, the path holding the start and every iterate.
 """
 
-from sm_jax.samplers._diffusion import heun as heun
-from sm_jax.samplers._diffusion import reverse_sde as reverse_sde
-from sm_jax.samplers._langevin import annealed_langevin as annealed_langevin
-from sm_jax.samplers._langevin import langevin as langevin
+from sm_jax.samplers._diffusion import (
+    heun,
+    reverse_sde,
+)
+from sm_jax.samplers._langevin import (
+    annealed_langevin,
+    langevin,
+)
+
+__all__ = [
+    "annealed_langevin",
+    "heun",
+    "langevin",
+    "reverse_sde",
+]
