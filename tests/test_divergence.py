@@ -1,0 +1,290 @@
+"""Divergences against Jacobians, and their variances against closed forms."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sm_jax import divergence
+from sm_jax.parameterization import score_from_energy
+from tests.oracles import A, jacobians, linear_score, nonlinear_score, sign_cube
+
+SYMMETRIC = (A + A.T) / 2
+
+
+def truth(score_fn, x):
+    return jnp.einsum("bii->b", jacobians(score_fn, x))
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 3, 5])
+def test_exact_is_the_trace_of_the_jacobian(chunk, getkey):
+    x = jax.random.normal(getkey(), (4, 3))
+    score, value = divergence.exact(nonlinear_score, x, chunk=chunk)
+    np.testing.assert_allclose(score, nonlinear_score(x), rtol=1e-6)
+    np.testing.assert_allclose(value, truth(nonlinear_score, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 4), (4, 4), (2, 3, 2, 2)])
+def test_exact_for_any_event(shape, getkey):
+    """Also scalar events, a single example, B == D, and the loop of more than three dimensions."""
+    x = jax.random.normal(getkey(), shape)
+
+    def score_fn(x):
+        flat = x.reshape(len(x), -1)
+        mixed = flat + jnp.cumsum(flat**2, axis=1) + jnp.roll(flat, 1, axis=1)
+        return mixed.reshape(x.shape)
+
+    dims = x[0].size
+    # d/dx_i of x_i + sum_{j<=i} x_j^2 is 1 + 2 x_i; the rolled term is diagonal only for d = 1.
+    expected = dims + 2 * x.reshape(len(x), -1).sum(1) + (dims == 1)
+    np.testing.assert_allclose(divergence.exact(score_fn, x).divergence, expected, rtol=1e-5)
+
+
+def test_exact_of_an_energy_is_minus_the_laplacian(getkey):
+    x = jax.random.normal(getkey(), (3, 4))
+    score_fn = score_from_energy(lambda x: jnp.sum(x**4, axis=1) + x[:, 0] * x[:, 1])
+    expected = -12 * jnp.sum(x**2, axis=1)
+    np.testing.assert_allclose(divergence.exact(score_fn, x).divergence, expected, rtol=1e-5)
+
+
+def test_hutchinson_over_the_sign_cube_is_exact(getkey):
+    """The mean of v v' over all sign vectors is the identity."""
+    x = jax.random.normal(getkey(), (4, 3))
+    values = [
+        divergence.hutchinson(
+            nonlinear_score, x, getkey(), probe=lambda *_, v=v: jnp.broadcast_to(v, x.shape)
+        ).divergence
+        for v in sign_cube(3)
+    ]
+    np.testing.assert_allclose(np.mean(values, axis=0), truth(nonlinear_score, x), rtol=1e-5)
+
+
+def test_hutchinson_is_the_quadratic_form(getkey):
+    x, v = jax.random.normal(getkey(), (2, 4, 3))
+    score, value = divergence.hutchinson(nonlinear_score, x, getkey(), probe=lambda *_: v)
+    np.testing.assert_allclose(score, nonlinear_score(x), rtol=1e-6)
+    expected = jnp.einsum("bi,bij,bj->b", v, jacobians(nonlinear_score, x), v)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_probes", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("probe", "variance"),
+    [
+        (jax.random.rademacher, 2 * ((SYMMETRIC**2).sum() - (np.diag(SYMMETRIC) ** 2).sum())),
+        (jax.random.normal, 2 * (SYMMETRIC**2).sum()),
+        # 2 d / (d + 2) (|A|_F^2 - tr(A)^2 / d) on the sphere of radius sqrt(d)
+        (divergence.sphere, 6 / 5 * ((SYMMETRIC**2).sum() - np.trace(A) ** 2 / 3)),
+    ],
+)
+def test_mean_and_variance_of_hutchinson(probe, variance, num_probes, getkey):
+    """Mean and variance over 20,000 independent rows; the variance falls as 1 / num_probes."""
+    x = jnp.zeros((20_000, 3))
+    _, value = divergence.hutchinson(linear_score, x, getkey(), num_probes=num_probes, probe=probe)
+    expected = variance / num_probes
+    assert abs(float(value.mean()) + np.trace(A)) < 4.5 * np.sqrt(expected / 20_000)
+    # the fourth moment of these forms is below 20 squared variances
+    assert abs(float(value.var()) / expected - 1) < 4.5 * np.sqrt(19 / 20_000)
+
+
+def test_probes_are_independent_between_rows_and_probes(getkey):
+    probes = divergence.draw_probes(getkey(), jnp.zeros((50, 400)), 2, jax.random.normal)
+    rows = np.asarray(probes).reshape(100, 400)
+    correlations = np.corrcoef(rows)[~np.eye(100, dtype=bool)]
+    assert np.abs(correlations).max() < 5.5 / np.sqrt(400)
+
+
+def test_sphere(getkey):
+    v = divergence.sphere(getkey(), (20_000, 2, 2))
+    np.testing.assert_allclose(jnp.sum(v**2, axis=(1, 2)), 4.0, rtol=1e-5)
+    flat = np.asarray(v).reshape(-1, 4)
+    np.testing.assert_allclose(flat.T @ flat / len(flat), np.eye(4), atol=5 * np.sqrt(2 / 20_000))
+
+
+def test_hutchpp_is_exact_where_the_sketch_spans_everything(getkey):
+    x = jax.random.normal(getkey(), (4, 3))
+    score, value = divergence.hutchpp(nonlinear_score, x, getkey(), num_matvecs=9)
+    np.testing.assert_allclose(score, nonlinear_score(x), rtol=1e-6)
+    np.testing.assert_allclose(value, truth(nonlinear_score, x), rtol=1e-4)
+    u, v = jax.random.normal(getkey(), (2, 6))
+    rank_one = divergence.hutchpp(lambda x: (x @ v)[:, None] * u[None], jnp.ones((3, 6)), getkey())
+    np.testing.assert_allclose(rank_one.divergence, np.full(3, u @ v), rtol=1e-4)
+
+
+def test_hutchpp_is_unbiased_in_value_and_gradient(getkey):
+    """On a Jacobian that is not symmetric, against the trace and its derivative in a scale."""
+    x = jnp.zeros((20_000, 3))
+    key = getkey()
+
+    def value(scale):
+        _, trace = divergence.hutchpp(
+            lambda x: scale * linear_score(x) + scale**2 * x, x, key, num_matvecs=3
+        )
+        return trace
+
+    traces, slopes = jax.jvp(value, (2.0,), (1.0,))
+    for draws, expected in [(traces, -2 * np.trace(A) + 12), (slopes, -np.trace(A) + 12)]:
+        assert 0 < draws.std() < 3
+        assert abs(draws.mean() - expected) < 4.5 * draws.std() / np.sqrt(20_000)
+
+
+def test_hutchpp_beats_hutchinson_on_a_dominant_direction(getkey):
+    """At equal cost: what is left of a Jacobian with one large eigenvalue is small."""
+    spectrum = jnp.array([100.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    rotation = jnp.linalg.qr(jax.random.normal(getkey(), (6, 6)))[0]
+    matrix = rotation @ jnp.diag(spectrum) @ rotation.T
+    x = jnp.zeros((2_000, 6))
+    plain = divergence.hutchinson(lambda x: x @ matrix, x, getkey(), num_probes=6).divergence
+    sketched = divergence.hutchpp(lambda x: x @ matrix, x, getkey(), num_matvecs=6).divergence
+    assert abs(float(sketched.mean()) - 105.0) < 4.5 * float(sketched.std()) / np.sqrt(2_000)
+    assert sketched.std() < plain.std() / 5
+
+
+def test_estimate_gives_the_standard_error(getkey):
+    """The squared standard error is unbiased for the variance of the mean."""
+    x = jnp.zeros((5_000, 3))
+    variance = 2 * ((SYMMETRIC**2).sum() - (np.diag(SYMMETRIC) ** 2).sum())
+    result = divergence.estimate(linear_score, x, getkey(), num_repeats=5)
+    np.testing.assert_allclose(result.score, linear_score(x), rtol=1e-6)
+    assert abs(result.divergence.mean() + np.trace(A)) < 4.5 * np.sqrt(variance / 25_000)
+    squared = np.asarray(result.standard_error, np.float64) ** 2
+    assert abs(squared.mean() - variance / 5) < 4.5 * squared.std() / np.sqrt(5_000)
+    assert abs(result.divergence.var() / (variance / 5) - 1) < 0.1
+    doubled = divergence.estimate(
+        linear_score, x, getkey(), divergence=partial(divergence.hutchinson, num_probes=2)
+    )
+    assert abs(doubled.divergence.var() / (variance / 16) - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        divergence.exact,
+        partial(divergence.hutchinson, num_probes=5),
+        partial(divergence.hutchinson, num_probes=5, probe=divergence.sphere),
+        partial(divergence.hutchpp, num_matvecs=6),
+        divergence.estimate,
+    ],
+)
+def test_contract(function, getkey):
+    """Pure, jittable, rows independent of their company, dtype kept, keys matter."""
+    x, key = jax.random.normal(getkey(), (4, 2, 2)), getkey()
+
+    def score_fn(x):
+        return jnp.tanh(x) + jnp.flip(x, 1) ** 2 + x * x[:, :1]
+
+    plain = function(score_fn, x, key)
+    jitted = jax.jit(partial(function, score_fn))(x, key)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), plain, jitted)
+    assert plain.score.shape == x.shape
+    assert plain.divergence.shape == (4,)
+    low = function(score_fn, x.astype(jnp.bfloat16), key)
+    assert low.score.dtype == jnp.bfloat16
+    assert low.divergence.dtype == jnp.float32
+    if function is not divergence.exact:
+        other = function(score_fn, x, getkey())
+        assert np.any(np.abs(other.divergence - plain.divergence) > 1e-4)
+    with jax.enable_x64(True):
+        wide = function(score_fn, jnp.asarray(np.asarray(x), jnp.float64), key)
+        assert wide.divergence.dtype == jnp.float64
+
+
+def test_gradients_pass_through_every_divergence(getkey):
+    """d/dscale of the trace of a scaled nonlinear score is its trace, exactly or in the mean."""
+    x = jax.random.normal(getkey(), (4, 4))
+
+    def slope(function):
+        return jax.grad(lambda c: function(lambda x: c * jnp.sin(x) + c**2 * x).sum())(1.0)
+
+    expected = jnp.cos(x).sum() + 2 * x.size
+    exact = slope(lambda f: divergence.exact(f, x).divergence)
+    np.testing.assert_allclose(exact, expected, rtol=1e-5)
+    # a diagonal Jacobian: Rademacher probes are exact, one by one or in the loop
+    probed = slope(lambda f: divergence.hutchinson(f, x, getkey(), num_probes=4).divergence)
+    np.testing.assert_allclose(probed, expected, rtol=1e-5)
+
+
+def test_matfree_estimators_can_take_the_place(getkey):
+    """matfree estimates the trace of a matrix-vector product: here of one row's Jacobian."""
+    from matfree import stochtrace
+
+    x = jax.random.normal(getkey(), (3, 3))
+
+    def matfree_divergence(score_fn, x, key):
+        score, push = jax.linearize(score_fn, x)
+        sampler = stochtrace.sampler_signs(x[0], num=2_000)
+        estimator = stochtrace.estimator_monte_carlo(stochtrace.monte_carlo_trace(), sampler)
+
+        def row(i, key):
+            place = jnp.zeros(len(x)).at[i].set(1.0)
+            return estimator(lambda v: push(place[:, None] * v[None])[i], key)
+
+        keys = jax.random.split(key, len(x))
+        traces = jnp.stack([row(i, k) for i, k in enumerate(keys)])
+        return divergence.Divergence(score, traces)
+
+    from sm_jax import losses
+
+    value = losses.implicit(linear_score, x, getkey(), divergence=matfree_divergence)
+    exact = losses.implicit(linear_score, x)
+    variance = 2 * ((SYMMETRIC**2).sum() - (np.diag(SYMMETRIC) ** 2).sum())
+    np.testing.assert_allclose(value, exact, atol=4.5 * np.sqrt(variance / 2_000), rtol=0)
+    assert not np.allclose(value, exact, atol=1e-6)
+
+
+def test_rows_are_independent(getkey):
+    x = jax.random.normal(getkey(), (4, 3))
+
+    def later_rows_see_the_first(x):
+        return x - 1e-3 * x[:1]
+
+    assert divergence.rows_are_independent(nonlinear_score, x, getkey())
+    assert not divergence.rows_are_independent(later_rows_see_the_first, x, getkey())
+    assert not divergence.rows_are_independent(lambda x: x / x.std(0, keepdims=True), x, getkey())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda k: divergence.exact(lambda x: x[:, :1], jnp.ones((2, 3))), ValueError, r"\(2, 1\)"),
+        (lambda k: divergence.exact(lambda x: x, jnp.ones((2, 3), int)), TypeError, "int32"),
+        (lambda k: divergence.exact(lambda x: x, jnp.ones((0, 3))), ValueError, r"\(0, 3\)"),
+        (lambda k: divergence.exact(lambda x: x, 1.0), ValueError, "got a scalar"),
+        (
+            lambda k: divergence.exact(lambda x: x.astype(jnp.float16), jnp.ones((2, 3))),
+            TypeError,
+            "dtype of x, float32, got float16",
+        ),
+        (lambda k: divergence.exact(lambda x: x, jnp.ones((2, 3)), chunk=0), ValueError, "chunk"),
+        (
+            lambda k: divergence.hutchinson(lambda x: x, jnp.ones((2, 3)), k, num_probes=0),
+            ValueError,
+            "num_probes must be at least 1, got 0",
+        ),
+        (
+            lambda k: divergence.hutchpp(lambda x: x, jnp.ones((2, 3)), k, num_matvecs=2),
+            ValueError,
+            "num_matvecs must be at least 3, got 2",
+        ),
+        (
+            lambda k: divergence.hutchpp(lambda x: x, jnp.ones((2, 3)), k, num_matvecs=12),
+            ValueError,
+            "at most three times the dimension, 3 x 3, got 12",
+        ),
+        (
+            lambda k: divergence.estimate(lambda x: x, jnp.ones((2, 3)), k, num_repeats=1),
+            ValueError,
+            "num_repeats must be at least 2, got 1",
+        ),
+        (
+            lambda k: divergence.rows_are_independent(lambda x: x, jnp.ones((1, 3)), k),
+            ValueError,
+            "at least two rows",
+        ),
+    ],
+)
+def test_bad_input(call, error, message, getkey):
+    with pytest.raises(error, match=message):
+        call(getkey())

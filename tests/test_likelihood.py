@@ -1,0 +1,245 @@
+"""Log-densities against closed forms, for every process."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sm_jax import divergence, processes
+from sm_jax.likelihood import bits_per_dim, log_prob
+from tests.oracles import COV, MEAN, PROCESSES, gaussian_log_prob, gaussian_noised_score
+
+each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
+
+
+def flow_log_prob(process, x):
+    """The density of the flow for N(MEAN, COV), whose prior is the one of the process.
+
+    The flow maps eigen-coordinate i of x at t_min linearly to t_max, by the ratio of standard
+    deviations; the density follows by the change of variables, in float64.
+    """
+    values, vectors = np.linalg.eigh(np.asarray(COV, np.float64))
+    alphas, sigmas = (
+        [float(c(t)) for t in (process.t_min, process.t_max)]
+        for c in (process.alpha, process.sigma)
+    )
+    stretch = [np.sqrt(a**2 * values + s**2) for a, s in zip(alphas, sigmas, strict=True)]
+    local = (np.asarray(x, np.float64) - alphas[0] * MEAN) @ vectors
+    end = alphas[1] * MEAN + (local * stretch[1] / stretch[0]) @ vectors.T
+    jacobian = np.log(stretch[1] / stretch[0]).sum()
+    prior = -0.5 * (end**2).sum(1) / sigmas[1] ** 2 - 1.5 * np.log(2 * np.pi * sigmas[1] ** 2)
+    return prior + jacobian
+
+
+@pytest.fixture
+def x(getkey):
+    return jax.random.multivariate_normal(getkey(), jnp.array(MEAN), jnp.array(COV), (8,))
+
+
+@each_process
+def test_closed_form(process, x):
+    result = log_prob(gaussian_noised_score(process), process, x, num_steps=128)
+    assert result.num_evaluations == 256
+    np.testing.assert_allclose(result.value, flow_log_prob(process, x), atol=6e-3)
+    np.testing.assert_array_equal(result.standard_error, np.zeros(8))
+    # and this is the density of the data, up to the mismatch of the prior
+    np.testing.assert_allclose(result.value, gaussian_log_prob(x, MEAN, COV), atol=0.03)
+
+
+@each_process
+@pytest.mark.parametrize("sigma_data", [0.7, 1.0])
+def test_second_order_in_the_steps(process, x, sigma_data):
+    with jax.enable_x64(True):
+        process = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), process)
+        x = jnp.asarray(np.asarray(x), jnp.float64)
+        score_fn, exact = gaussian_noised_score(process), flow_log_prob(process, x)
+        errors = [
+            np.abs(
+                log_prob(score_fn, process, x, num_steps=n, sigma_data=sigma_data).value - exact
+            ).max()
+            for n in (64, 128)
+        ]
+        assert 1.8 < np.log2(errors[0] / errors[1]) < 2.3
+        assert errors[1] < 5e-3
+
+
+@each_process
+def test_a_gaussian_of_the_stated_scale_is_exact_in_few_steps(process, getkey):
+    """The solver approximates only what sets the data apart from N(0, d^2 I): here nothing."""
+    d = 0.6
+    x = d * jax.random.normal(getkey(), (5, 2, 2))
+
+    def score_fn(x, t):
+        variance = (process.alpha(t) * d) ** 2 + process.sigma(t) ** 2
+        return -x / variance[:, None, None]
+
+    value = log_prob(score_fn, process, x, num_steps=3, sigma_data=d).value
+    start, end = (
+        float(jnp.sqrt((process.alpha(t) * d) ** 2 + process.sigma(t) ** 2))
+        for t in (process.t_min, process.t_max)
+    )
+    sigma = float(process.sigma(process.t_max))
+    w = np.asarray(x, np.float64).reshape(5, 4) / start
+    expected = (
+        -0.5 * ((end * w) ** 2).sum(1) / sigma**2
+        - 2 * np.log(2 * np.pi * sigma**2)
+        + 4 * np.log(end / start)
+    )
+    np.testing.assert_allclose(value, expected, atol=4e-4)
+
+
+def test_mixture_in_one_dimension():
+    """Not linear: two modes, under VE and VP, against the exact density."""
+    means, std = jnp.array([-1.0, 0.5]), 0.3
+    weights = jnp.array([0.3, 0.7])
+    x = jnp.linspace(-2.0, 1.5, 9)
+
+    for process in (PROCESSES["VE"], PROCESSES["VPLinear"]):
+
+        def parts(x, t, process=process):
+            alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
+            variance = (alpha * std) ** 2 + sigma**2
+            centred = x[:, None] - alpha * means[None]
+            logits = jnp.log(weights)[None] - 0.5 * centred**2 / variance
+            return logits, centred, variance
+
+        def score_fn(x, t, parts=parts):
+            logits, centred, variance = parts(x, t)
+            return -jnp.sum(jax.nn.softmax(logits) * centred / variance, axis=1)
+
+        t = jnp.full(9, process.t_min)
+        logits, _, variance = parts(x, t)
+        exact = jax.scipy.special.logsumexp(logits - 0.5 * jnp.log(2 * jnp.pi * variance), axis=1)
+        value = log_prob(score_fn, process, x, num_steps=256).value
+        np.testing.assert_allclose(value, exact, atol=6e-3)
+
+
+def test_stochastic_divergences_and_their_standard_error(x, getkey):
+    """Unbiased, with an error bar that covers: over many keys the z-scores have unit spread."""
+    process = PROCESSES["VPLinear"]
+    score_fn = gaussian_noised_score(process)
+    exact = log_prob(score_fn, process, x, num_steps=24).value
+
+    @jax.jit
+    @jax.vmap
+    def estimates(key):
+        return log_prob(
+            score_fn,
+            process,
+            x,
+            key,
+            divergence=divergence.hutchinson,
+            num_estimates=8,
+            num_steps=24,
+        )
+
+    result = estimates(jax.random.split(getkey(), 100))
+    error = np.asarray(result.value - exact[None])
+    spread = error.std()
+    assert spread > 0.05  # the estimate is truly random
+    assert abs(error.mean()) < 4.5 * spread / np.sqrt(100)  # rows share probes only within a key
+    claimed = np.sqrt((np.asarray(result.standard_error, np.float64) ** 2).mean())
+    assert abs(claimed / spread - 1) < 0.15
+    single = log_prob(score_fn, process, x, getkey(), divergence=divergence.hutchinson, num_steps=4)
+    assert np.all(np.isnan(single.standard_error))
+
+
+def test_probes_stay_fixed_along_the_path(x, getkey):
+    """Every evaluation of one solve draws the same probes; estimates draw their own."""
+    drawn = []
+
+    def probe(key, shape, dtype):
+        value = jax.random.rademacher(key, shape, dtype)
+        jax.debug.callback(lambda v: drawn.append(np.asarray(v)), value)
+        return value
+
+    process = PROCESSES["VE"]
+    log_prob(
+        gaussian_noised_score(process),
+        process,
+        x,
+        getkey(),
+        divergence=partial(divergence.hutchinson, probe=probe),
+        num_estimates=2,
+        num_steps=3,
+    )
+    jax.effects_barrier()
+    distinct = {v.tobytes() for v in drawn}
+    assert len(drawn) == 2 * 6
+    assert len(distinct) == 2
+
+
+def test_one_evaluation_gives_value_and_divergence(x):
+    """The network runs once for each counted evaluation."""
+    process, calls = PROCESSES["VE"], []
+
+    def score_fn(x, t):
+        jax.debug.callback(lambda: calls.append(1))
+        return -x / (1.0 + t[:, None] ** 2)
+
+    result = log_prob(score_fn, process, x, num_steps=5)
+    jax.effects_barrier()
+    assert len(calls) == result.num_evaluations == 10
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 2), (3, 3), (2, 2, 2, 1)])
+def test_contract(shape, getkey):
+    process = PROCESSES["VPLinear"]
+    x, traces = jax.random.normal(getkey(), shape), []
+
+    def score_fn(x, t):
+        assert t.shape == x.shape[:1]
+        return -x
+
+    @jax.jit
+    def jitted(x):
+        traces.append(x)
+        return log_prob(score_fn, process, x, num_steps=4).value
+
+    expected = -0.5 * np.sum(np.asarray(x).reshape(shape[0], -1) ** 2, axis=1)
+    expected -= 0.5 * x[0].size * np.log(2 * np.pi)
+    np.testing.assert_allclose(jitted(x), expected, atol=1e-3, rtol=1e-3)
+    jitted(x + 1.0)
+    assert len(traces) == 1
+    assert log_prob(score_fn, process, x.astype(jnp.bfloat16), num_steps=4).value.dtype == (
+        jnp.float32
+    )
+
+
+def test_explicit_times_are_the_grid_that_they_replace(x):
+    process = PROCESSES["EDM"]
+    score_fn = gaussian_noised_score(process)
+    grid = processes.time_grid(process, 10)
+    np.testing.assert_array_equal(
+        log_prob(score_fn, process, x, times=grid).value,
+        log_prob(score_fn, process, x, num_steps=10).value,
+    )
+
+
+def test_bits_per_dim():
+    """A uniform density on 2^8 cells costs 8 bits per number, in any units."""
+    levels, dims = 256, 5
+    nats = dims * np.log(1 / 2.0)  # uniform on [-1, 1]^5
+    log_det = dims * np.log(2 / levels)
+    np.testing.assert_allclose(bits_per_dim(nats, dims, log_det=log_det), 8.0, rtol=1e-6)
+    np.testing.assert_allclose(bits_per_dim(jnp.array([nats, 0.0]), dims), [1.0, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(num_steps=0), "num_steps must be at least 1"),
+        (dict(num_estimates=0), "num_estimates must be at least 1"),
+        (dict(num_estimates=2), "num_estimates=2 needs a random divergence and a key"),
+        (dict(sigma_data=0.0), "sigma_data must be positive"),
+        (dict(times=[1.0, 2.0]), "strictly decrease"),
+        (dict(times=[100.0, 1.0]), "range of the process"),
+    ],
+)
+def test_bad_input(options, message, x):
+    with pytest.raises(ValueError, match=message):
+        log_prob(lambda x, t: -x, PROCESSES["VE"], x, **options)
+    with pytest.raises(ValueError, match="num_dims must be at least 1, got 0"):
+        bits_per_dim(1.0, 0)

@@ -1,0 +1,471 @@
+"""The losses of one noise level: closed forms, identities between them, minimisers, contracts."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from sm_jax import losses
+from sm_jax.divergence import hutchinson, hutchpp, sphere
+from sm_jax.parameterization import score_from_energy
+from tests.oracles import (
+    COV,
+    MEAN,
+    A,
+    assert_mean,
+    b,
+    gaussian_score,
+    jacobians,
+    linear_score,
+    nonlinear_score,
+    sign_cube,
+)
+
+LOSSES = {
+    "implicit": losses.implicit,
+    "implicit hutchinson": partial(losses.implicit, divergence=hutchinson),
+    "implicit hutch++": partial(losses.implicit, divergence=partial(hutchpp, num_matvecs=3)),
+    "sliced": losses.sliced,
+    "sliced plain": partial(losses.sliced, variance_reduced=False, num_probes=2),
+    "finite differences": partial(losses.finite_difference_sliced, epsilon=0.01),
+    "denoising": partial(losses.denoising, sigma=0.3),
+    "denoising control variate": partial(losses.denoising, sigma=0.3, control_variate=True),
+    "second order": partial(losses.second_order_denoising, sigma=0.3),
+    "second order trace": partial(losses.second_order_denoising_trace, sigma=0.3),
+}
+each_loss = pytest.mark.parametrize("loss_fn", LOSSES.values(), ids=LOSSES.keys())
+
+
+def half_square(v):
+    return 0.5 * np.sum(np.asarray(v, np.float64) ** 2, axis=-1)
+
+
+def fixed(value):
+    """A source of randomness that always returns one array."""
+    return lambda key, shape, dtype: jnp.broadcast_to(jnp.asarray(value, dtype), shape)
+
+
+@pytest.fixture
+def x(getkey):
+    return jax.random.normal(getkey(), (5, 3))
+
+
+def test_explicit(x):
+    target = -0.5 * x
+    expected = half_square(linear_score(x) - target)
+    np.testing.assert_allclose(losses.explicit(linear_score, x, target), expected, rtol=1e-5)
+
+
+def test_implicit(x):
+    expected = half_square(linear_score(x)) - np.trace(A)
+    np.testing.assert_allclose(losses.implicit(linear_score, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_implicit_is_explicit_up_to_a_constant(getkey):
+    """The gradients in the parameters agree in the mean over data, here per example pair."""
+    x = jax.random.multivariate_normal(getkey(), jnp.array(MEAN), jnp.array(COV), (40_000,))
+    target = gaussian_score(x, MEAN, COV)
+
+    def gradient(loss_fn):  # per example, in the scale of a nonlinear score
+        return jax.jvp(lambda c: loss_fn(lambda x: c * jnp.tanh(x @ A.T)), (1.0,), (1.0,))[1]
+
+    implicit = gradient(lambda score_fn: losses.implicit(score_fn, x))
+    explicit = gradient(lambda score_fn: losses.explicit(score_fn, x, target))
+    assert_mean(implicit - explicit, 0.0)
+    assert abs(float(implicit.mean())) > 0.1
+
+
+@pytest.mark.parametrize("variance_reduced", [True, False])
+def test_sliced(x, getkey, variance_reduced):
+    v = jax.random.normal(getkey(), x.shape)
+    value = losses.sliced(
+        nonlinear_score, x, getkey(), probe=lambda *_: v, variance_reduced=variance_reduced
+    )
+    score = nonlinear_score(x)
+    square = half_square(score) if variance_reduced else 0.5 * np.sum(v * score, axis=1) ** 2
+    form = jnp.einsum("bi,bij,bj->b", v, jacobians(nonlinear_score, x), v)
+    np.testing.assert_allclose(value, form + square, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variance_reduced", [True, False])
+@pytest.mark.parametrize(
+    "loss_fn", [losses.sliced, partial(losses.finite_difference_sliced, epsilon=1e-2)]
+)
+def test_sliced_over_the_sign_cube_is_implicit(x, getkey, loss_fn, variance_reduced):
+    """Exactly: the mean of v v' over all sign vectors is the identity."""
+    values = [
+        loss_fn(linear_score, x, getkey(), probe=fixed(v[None]), variance_reduced=variance_reduced)
+        for v in sign_cube(3)
+    ]
+    expected = losses.implicit(linear_score, x)
+    np.testing.assert_allclose(np.mean(values, axis=0), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("variance_reduced", [True, False])
+def test_several_probes_are_averaged(x, getkey, variance_reduced):
+    options = dict(probe=jax.random.normal, variance_reduced=variance_reduced)
+    key = getkey()
+    keys = jax.random.split(key, 5)
+    for loss_fn in (losses.sliced, partial(losses.finite_difference_sliced, epsilon=0.1)):
+        together = loss_fn(nonlinear_score, x, key, num_probes=5, **options)
+        alone = [
+            loss_fn(
+                nonlinear_score,
+                x,
+                key,
+                probe=lambda *_, k=k: jax.random.normal(k, x.shape),
+                variance_reduced=variance_reduced,
+            )
+            for k in keys
+        ]
+        np.testing.assert_allclose(together, np.mean(alone, axis=0), rtol=1e-3, atol=1e-4)
+
+
+def test_finite_differences_converge_to_the_sliced_loss_at_second_order(x, getkey):
+    with jax.enable_x64(True):
+        x, key = jnp.asarray(np.asarray(x), jnp.float64), getkey()
+        exact = losses.sliced(nonlinear_score, x, key)
+        errors = [
+            jnp.abs(
+                losses.finite_difference_sliced(nonlinear_score, x, key, epsilon=h) - exact
+            ).max()
+            for h in (0.04, 0.02)
+        ]
+        assert 3.8 < errors[0] / errors[1] < 4.2
+        assert errors[1] < 1e-2
+
+
+def test_finite_differences_of_a_linear_score_are_exact(x, getkey):
+    key, step = getkey(), 0.5
+    value = losses.finite_difference_sliced(linear_score, x, key, epsilon=step)
+    np.testing.assert_allclose(value, losses.sliced(linear_score, x, key), rtol=1e-4, atol=1e-4)
+
+
+def test_denoising(x, getkey):
+    z = jax.random.normal(getkey(), x.shape)
+    sigma = jnp.array([0.1, 0.5, 1.0, 2.0, 5.0])
+    value = losses.denoising(nonlinear_score, x, getkey(), sigma=sigma, noise=lambda *_: z)
+    residual = sigma[:, None] * nonlinear_score(x + sigma[:, None] * z) + z
+    np.testing.assert_allclose(value, half_square(residual), rtol=1e-5)
+    controlled = losses.denoising(
+        nonlinear_score, x, getkey(), sigma=sigma, noise=lambda *_: z, control_variate=True
+    )
+    correction = np.sum(z * sigma[:, None] * nonlinear_score(x), axis=1) + half_square(z) - 1.5
+    np.testing.assert_allclose(controlled, half_square(residual) - correction, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("control_variate", [False, True])
+def test_denoising_is_explicit_on_the_smoothed_density(getkey, control_variate):
+    """Value: sigma^2 times the Fisher divergence to N(m, C + sigma^2 I), plus a known constant."""
+    sigma, n = 0.7, 100_000
+    x = jax.random.multivariate_normal(getkey(), jnp.array(MEAN), jnp.array(COV), (n,))
+    smooth = COV + sigma**2 * np.eye(3, dtype=np.float32)
+    value = losses.denoising(
+        linear_score, x, getkey(), sigma=sigma, control_variate=control_variate
+    )
+    # E 1/2 |s - s*|^2 for s = b - A y, s* = -P (y - m), y ~ N(m, smooth)
+    precision = np.linalg.inv(smooth)
+    shift = b - A @ MEAN
+    fisher = 0.5 * (shift @ shift + np.trace((precision - A) @ smooth @ (precision - A).T))
+    # E 1/2 |z|^2 - sigma^2 E 1/2 |s*|^2
+    constant = 0.5 * 3 - 0.5 * sigma**2 * np.trace(precision)
+    assert_mean(value, sigma**2 * fisher + constant)
+
+
+def test_the_control_variate_bounds_the_variance_of_the_gradient(getkey):
+    """Without it the variance relative to sigma^2 grows as 1 / sigma^2; with it, it does not."""
+    x = jax.random.multivariate_normal(getkey(), jnp.array(MEAN), jnp.array(COV), (20_000,))
+    key = getkey()
+
+    def deviation(sigma, control_variate):
+        def loss_fn(c):
+            return losses.denoising(
+                lambda x: c * jnp.tanh(x @ A.T),
+                x,
+                key,
+                sigma=sigma,
+                control_variate=control_variate,
+            )
+
+        slope = jax.jvp(loss_fn, (1.0,), (1.0,))[1] / sigma**2
+        return float(slope.std())
+
+    assert deviation(1e-3, False) > 8 * deviation(1e-2, False)
+    assert deviation(1e-3, True) < 1.2 * deviation(1e-2, True)
+    assert deviation(1e-3, True) < deviation(1e-3, False) / 50
+
+
+def linear_minimiser(loss_fn, num_parameters=12):
+    """The minimiser of a loss that is quadratic in the parameters (A, b) of a linear score."""
+
+    def mean_loss(theta):
+        matrix, shift = theta[:9].reshape(3, 3), theta[9:]
+        return loss_fn(lambda x: shift[None] - x @ matrix.T).mean()
+
+    start = jnp.zeros(num_parameters)
+    gradient, hessian = jax.grad(mean_loss)(start), jax.hessian(mean_loss)(start)
+    theta = jnp.linalg.solve(hessian, -gradient)
+    return theta[:9].reshape(3, 3), theta[9:]
+
+
+@pytest.mark.parametrize("name", ["implicit", "sliced", "sliced plain", "finite differences"])
+def test_the_best_linear_score_is_the_precision_of_the_data(name, getkey):
+    """Exactly, on a finite sample: the loss in expectation over probes has that minimiser."""
+    x = jax.random.multivariate_normal(getkey(), jnp.array(MEAN), jnp.array(COV), (400,))
+    mean, cov = np.mean(x, axis=0), np.cov(np.asarray(x).T, bias=True)
+    loss_fn = {
+        "implicit": losses.implicit,
+        "sliced": losses.sliced,
+        "sliced plain": partial(losses.sliced, variance_reduced=False),
+        "finite differences": partial(losses.finite_difference_sliced, epsilon=0.3),
+    }[name]
+    key = getkey()
+
+    def over_cube(score_fn):
+        if name == "implicit":
+            return loss_fn(score_fn, x)
+        cube = sign_cube(3)[:4]  # v and -v agree
+        return jnp.stack([loss_fn(score_fn, x, key, probe=fixed(v[None])) for v in cube]).mean(0)
+
+    matrix, shift = linear_minimiser(over_cube)
+    np.testing.assert_allclose(matrix, np.linalg.inv(cov), rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(shift, np.linalg.inv(cov) @ mean, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("control_variate", [False, True])
+def test_the_best_linear_denoiser_is_the_precision_of_the_smoothed_data(getkey, control_variate):
+    sigma, n = 0.5, 200_000
+    x = jax.random.multivariate_normal(getkey(), jnp.array(MEAN), jnp.array(COV), (n,))
+    matrix, shift = linear_minimiser(
+        partial(
+            losses.denoising,
+            x=x,
+            key=getkey(),
+            sigma=sigma,
+            control_variate=control_variate,
+        )
+    )
+    precision = np.linalg.inv(COV + sigma**2 * np.eye(3))
+    # errors of a regression on n points: noise / (sigma sqrt(n)), times a few
+    tolerance = 6 * np.sqrt(np.linalg.norm(precision) / n) / sigma
+    np.testing.assert_allclose(matrix, precision, atol=tolerance)
+    np.testing.assert_allclose(shift, precision @ MEAN, atol=tolerance)
+
+
+def test_second_order_denoising(x, getkey):
+    z, v = jax.random.normal(getkey(), (2, *x.shape))
+    sigma = jnp.array([0.1, 0.5, 1.0, 2.0, 0.7])
+    noised = x + sigma[:, None] * z
+    residual = sigma[:, None] * nonlinear_score(noised) + z
+    scaled = sigma[:, None, None] ** 2 * jacobians(nonlinear_score, noised)
+    matrix = scaled + jnp.eye(3)[None] - residual[:, :, None] * residual[:, None, :]
+    value = losses.second_order_denoising(
+        nonlinear_score, x, getkey(), sigma=sigma, noise=lambda *_: z, probe=lambda *_: v
+    )
+    expected = half_square(jnp.einsum("bij,bj->bi", matrix, v))
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    whole = losses.second_order_denoising_trace(
+        nonlinear_score, x, getkey(), sigma=sigma, noise=lambda *_: z
+    )
+    np.testing.assert_allclose(whole, 0.5 * jnp.einsum("bii->b", matrix) ** 2, rtol=1e-4)
+    cube = [
+        losses.second_order_denoising(
+            nonlinear_score, x, getkey(), sigma=sigma, noise=lambda *_: z, probe=fixed(v[None])
+        )
+        for v in sign_cube(3)
+    ]
+    frobenius = 0.5 * jnp.sum(matrix**2, axis=(1, 2))
+    np.testing.assert_allclose(np.mean(cube, axis=0), frobenius, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "loss_fn", [losses.second_order_denoising, losses.second_order_denoising_trace]
+)
+def test_second_order_denoising_is_stationary_at_the_true_score(getkey, loss_fn):
+    """Its gradient in a perturbation of the Jacobian is zero there, and not elsewhere."""
+    sigma = 0.6
+    x = jax.random.multivariate_normal(getkey(), jnp.array(MEAN), jnp.array(COV), (50_000,))
+    smooth = COV + sigma**2 * np.eye(3, dtype=np.float32)
+    key = getkey()
+
+    def slope(size):
+        def value(c):
+            return loss_fn(
+                lambda y: size * gaussian_score(y, MEAN, smooth) + c * jnp.sin(y),
+                x,
+                key,
+                sigma=sigma,
+            )
+
+        return np.asarray(jax.jvp(value, (0.0,), (1.0,))[1])
+
+    assert_mean(slope(1.0), 0.0)
+    wrong = slope(2.0)
+    assert abs(wrong.mean()) > 20 * wrong.std() / np.sqrt(len(wrong))
+
+
+def test_second_order_residual_is_a_constant(x, getkey):
+    """A shift of the score moves the residual, but no gradient flows through it."""
+
+    def value(c):
+        return losses.second_order_denoising(
+            lambda y: -y + c, x, getkey(), sigma=0.5, noise=fixed(0.3)
+        ).sum()
+
+    assert jax.grad(value)(0.1) == 0.0
+
+
+@pytest.mark.parametrize(
+    # the others hold a part of the loss constant under differentiation, on purpose
+    "name",
+    [n for n in LOSSES if not n.startswith(("second order", "implicit hutch++"))],
+)
+def test_gradients_against_differences(name, getkey):
+    with jax.enable_x64(True):
+        x = jax.random.normal(getkey(), (3, 2), jnp.float64)
+        w = jax.random.normal(getkey(), (2, 2), jnp.float64)
+        key = getkey()
+
+        @jax.jit
+        def value(w):
+            return LOSSES[name](lambda x: jnp.tanh(x @ w) - x @ w, x, key).sum()
+
+        check_grads(value, (w,), order=1, modes=["rev"], rtol=1e-5)
+
+
+def _event_score(x):
+    """A score of events of any rank that mixes the numbers of an event."""
+    flat = x.reshape(len(x), -1)
+    mixed = jnp.tanh(flat + 0.5 * jnp.roll(flat, 1, axis=1)) - flat
+    return mixed.reshape(x.shape)
+
+
+@each_loss
+@pytest.mark.parametrize("shape", [(4,), (1, 3), (3, 3), (2, 2, 2, 1)])
+def test_contract_on_shapes(loss_fn, shape, getkey):
+    """[B] for any event; an image is its flattened vector; rows do not mix, also for B == D."""
+    if shape == (4,) and "hutchpp" in repr(loss_fn):
+        pytest.skip("one dimension has no use for a sketch and a residual: exact is one product")
+    x, z = jax.random.normal(getkey(), (2, *shape))
+    sources = {"noise": lambda *_: z, "probe": lambda *_: jnp.sign(z)}
+    names = getattr(loss_fn, "func", loss_fn).__kwdefaults__
+    loss_fn = partial(loss_fn, **{k: v for k, v in sources.items() if k in names})
+    value = loss_fn(_event_score, x, getkey())
+    assert value.shape == shape[:1]
+
+    if "divergence" in names:
+        return
+    flat = partial(
+        loss_fn,
+        **{k: (lambda *_, v=v: v().reshape(len(x), -1)) for k, v in sources.items() if k in names},
+    )
+    np.testing.assert_allclose(
+        flat(_event_score, x.reshape(len(x), -1), getkey()), value, rtol=1e-4, atol=1e-5
+    )
+
+
+@each_loss
+def test_contract_on_compilation_dtypes_and_keys(loss_fn, getkey):
+    x, key = jax.random.normal(getkey(), (6, 3)), getkey()
+    traces = []
+
+    @jax.jit
+    def jitted(x, key):
+        traces.append(x)
+        return loss_fn(nonlinear_score, x, key)
+
+    plain = loss_fn(nonlinear_score, x, key)
+    np.testing.assert_allclose(jitted(x, key), plain, rtol=1e-3, atol=1e-4)
+    other = jitted(x, getkey())
+    jitted(x + 1.0, key)
+    assert len(traces) == 1
+    if loss_fn is not losses.implicit:
+        assert np.any(np.abs(other - plain) > 1e-3)
+    batched = jax.vmap(lambda k: loss_fn(nonlinear_score, x, k))(key[None])
+    np.testing.assert_allclose(batched[0], plain, rtol=1e-3, atol=1e-4)
+    low = loss_fn(nonlinear_score, x.astype(jnp.bfloat16), key)
+    assert low.dtype == jnp.float32
+    with jax.enable_x64(True):
+        wide = loss_fn(nonlinear_score, jnp.asarray(np.asarray(x), jnp.float64), key)
+        assert wide.dtype == jnp.float64
+
+
+def test_sums_of_low_precision_accumulate_in_float32():
+    """256 + 1 is 256 in bfloat16: a sum kept there would lose the small terms."""
+    x = jnp.concatenate([jnp.full((1, 1), 16.0), jnp.ones((1, 64))], axis=1).astype(jnp.bfloat16)
+    assert losses.explicit(lambda x: x, x, jnp.zeros_like(x))[0] == 0.5 * (256 + 64)
+
+
+def test_energies_and_scores_agree(x, getkey):
+    """The same Gaussian as an energy and as a score gives the same losses."""
+    precision = jnp.linalg.inv(COV)
+
+    def energy_fn(x):
+        centred = x - MEAN[None]
+        return 0.5 * jnp.einsum("bi,ij,bj->b", centred, precision, centred)
+
+    key = getkey()
+    for loss_fn in LOSSES.values():
+        np.testing.assert_allclose(
+            loss_fn(score_from_energy(energy_fn), x, key),
+            loss_fn(lambda x: gaussian_score(x, MEAN, COV), x, key),
+            rtol=1e-2,
+            atol=1e-3,
+        )
+
+
+def test_the_sphere_is_a_probe_of_sliced_losses(getkey):
+    x = jnp.zeros((20_000, 3))
+    value = losses.sliced(linear_score, x, getkey(), probe=sphere)
+    assert_mean(value, half_square(b) - np.trace(A))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x, k: losses.implicit(linear_score, x.astype(int)), TypeError, "int32"),
+        (lambda x, k: losses.implicit(linear_score, x[:0]), ValueError, r"empty, shape \(0, 3\)"),
+        (lambda x, k: losses.implicit(lambda x: x.sum(1), x), ValueError, r"\(5, 3\), got \(5,\)"),
+        (
+            lambda x, k: losses.denoising(lambda x: x.astype(jnp.float16), x, k, sigma=1.0),
+            TypeError,
+            "got float16",
+        ),
+        (
+            lambda x, k: losses.explicit(linear_score, x, x[:2]),
+            ValueError,
+            r"target_score must have the shape of x, \(5, 3\), got \(2, 3\)",
+        ),
+        (
+            lambda x, k: losses.denoising(linear_score, x, k, sigma=0.0),
+            ValueError,
+            "sigma must be positive",
+        ),
+        (
+            lambda x, k: losses.denoising(linear_score, x, k, sigma=jnp.ones(3)),
+            ValueError,
+            r"shape \(5,\), got shape \(3,\)",
+        ),
+        (
+            lambda x, k: losses.second_order_denoising(linear_score, x, k, sigma=-1.0),
+            ValueError,
+            "sigma must be positive",
+        ),
+        (
+            lambda x, k: losses.sliced(linear_score, x, k, num_probes=0),
+            ValueError,
+            "num_probes must be at least 1, got 0",
+        ),
+        (
+            lambda x, k: losses.finite_difference_sliced(linear_score, x, k, epsilon=0.0),
+            ValueError,
+            "epsilon must be positive",
+        ),
+    ],
+)
+def test_bad_input(call, error, message, x, getkey):
+    with pytest.raises(error, match=message):
+        call(x, getkey())

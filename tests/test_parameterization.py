@@ -1,0 +1,161 @@
+"""Conversions against Gaussian closed forms; preconditioning against the table of EDM."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sm_jax import parameterization as p
+from sm_jax import processes
+from tests.oracles import COV, MEAN, PROCESSES, gaussian_noised_score
+
+each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
+
+
+def targets(process, x, t):
+    """All predictions for data from N(MEAN, COV), each from its own definition, in float64."""
+    x, t = np.asarray(x, np.float64), np.asarray(t, np.float64)
+    out = {name: [] for name in ("score", "clean", "noise", "v", "velocity")}
+    with jax.enable_x64(True):
+        process = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), process)
+        alphas, sigmas = (np.asarray(c(jnp.array(t))) for c in (process.alpha, process.sigma))
+        slopes = [
+            np.asarray(jax.jvp(c, (jnp.array(t),), (jnp.ones(t.shape),))[1])
+            for c in (process.alpha, process.sigma)
+        ]
+    for row, alpha, sigma, alpha_slope, sigma_slope in zip(x, alphas, sigmas, *slopes, strict=True):
+        noised = alpha**2 * COV + sigma**2 * np.eye(3)
+        residual = np.linalg.solve(noised, row - alpha * MEAN)
+        clean = MEAN + alpha * COV @ residual  # E[x0 | x_t] of jointly Gaussian variables
+        noise = sigma * residual  # E[z | x_t]
+        out["score"].append(-residual)
+        out["clean"].append(clean)
+        out["noise"].append(noise)
+        out["v"].append(alpha * noise - sigma * clean)
+        out["velocity"].append(alpha_slope * clean + sigma_slope * noise)
+    return {name: np.array(rows, np.float32) for name, rows in out.items()}
+
+
+TO_NOISE = {
+    "score": p.noise_from_score,
+    "clean": p.noise_from_clean,
+    "v": p.noise_from_v,
+    "velocity": p.noise_from_velocity,
+    "noise": lambda eps, x, t, process: eps,
+}
+FROM_NOISE = {
+    "score": p.score_from_noise,
+    "clean": p.clean_from_noise,
+    "v": p.v_from_noise,
+    "velocity": p.velocity_from_noise,
+    "noise": lambda eps, x, t, process: eps,
+}
+
+
+@each_process
+def test_every_conversion_on_gaussian_data(process, getkey):
+    """All 25 ordered pairs of predictions, against their independent definitions."""
+    t = jnp.linspace(process.t_min, process.t_max, 6)[1:-1]
+    x, _ = processes.perturb(process, jax.random.normal(getkey(), (4, 3)), t, getkey())
+    known = targets(process, x, t)
+    for source, target in itertools.product(TO_NOISE, FROM_NOISE):
+        eps = TO_NOISE[source](known[source], x, t, process=process)
+        value = FROM_NOISE[target](eps, x, t, process=process)
+        scale = np.abs(known[target]).max()
+        np.testing.assert_allclose(
+            value, known[target], rtol=2e-4, atol=2e-4 * scale, err_msg=f"{source} to {target}"
+        )
+
+
+@each_process
+def test_velocity_is_that_of_the_probability_flow(process, getkey):
+    t = jnp.linspace(process.t_min, process.t_max, 5)[1:-1]
+    x = 2.0 * jax.random.normal(getkey(), (3, 3))
+    score = gaussian_noised_score(process)(x, t)
+    g2 = processes.diffusion_squared(process, t)[:, None]
+    flow = processes.drift(process, x, t) - 0.5 * g2 * score
+    eps = p.noise_from_score(score, x, t, process=process)
+    velocity = p.velocity_from_noise(eps, x, t, process=process)
+    np.testing.assert_allclose(velocity, flow, rtol=1e-3, atol=1e-4)
+
+
+@each_process
+def test_denoiser_and_score_are_inverse(process, getkey):
+    t = jnp.linspace(process.t_min, process.t_max, 6)[1:-1]
+    x = jax.random.normal(getkey(), (4, 3))
+    score_fn = gaussian_noised_score(process)
+    denoiser_fn = p.denoiser_from_score(score_fn, process)
+    np.testing.assert_allclose(
+        denoiser_fn(x, t), targets(process, x, t)["clean"], rtol=2e-3, atol=2e-3
+    )
+    back = p.score_from_denoiser(denoiser_fn, process)
+    np.testing.assert_allclose(back(x, t), score_fn(x, t), rtol=1e-3, atol=1e-3)
+
+
+def test_score_from_energy_is_minus_the_gradient(getkey):
+    x = jax.random.normal(getkey(), (5, 3))
+    precision = jnp.linalg.inv(COV)
+
+    def energy_fn(x):
+        return 0.5 * jnp.einsum("bi,ij,bj->b", x - MEAN[None], precision, x - MEAN[None])
+
+    expected = -(x - MEAN[None]) @ precision
+    np.testing.assert_allclose(p.score_from_energy(energy_fn)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_score_from_energy_passes_the_noise_level(getkey):
+    x, t = jax.random.normal(getkey(), (5, 2, 2)), jnp.arange(1.0, 6.0)
+    score_fn = p.score_from_energy(lambda x, t: 0.5 * jnp.sum(x**2, axis=(1, 2)) / t**2)
+    np.testing.assert_allclose(score_fn(x, t), -x / t[:, None, None] ** 2, rtol=1e-5)
+
+
+@each_process
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+def test_precondition_is_the_table_of_edm(process, sigma_data, getkey):
+    t = jnp.linspace(process.t_min, process.t_max, 6)[1:-1]
+    x = jax.random.normal(getkey(), (4, 3))
+    seen = {}
+
+    def network(inputs, label):
+        seen.update(inputs=inputs, label=label)
+        return jnp.sin(3.0 * inputs) + 0.3
+
+    score = p.precondition(network, process, sigma_data=sigma_data)(x, t)
+    alpha, sigma = (np.asarray(c(t), np.float64)[:, None] for c in (process.alpha, process.sigma))
+    r, y, d = sigma / alpha, np.asarray(x) / alpha, sigma_data
+    c_skip = d**2 / (r**2 + d**2)
+    c_out = r * d / np.sqrt(d**2 + r**2)
+    c_in = 1 / np.sqrt(d**2 + r**2)
+    denoised = c_skip * y + c_out * (np.sin(3.0 * c_in * y) + 0.3)
+    np.testing.assert_allclose(seen["inputs"], c_in * y, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(seen["label"], np.log(r[:, 0]) / 4, rtol=1e-4, atol=1e-6)
+    expected = (alpha * denoised - np.asarray(x)) / sigma**2
+    np.testing.assert_allclose(score, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@each_process
+def test_precondition_of_nothing_is_the_gaussian_score(process, getkey):
+    """At all noise levels, also the smallest, in float32."""
+    x = jax.random.normal(getkey(), (5, 2))
+    t = jnp.geomspace(jnp.maximum(process.t_min, 1e-5), process.t_max, 5)
+    score = p.precondition(lambda x, c: 0.0 * x, process, sigma_data=0.7)(x, t)
+    variance = 0.49 * process.alpha(t) ** 2 + process.sigma(t) ** 2
+    np.testing.assert_allclose(score, -x / variance[:, None], rtol=2e-5)
+
+
+def test_dtypes_are_kept():
+    x, t = jnp.ones((2, 3), jnp.bfloat16), jnp.ones(2)
+    process = processes.VE()
+    assert p.precondition(lambda x, c: x, process)(x, t).dtype == jnp.bfloat16
+    assert p.score_from_noise(x, x, t, process=process).dtype == jnp.bfloat16
+
+
+def test_bad_values():
+    with pytest.raises(ValueError, match="sigma_data must be positive and finite"):
+        p.precondition(lambda x, c: x, processes.VE(), sigma_data=0.0)
+    with pytest.raises(ValueError, match=r"energy_fn must return one number per example.*\(2, 1\)"):
+        p.score_from_energy(lambda x: x[:, :1])(jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match="t must be a scalar or one number per example"):
+        p.score_from_noise(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(3), process=processes.VE())

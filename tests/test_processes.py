@@ -1,0 +1,211 @@
+"""Processes against their defining equations, in float64 where rounding is the question."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sm_jax import processes
+from tests.oracles import PROCESSES
+
+each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
+
+
+def times(process, count=9):
+    return jnp.linspace(process.t_min, process.t_max, count)
+
+
+def test_definitions():
+    t = np.array([0.1, 0.5, 0.9])
+    b = 0.1 * t + 0.5 * 19.9 * t**2
+    expected = {
+        "VE": (1.0, t),
+        "EDM": (1.0, t),
+        "GeometricVE": (1.0, 0.01 * 5000.0**t),
+        "VPLinear": (np.exp(-b / 2), np.sqrt(1 - np.exp(-b))),
+        "SubVP": (np.exp(-b / 2), 1 - np.exp(-b)),
+        "Cosine": (np.cos(np.pi * t / 2), np.sin(np.pi * t / 2)),
+    }
+    for name, (alpha, sigma) in expected.items():
+        process = PROCESSES[name]
+        np.testing.assert_allclose(process.alpha(jnp.array(t)), alpha * np.ones(3), rtol=2e-6)
+        np.testing.assert_allclose(process.sigma(jnp.array(t)), sigma, rtol=2e-6)
+
+
+def test_ranges():
+    ranges = {name: (float(p.t_min), float(p.t_max)) for name, p in PROCESSES.items()}
+    assert ranges == {
+        "VE": (0.01, 50.0),
+        "EDM": (0.002, 80.0),
+        "GeometricVE": (0.0, 1.0),
+        "VPLinear": (1e-5, 1.0),
+        "SubVP": (1e-5, 1.0),
+        "Cosine": (1e-4, 0.999),
+    }
+
+
+@each_process
+def test_marginals_solve_the_differential_equation(process):
+    """d alpha / dt = f alpha and d sigma^2 / dt = 2 f sigma^2 + g^2, by central differences."""
+    with jax.enable_x64(True):
+        process = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), process)
+        t = times(process)[1:-1]
+        h = 1e-6 * t
+
+        def slope(c):
+            return (c(t + h) - c(t - h)) / (2 * h)
+
+        f = processes.drift(process, jnp.ones((t.size, 1)), t)[:, 0]
+        np.testing.assert_allclose(slope(process.alpha), f * process.alpha(t), rtol=1e-6, atol=1e-9)
+        g2 = slope(lambda t: process.sigma(t) ** 2) - 2 * f * process.sigma(t) ** 2
+        np.testing.assert_allclose(processes.diffusion_squared(process, t), g2, rtol=1e-6)
+
+
+def test_textbook_coefficients():
+    t = jnp.array([0.2, 0.7])
+    beta = 0.1 + 19.9 * t
+    x = jnp.ones((2, 3))
+    for name in ("VPLinear", "SubVP"):
+        np.testing.assert_allclose(
+            processes.drift(PROCESSES[name], x, t), -0.5 * beta[:, None] * x, rtol=1e-5
+        )
+    b = 0.1 * t + 0.5 * 19.9 * t**2
+    g2 = {name: processes.diffusion_squared(PROCESSES[name], t) for name in PROCESSES}
+    np.testing.assert_allclose(g2["VPLinear"], beta, rtol=1e-5)
+    np.testing.assert_allclose(g2["SubVP"], beta * (1 - jnp.exp(-2 * b)), rtol=1e-5)
+    np.testing.assert_allclose(g2["VE"], 2 * t, rtol=1e-6)
+    sigma = 0.01 * 5000.0**t
+    np.testing.assert_allclose(g2["GeometricVE"], 2 * sigma**2 * np.log(5000.0), rtol=1e-5)
+
+
+@each_process
+def test_time_inverts_the_noise_ratio(process):
+    t = times(process)[1:]
+    # float32 keeps 1 - t only so well where alpha vanishes.
+    rtol = 1e-4 if isinstance(process, processes.Cosine) else 5e-6
+    np.testing.assert_allclose(process.time(processes.noise_ratio(process, t)), t, rtol=rtol)
+
+
+@each_process
+def test_float32_is_exact_at_the_smallest_time(process):
+    """Relative error of sigma under 1e-6 where the textbook form is 2.4 % off."""
+    t32 = jnp.maximum(jnp.float32(1e-5), process.t_min)
+    with jax.enable_x64(True):
+        exact = float(process.sigma(jnp.asarray(t32, jnp.float64)))
+    assert abs(float(process.sigma(t32)) / exact - 1) < 1e-6
+    if isinstance(process, processes.VPLinear) and not isinstance(process, processes.SubVP):
+        textbook = jnp.sqrt(1.0 - process.alpha(t32) ** 2)
+        assert abs(float(textbook) / exact - 1) > 0.01
+
+
+@each_process
+def test_perturb_is_alpha_x_plus_sigma_z(process, getkey):
+    x = jax.random.normal(getkey(), (5, 2, 3))
+    t = times(process, 7)[1:-1]
+    x_t, z = processes.perturb(process, x, t, getkey())
+    alpha, sigma = (np.asarray(c(t)).reshape(5, 1, 1) for c in (process.alpha, process.sigma))
+    np.testing.assert_allclose(x_t, alpha * x + sigma * z, rtol=1e-5, atol=1e-6)
+    scalar, _ = processes.perturb(process, x, t[2], getkey(), noise=lambda *_: jnp.zeros_like(x))
+    np.testing.assert_allclose(scalar, float(process.alpha(t[2])) * x, rtol=1e-6)
+
+
+def test_perturb_noise_is_normal_and_follows_the_key(getkey):
+    x = jnp.zeros((40_000, 1))
+    key = getkey()
+    _, z = processes.perturb(PROCESSES["VE"], x, 1.0, key)
+    assert abs(float(z.mean())) < 5 / 200
+    assert abs(float(z.var()) - 1) < 5 * np.sqrt(2) / 200
+    _, again = processes.perturb(PROCESSES["VE"], x, 1.0, key)
+    _, other = processes.perturb(PROCESSES["VE"], x, 1.0, getkey())
+    np.testing.assert_array_equal(z, again)
+    assert abs(float((z * other).mean())) < 5 / 200
+
+
+def test_perturb_keeps_low_precision_data_and_float32_times(getkey):
+    x = jnp.ones((4, 2), jnp.bfloat16)
+    x_t, z = processes.perturb(PROCESSES["VPLinear"], x, 0.3, getkey())
+    assert x_t.dtype == z.dtype == jnp.bfloat16
+
+
+@each_process
+def test_prior(process, getkey):
+    sigma = float(process.sigma(process.t_max))
+    draws = processes.prior_sample(process, getkey(), (20_000, 2))
+    assert abs(float((draws**2).mean()) / sigma**2 - 1) < 5 * np.sqrt(2 / 40_000)
+    x = np.array([[0.3, -1.0], [2.0, 0.5]])
+    expected = -0.5 * (x**2).sum(1) / sigma**2 - np.log(2 * np.pi * sigma**2)
+    np.testing.assert_allclose(processes.prior_log_prob(process, jnp.array(x)), expected, rtol=1e-5)
+
+
+@each_process
+def test_time_grid(process):
+    rho, n = 7.0, 6
+    grid = processes.time_grid(process, n)
+    assert grid.shape == (n + 1,)
+    np.testing.assert_allclose(grid[jnp.array([0, -1])], [process.t_max, process.t_min], rtol=1e-6)
+    r = np.asarray(processes.noise_ratio(process, grid), np.float64)
+    spread = np.linspace(r[0] ** (1 / rho), r[-1] ** (1 / rho), n + 1) ** rho
+    np.testing.assert_allclose(r, spread, rtol=2e-3)
+    np.testing.assert_array_less(np.diff(grid), 0)
+    coarse = processes.time_grid(process, n, rho=3.0)
+    assert not np.allclose(grid[1:-1], coarse[1:-1], rtol=0.05)
+
+
+@each_process
+def test_processes_are_pytrees(process, getkey):
+    """A process may be traced: its parameters are leaves, and nothing retraces on new values."""
+    leaves, treedef = jax.tree.flatten(process)
+    assert len(leaves) == len(dataclasses.fields(process))
+    traces = []
+
+    @jax.jit
+    def sigma(process, t):
+        traces.append(t)
+        return process.sigma(t)
+
+    t = 0.5 * (process.t_min + process.t_max)
+    np.testing.assert_allclose(sigma(process, t), process.sigma(t), rtol=1e-6)
+    other = jax.tree.unflatten(treedef, [1.01 * leaf for leaf in leaves[:1]] + leaves[1:])
+    np.testing.assert_allclose(sigma(other, t), other.sigma(t), rtol=1e-6)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: processes.VE(sigma_min=2.0, sigma_max=1.0), "sigma_min must be below sigma_max"),
+        (lambda: processes.VE(sigma_min=1.0, sigma_max=1.0), "sigma_min=1.0 and sigma_max=1.0"),
+        (lambda: processes.VE(sigma_min=-1.0), "sigma_min must be positive and finite, got -1.0"),
+        (lambda: processes.EDM(sigma_max=float("inf")), "sigma_max must be positive and finite"),
+        (lambda: processes.GeometricVE(sigma_min=3.0, sigma_max=1.0), "must be below"),
+        (lambda: processes.VPLinear(beta_min=20.0, beta_max=0.1), "beta_min must be below"),
+        (lambda: processes.VPLinear(t_min=1.5), "t_min must be below t_max"),
+        (lambda: processes.Cosine(t_max=1.0), "t_max must be below 1"),
+        (lambda: processes.time_grid(processes.VE(), 0), "num_steps must be at least 1, got 0"),
+        (lambda: processes.time_grid(processes.VE(), 3, rho=0.0), "rho must be positive"),
+        (lambda: processes.check_times(processes.VE(), [1.0]), "at least two times"),
+        (lambda: processes.check_times(processes.VE(), [1.0, 2.0]), "must strictly decrease"),
+        (lambda: processes.check_times(processes.VE(), [60.0, 1.0]), r"range of the process"),
+        (lambda: processes.check_times(processes.VE(), [50.0, 1e-3]), r"range of the process"),
+        (
+            lambda: processes.perturb(
+                processes.VE(), jnp.ones((3, 2)), jnp.ones(2), jax.random.key(0)
+            ),
+            r"t must be a scalar or one number per example, shape \(3,\), got shape \(2,\)",
+        ),
+        (
+            lambda: processes.perturb(processes.VE(), jnp.ones((3, 2)), -1.0, jax.random.key(0)),
+            "t must be finite and not negative",
+        ),
+    ],
+)
+def test_bad_values(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_counts_must_be_integers():
+    with pytest.raises(TypeError, match="num_steps must be a Python int"):
+        processes.time_grid(processes.VE(), 3.0)
