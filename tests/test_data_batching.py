@@ -120,6 +120,13 @@ def test_all_orders_occur_equally_often(getkey):
     assert_chi_square(np.sum((counts - 20000 / 120) ** 2) * 120 / 20000, 119)
 
 
+def test_odd_and_even_permutations_occur_equally_often(getkey):
+    """Of nine: on a square of odd side every round would be even."""
+    found = epochs(getkey(), 9, 2000)
+    inversions = np.sum(np.triu(found[:, :, None] > found[:, None, :]), axis=(1, 2))
+    assert abs(np.mean(inversions % 2) - 0.5) < 5 * 0.5 / np.sqrt(2000)
+
+
 def test_one_compilation_serves_every_step(getkey):
     traces = []
 
