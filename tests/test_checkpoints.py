@@ -99,6 +99,7 @@ def test_resume_is_exact(first, run, tmp_path):
     """20 = first + resume + the rest, also where `first` cuts a dispatch."""
     directory = tmp_path / "run"
     assert int(fit(directory, first, config=CONFIG).step) == first
+    assert steps(directory)[-1] == first
     assert_equal(resume(directory), run[1])
     if first == 10:
         assert losses(directory) == losses(run[0])
@@ -241,18 +242,20 @@ def test_nothing_left_to_restore_raises(copy):
         resume(copy)
 
 
-def test_a_failure_in_the_background_is_raised(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [5, 10])
+def test_a_failure_in_the_background_is_raised(step, tmp_path, monkeypatch):
+    """Both of a save that another one follows and of the last one."""
     rename = os.rename
 
     def fail(source, target, **kwargs):
-        if pathlib.Path(target).name == "5":
+        if pathlib.Path(target).name == str(step):
             raise OSError("no space left")
         rename(source, target, **kwargs)
 
     monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(Exception, match="no space left"):
-        fit(tmp_path, 20)
-    assert steps(tmp_path) == []
+        fit(tmp_path, 10)
+    assert step not in steps(tmp_path)
 
 
 def test_saving_and_restoring_say_nothing(tmp_path, capfd, caplog):

@@ -292,7 +292,8 @@ def test_few_dispatch_lengths(period, most, lengths):
     assert seen == lengths
 
 
-def test_records_evaluations_and_levels(cheap, tmp_path):
+@pytest.mark.parametrize("device_data_bytes", [None, 0])
+def test_records_evaluations_and_levels(cheap, tmp_path, device_data_bytes):
     """Losses are known: each row's loss is the parameter, which falls by 0.5 per step from 0."""
     emas, levels = {}, []
 
@@ -306,9 +307,10 @@ def test_records_evaluations_and_levels(cheap, tmp_path):
     state = fit(
         lambda p, x, key: 0.0 * x + p,
         jnp.zeros(()),
-        np.ones(11, np.float32),
+        np.arange(11, dtype=np.float32),
         optimizer=optax.sgd(0.5),
         num_steps=10,
+        device_data_bytes=device_data_bytes,
         steps_per_dispatch=4,
         directory=tmp_path / "deep" / "run",
         log_every=3,
@@ -328,7 +330,11 @@ def test_records_evaluations_and_levels(cheap, tmp_path):
         (10, 1.0, None),
     ]
     levels = [r["level_loss"] for r in evals]
-    assert [level[:2] for level in levels] == [[-2.0, 1.0], [-4.0, 1.0], [-5.0, 1.0]]
+    means = [float(cheap_indices(None, step, 11, 4).mean()) for step in (4, 8, 10)]
+    assert len(set(means)) == 3
+    assert [level[:2] for level in levels] == [
+        [-p, mean] for p, mean in zip((2, 4, 5), means, strict=True)
+    ]
     assert len({level[2] for level in levels}) == 3
     # What evaluate kept is still alive, though the state was donated.
     assert {step: float(ema) for step, ema in emas.items()} == {4: -2.0, 8: -4.0, 10: -5.0}

@@ -76,7 +76,7 @@ def fit(
         directory: the run directory, for logs and checkpoints; without it nothing is written.
         resume: whether to go on from the newest checkpoint in `directory`, if there is one.
         config: whatever else must not change when the run is resumed (anything that JSON holds: the
-            recipe, the size of the model); kept in `metadata.json`, beside an entry "fit" made here.
+            recipe, the size of the model); kept in `metadata.json`.
         ema_decay: see `make_step`.
         ema_warmup: see `make_step`.
         evaluate: `evaluate(ema, step)` -> dict of floats, recorded as "eval/NAME"; it may keep
@@ -220,8 +220,6 @@ def fit(
                 checkpoints.save(manager, state, _best(evaluation, best_metric))
         if unread is not None:
             _read(log, *unread, manager)
-        if manager is not None:
-            manager.wait_until_finished()
     return state
 
 

@@ -217,7 +217,6 @@ def save(
     Raises:
         Exception: whatever an earlier save failed with in the background.
     """
-    manager.check_for_errors()
     items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
     manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 
