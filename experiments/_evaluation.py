@@ -28,19 +28,22 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
     problem, options = run.problem, run.config.evaluation
     train_key, held_out_key, probe_key, level_key = jax.random.split(key, 4)
     num = min(options.likelihood_examples, len(examples.held_out), len(examples.train))
-    held_out = problem.scaled(jnp.asarray(problem.rows(examples.held_out[:num])), held_out_key)
-    train = problem.scaled(jnp.asarray(problem.rows(examples.train)), train_key)
+    scaled = jax.jit(problem.scaled)
+    held_out = np.asarray(scaled(problem.rows(examples.held_out[:num]), held_out_key))
+    train = np.asarray(scaled(problem.rows(examples.train), train_key))
 
     print(f"log-likelihood of {num} held-out and {num} training examples")
     log_probs, errors = log_likelihood(
-        run.score_fn, problem, jnp.concatenate([held_out, train[:num]]), probe_key, options
+        run.score_fn, problem, np.concatenate([held_out, train[:num]]), probe_key, options
     )
     held_out_row, train_row = (
         _row(problem, log_probs[part], errors[part]) for part in (slice(num), slice(num, None))
     )
     rows = {"score model": held_out_row, "score model, training set": train_row}
     if examples.density is not None:
-        rows["exact density"] = _row(problem, np.asarray(examples.density.log_prob(held_out)))
+        rows["exact density"] = _row(
+            problem, np.asarray(jax.jit(examples.density.log_prob)(held_out))
+        )
     elif problem.num_dims <= _MOST_EXACT_DIMS:
         print("baselines: Gaussian mixture and kernel density")
         for name, (values, chosen) in baselines(train, held_out).items():
@@ -96,7 +99,7 @@ def _is_exact(problem: Problem, options: Evaluation) -> bool:
 
 
 def log_likelihood(
-    score_fn: NoiseScoreFn, problem: Problem, x: jax.Array, key: jax.Array, options: Evaluation
+    score_fn: NoiseScoreFn, problem: Problem, x: np.ndarray, key: jax.Array, options: Evaluation
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the log-density of scaled examples `[N]`, in nats, and its standard error `[N]`."""
     exact = _is_exact(problem, options)
@@ -116,7 +119,7 @@ def log_likelihood(
 
     num_blocks = -(-len(x) // _BLOCK)
     size = -(-len(x) // num_blocks)
-    padded = jnp.concatenate([x, x[: num_blocks * size - len(x)]])
+    padded = np.concatenate([x, x[: num_blocks * size - len(x)]])
     keys = jax.random.split(key, num_blocks)
     blocks = [log_prob(padded[i * size : (i + 1) * size], keys[i]) for i in range(num_blocks)]
     join = functools.partial(np.concatenate, dtype=np.float64)
@@ -124,7 +127,7 @@ def log_likelihood(
     return values, join([block.standard_error for block in blocks])[: len(x)]
 
 
-def baselines(train: jax.Array, held_out: jax.Array) -> dict[str, tuple[np.ndarray, str]]:
+def baselines(train: np.ndarray, held_out: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
     """Fits scikit-learn's density estimators; returns held-out log-densities and what was chosen.
 
     Mixture and bandwidth are chosen on a fifth of the training set, then fitted to all of it.
@@ -172,7 +175,7 @@ def loss_per_level(run: Run, examples: Examples, key: jax.Array) -> dict[str, li
     level_loss = jax.jit(run.model.level_loss)
 
     def losses_of(x):
-        return np.asarray(level_loss(run.params, jnp.asarray(run.problem.rows(x[:num])), key))
+        return np.asarray(level_loss(run.params, run.problem.rows(x[:num]), key))
 
     return {
         "training": losses_of(examples.train).tolist(),
@@ -181,7 +184,7 @@ def loss_per_level(run: Run, examples: Examples, key: jax.Array) -> dict[str, li
 
 
 def fisher_divergence(
-    run: Run, density: Any, x: jax.Array, key: jax.Array
+    run: Run, density: Any, x: np.ndarray, key: jax.Array
 ) -> dict[str, list[float]]:
     """Returns `E 1/2 |s - s*|^2` at each level, and the same of the zero score, `E 1/2 |s*|^2`."""
     process = run.problem.process
@@ -194,25 +197,26 @@ def fisher_divergence(
         model = losses.explicit(lambda x: run.score_fn(x, t), x_t, exact)
         return model.mean(), losses.explicit(jnp.zeros_like, x_t, exact).mean()
 
-    model, zero = zip(*(at(jnp.float32(sigma)) for sigma in run.model.levels), strict=True)
+    model, zero = zip(*(at(np.float32(sigma)) for sigma in run.model.levels), strict=True)
     return {"score model": [float(v) for v in model], "zero score": [float(v) for v in zero]}
 
 
 def sample(
-    score_fn: NoiseScoreFn, problem: Problem, key: jax.Array, num: int, num_steps: int
+    run: Run, key: jax.Array, num: int, num_steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws scaled samples by Heun's method.
 
     Returns:
         The samples `[N, ...]`, the path `[steps + 1, N, ...]`, and its noise levels.
     """
+    process = run.problem.process
 
     @jax.jit
     def draw(key):
-        x = prior_sample(problem.process, key, (num, *problem.event_shape))
-        return samplers.heun(
-            score_fn, x, process=problem.process, num_steps=num_steps, trajectory=True
+        x = prior_sample(process, key, (num, *run.problem.event_shape))
+        x, path = samplers.heun(
+            run.score_fn, x, process=process, num_steps=num_steps, trajectory=True
         )
+        return x, path, time_grid(process, num_steps)
 
-    x, path = draw(key)
-    return np.asarray(x), np.asarray(path), np.asarray(time_grid(problem.process, num_steps))
+    return tuple(map(np.asarray, draw(key)))

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from experiments._problem import Examples, Problem
+from experiments._run import Run
 from sm_jax.parameterization import denoiser_from_score
-from sm_jax.typing import NoiseScoreFn
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7f7f7f"
 _STYLE = {
@@ -96,27 +96,23 @@ def gif(path: pathlib.Path, problem: Problem, trajectory: np.ndarray, levels: np
         factor = _factor(problem, trajectory.shape[1])
         frames = [_to_pil(_tiles(_grey(scaled[i])), factor) for i in chosen]
     elif problem.event_shape == (2,):
-        frames = [_scatter_frame(scaled[i], levels[i]) for i in chosen]
+        frames = _scatter_frames(scaled[chosen], levels[chosen])
     else:
-        frames = [_histogram_frame(scaled[i], levels[i]) for i in chosen]
+        frames = _histogram_frames(scaled[chosen], levels[chosen])
     frames = [frame.convert("P", colors=64) for frame in frames]
     durations = [70] * (len(frames) - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def scores_per_level(
-    path: pathlib.Path,
-    problem: Problem,
-    examples: Examples,
-    score_fn: NoiseScoreFn,
-    results: dict[str, Any],
-    key: jax.Array,
+    path: pathlib.Path, run: Run, examples: Examples, results: dict[str, Any], key: jax.Array
 ) -> None:
     """Writes the score at several noise levels over a curve of its error at each level."""
+    problem = run.problem
     if problem.is_image:
-        _scores_of_images(path, problem, examples, score_fn, results, key)
+        _scores_of_images(path, run, examples, results, key)
     elif examples.density is not None:
-        _scores_of_toy(path, problem, examples, score_fn, results)
+        _scores_of_toy(path, run, examples, results)
     else:
         with _figure(path, 6.4, 3.6) as figure:
             _loss_levels(figure.subplots(), problem, results)
@@ -158,25 +154,27 @@ def _save_image(path: pathlib.Path, grid: np.ndarray, factor: int) -> None:
     _to_pil(grid, factor).save(path)
 
 
-def _scores_of_images(path, problem, examples, score_fn, results, key):
-    sigmas = np.geomspace(0.05, 5.0, 7) * (2 * problem.sigma_data)
-    row = jnp.asarray(problem.rows(examples.held_out[:1]))
-    scale_key, noise_key = jax.random.split(key)
-    clean = problem.scaled(row, scale_key)
-    t = jnp.asarray(sigmas, jnp.float32)
-    by_row = t.reshape(-1, *[1] * len(problem.event_shape))
-    noised = clean + by_row * jax.random.normal(noise_key, clean.shape)
-    score = by_row * score_fn(noised, t)
-    denoised = denoiser_from_score(score_fn, problem.process)(noised, t)
-    spread = jnp.sqrt(1 + (by_row / problem.sigma_data) ** 2)
+def _scores_of_images(path, run, examples, results, key):
+    problem = run.problem
+    sigmas = np.geomspace(0.05, 5.0, 7, dtype=np.float32) * 2 * problem.sigma_data
+
+    @jax.jit
+    def draw(row, sigmas, key):
+        scale_key, noise_key = jax.random.split(key)
+        sigma = sigmas.reshape(-1, *[1] * len(problem.event_shape))
+        clean = problem.scaled(row, scale_key)
+        noised = clean + sigma * jax.random.normal(noise_key, clean.shape)
+        denoised = denoiser_from_score(run.score_fn, problem.process)(noised, sigmas)
+        spread = jnp.sqrt(1 + (sigma / problem.sigma_data) ** 2)  # brings all to one range
+        return noised / spread, sigma * run.score_fn(noised, sigmas), denoised
+
+    pictures = draw(problem.rows(examples.held_out[:1]), sigmas, key)
     titles = (r"noised, $x_t$", r"score, $\sigma\, s(x_t)$", r"denoised, $D(x_t)$")
 
     with _figure(path, 8, 6.4) as figure:
         upper, lower = figure.subfigures(2, 1, height_ratios=(5, 4))
         grid = upper.subplots(3, len(sigmas))
-        for i, (title, images) in enumerate(
-            zip(titles, (noised / spread, score, denoised), strict=True)
-        ):
+        for i, (title, images) in enumerate(zip(titles, pictures, strict=True)):
             grid[i, 0].set_ylabel(title)
             for axes, image, sigma in zip(grid[i], np.asarray(images), sigmas, strict=True):
                 axes.set(xticks=[], yticks=[])
@@ -211,7 +209,7 @@ def _loss_levels(axes: Axes, problem: Problem, results: dict[str, Any]) -> None:
 def _plane(path: pathlib.Path, x: np.ndarray, examples: Examples | None) -> None:
     panels = [("samples", x, BLUE)]
     if examples is not None:
-        panels.append(("held-out data", examples.held_out[: len(x)], GREY))
+        panels.append(("held-out points", examples.held_out[: len(x)], GREY))
     with _figure(path, 3.6 * len(panels), 3.8) as figure:
         for axes, (title, points, color) in zip(
             np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True)),
@@ -227,21 +225,27 @@ def _square(axes: Axes) -> None:
     axes.set(xlim=(-_EXTENT, _EXTENT), ylim=(-_EXTENT, _EXTENT), aspect="equal")
 
 
-def _scores_of_toy(path, problem, examples, score_fn, results):
+def _scores_of_toy(path, run, examples, results):
     sigmas = (0.05, 0.2, 0.5, 1.5)
     fine, coarse = _mesh(160), _mesh(19)
-    with _figure(path, 10, 6.0) as figure:
-        upper, lower = figure.subfigures(2, 1, height_ratios=(5, 5))
+
+    @jax.jit
+    def fields(sigma):
+        noised = examples.density.noised(run.problem.process, sigma)
+        score = run.score_fn(jnp.asarray(coarse), jnp.full(len(coarse), sigma))
+        return jnp.exp(noised.log_prob(jnp.asarray(fine))), score
+
+    with _figure(path, 10, 6.2) as figure:
+        figure.suptitle("Score of the model, arrows, over the exact noised density", fontsize=10)
+        upper, lower = figure.subfigures(2, 1)
         for axes, sigma in zip(upper.subplots(1, len(sigmas), sharey=True), sigmas, strict=True):
-            noised = examples.density.noised(problem.process, sigma)
-            density = np.exp(np.asarray(noised.log_prob(jnp.asarray(fine))))
+            density, score = map(np.asarray, fields(np.float32(sigma)))
             axes.imshow(
                 density.reshape(160, 160),
                 origin="lower",
                 extent=(-_EXTENT, _EXTENT, -_EXTENT, _EXTENT),
                 cmap="cividis",
             )
-            score = np.asarray(score_fn(jnp.asarray(coarse), jnp.full(len(coarse), sigma)))
             # Long arrows are shortened: their length grows as the logarithm of the score's.
             length = np.linalg.norm(score, axis=-1, keepdims=True)
             arrows = score / length * np.log1p(sigma * length)
@@ -250,14 +254,11 @@ def _scores_of_toy(path, problem, examples, score_fn, results):
             axes.grid(False)
             _square(axes)
         upper.axes[0].set_ylabel("$x_2$")
-        upper.suptitle("model's score over the exact noised density", fontsize=10)
 
         left, right = lower.subplots(1, 2)
-        fisher = results["fisher_divergence"]
-        left.plot(results["levels"], fisher["zero score"], ":", color=GREY, label="zero score")
-        left.plot(
-            results["levels"], fisher["score model"], "o-", ms=3, color=BLUE, label="score model"
-        )
+        fisher, levels = results["fisher_divergence"], results["levels"]
+        left.plot(levels, fisher["zero score"], ":", color=GREY, label="zero score")
+        left.plot(levels, fisher["score model"], "o-", ms=3, color=BLUE, label="score model")
         left.set(
             xscale="log",
             xlabel=r"noise level $\sigma$ (units of the data)",
@@ -265,7 +266,7 @@ def _scores_of_toy(path, problem, examples, score_fn, results):
         )
         _log_scale(left)
         left.legend()
-        _loss_levels(right, problem, results)
+        _loss_levels(right, run.problem, results)
 
 
 def _mesh(num: int) -> np.ndarray:
@@ -273,13 +274,14 @@ def _mesh(num: int) -> np.ndarray:
     return np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
 
 
-def _scatter_frame(x: np.ndarray, sigma: float) -> Any:
-    with plt.rc_context(_STYLE | {"figure.dpi": 100}):
-        figure, axes = plt.subplots(figsize=(4, 4.2))
-        axes.scatter(*x.T, s=3, color=BLUE, alpha=0.5, linewidths=0)
-        axes.set_title(rf"$\sigma$ = {sigma:.3g}")
+def _scatter_frames(points: np.ndarray, levels: np.ndarray) -> list[Any]:
+    with _frame_axes(4, 4.2) as axes:
+        dots = axes.scatter(*points[0].T, s=3, color=BLUE, alpha=0.5, linewidths=0)
         _square(axes)
-        return _rendered(figure)
+        return [
+            _rendered(axes, sigma, lambda x=x: dots.set_offsets(x))
+            for x, sigma in zip(points, levels, strict=True)
+        ]
 
 
 # Vectors of any other shape: one number at a time.
@@ -317,28 +319,40 @@ def _units(problem: Problem, x: np.ndarray) -> np.ndarray:
     return problem.unscaled(x).reshape(len(x), -1)
 
 
-def _histogram_frame(x: np.ndarray, sigma: float) -> Any:
-    flat = x.reshape(len(x), -1)
-    with plt.rc_context(_STYLE | {"figure.dpi": 100}):
-        figure, axes = plt.subplots(figsize=(4, 3))
-        for i, color in zip(range(min(flat.shape[1], 4)), (BLUE, ORANGE, GREEN, RED), strict=False):
-            axes.hist(
-                flat[:, i],
-                np.linspace(-4, 4, 40),
-                density=True,
-                histtype="step",
-                color=color,
-                label=f"feature {i + 1}",
-            )
-        axes.set(title=rf"$\sigma$ = {sigma:.3g}", xlabel="scaled value", yticks=[], ylim=(0, 1.2))
+def _histogram_frames(points: np.ndarray, levels: np.ndarray) -> list[Any]:
+    flat = points.reshape(*points.shape[:2], -1)[..., :4]
+    edges = np.linspace(-4, 4, 41)
+    with _frame_axes(4.4, 3.2) as axes:
+        steps = [
+            axes.stairs(np.zeros(40), edges, color=color, label=f"feature {i + 1}")
+            for i, color in zip(range(flat.shape[-1]), (BLUE, ORANGE, GREEN, RED), strict=False)
+        ]
+        axes.set(xlabel="scaled value", yticks=[], ylim=(0, 1.2))
         axes.legend(loc="upper right")
-        return _rendered(figure)
+
+        def update(x):
+            for i, step in enumerate(steps):
+                step.set_data(np.histogram(x[:, i], edges, density=True)[0])
+
+        return [
+            _rendered(axes, sigma, lambda x=x: update(x))
+            for x, sigma in zip(flat, levels, strict=True)
+        ]
 
 
-def _rendered(figure: Figure) -> Any:
+@contextlib.contextmanager
+def _frame_axes(width: float, height: float) -> Iterator[Axes]:
+    style = _STYLE | {"figure.dpi": 100, "figure.constrained_layout.use": False}
+    with plt.rc_context(style):
+        figure = plt.figure(figsize=(width, height))
+        yield figure.add_axes((0.13, 0.16, 0.83, 0.74))
+        plt.close(figure)
+
+
+def _rendered(axes: Axes, sigma: float, update: Callable[[], Any]) -> Any:
     from PIL import Image
 
-    figure.canvas.draw()
-    frame = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-    plt.close(figure)
-    return frame
+    update()
+    axes.set_title(rf"$\sigma$ = {sigma:.3g}")
+    axes.figure.canvas.draw()
+    return Image.fromarray(np.asarray(axes.figure.canvas.buffer_rgba())).convert("RGB")

@@ -119,12 +119,10 @@ def load(config: Config) -> Examples:
             return _load_digits()
         case Toy():
             density = densities.TOYS[config.data.density]()
-            train_key, held_out_key = jax.random.split(jax.random.key(config.training.seed))
-            return Examples(
-                np.asarray(density.sample(train_key, config.data.num_train)),
-                np.asarray(density.sample(held_out_key, config.data.num_held_out)),
-                density,
-            )
+            num, num_train = config.data.num_held_out + config.data.num_train, config.data.num_train
+            draw = jax.jit(density.sample, static_argnums=1)
+            x = np.asarray(draw(jax.random.key(config.training.seed), num))
+            return Examples(x[:num_train], x[num_train:], density)
         case Array():
             return _load_array(config)
         case Tfds():
@@ -188,7 +186,7 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
     if not isinstance(config, Array):
         return problem, ""
     key = jax.random.key(config.training.seed)
-    scaled = problem.scaled(jnp.asarray(problem.rows(x)), key)
+    scaled = jax.jit(problem.scaled)(problem.rows(x), key)
     levels = noise_levels.noise_levels_from_data(scaled, key)
     sigma_max, sigma_min = float(levels.sigmas[0]), float(levels.sigmas[-1])
     return dataclasses.replace(problem, sigma_min=sigma_min, sigma_max=sigma_max), str(levels)

@@ -82,13 +82,20 @@ def show(directory: pathlib.Path, results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title="Log-likelihood, held out", title_justify="left", title_style="bold")
+    shown = Table(
+        title="Log-likelihood, held out unless said otherwise",
+        title_justify="left",
+        title_style="bold",
+    )
     shown.add_column("")
     shown.add_column("nats", justify="right")
     shown.add_column("bits/dim", justify="right")
-    shown.add_column("chosen on the training set" if _any_choice(results) else "")
-    for row in table(results):
-        shown.add_row(*row, style="bold" if row[0] == "score model" else "")
+    rows = table(results)
+    columns = 4 if any(row[3] for row in rows) else 3
+    if columns == 4:
+        shown.add_column("remarks")
+    for row in rows:
+        shown.add_row(*row[:columns], style="bold" if row[0] == "score model" else "")
     console = Console(highlight=False)
     console.print()
     console.print(shown)
@@ -100,10 +107,6 @@ def show(directory: pathlib.Path, results: dict[str, Any]) -> None:
     for name in ("report.html", "samples.png", "sampling.gif", "results.json"):
         if (directory / name).exists():
             console.print(f"  {directory / name}", soft_wrap=True)
-
-
-def _any_choice(results: dict[str, Any]) -> bool:
-    return any("chosen" in row for row in results["log_likelihood"].values())
 
 
 def write(run: Run, results: dict[str, Any]) -> None:

@@ -8,8 +8,13 @@ import json
 import pathlib
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from experiments import _cli, _config
+
+if TYPE_CHECKING:  # slow to import
+    from experiments._problem import Examples
+    from experiments._run import Run
 
 
 def main(args: list[str] | None = None) -> None:
@@ -20,12 +25,12 @@ def main(args: list[str] | None = None) -> None:
         if config.run.dry_run:
             _cli.show(config)
             return
-        directory = train(recipe, config)
-    finish(directory, start)
+        run, examples = train(recipe, config)
+    finish(run, examples, start)
 
 
-def train(recipe: str, config: _config.Config) -> pathlib.Path:
-    """Trains, or goes on training, and returns the run directory."""
+def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
+    """Trains, or goes on training; returns the run and its data."""
     import zlib  # all else that is slow to import, too, now that the options are known to be right
 
     from experiments import _problem, _run
@@ -46,7 +51,7 @@ def train(recipe: str, config: _config.Config) -> pathlib.Path:
 
     options = config.training
     what_matters = {part: _config.to_dict(config)[part] for part in ("data", "model", "training")}
-    training.fit(
+    state = training.fit(
         model.loss,
         model.params,
         rows,
@@ -64,32 +69,23 @@ def train(recipe: str, config: _config.Config) -> pathlib.Path:
         resume=config.run.resume,
         config={"recipe": recipe, "checksum": zlib.crc32(rows.tobytes()), **what_matters},
     )
-    return directory
+    return _run.Run(directory, recipe, config, problem, model, state.ema), examples
 
 
-def finish(directory: pathlib.Path, start: float) -> None:
+def finish(run: "Run", examples: "Examples", start: float) -> None:
     """Evaluates a trained run, draws its pictures, writes its report, and shows the results."""
-    from experiments import _evaluation, _plots, _problem, _report, _run
+    from experiments import _evaluation, _plots, _report, _run
 
-    run = _run.load(directory)
-    examples = _problem.load(run.config)
+    directory, options = run.directory, run.config.evaluation
     evaluation_key, sample_key, picture_key = _run.keys(run.config, 3)
     results = _evaluation.evaluate(run, examples, evaluation_key)
 
-    options = run.config.evaluation
     x, path, levels = _evaluation.sample(
-        run.score_fn, run.problem, sample_key, options.num_samples, options.sampling_steps
+        run, sample_key, options.num_samples, options.sampling_steps
     )
     _plots.samples(directory / "samples.png", run.problem, x, examples)
     _plots.gif(directory / "sampling.gif", run.problem, path, levels)
-    _plots.scores_per_level(
-        directory / "scores_per_level.png",
-        run.problem,
-        examples,
-        run.score_fn,
-        results,
-        picture_key,
-    )
+    _plots.scores_per_level(directory / "scores_per_level.png", run, examples, results, picture_key)
     _plots.loss_curve(directory)
 
     results["wall_seconds"] = time.monotonic() - start
