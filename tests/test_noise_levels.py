@@ -123,7 +123,7 @@ def test_radii_of_noise_have_the_assumed_law(getkey):
 
 @published
 def test_published_ladders_have_one_overlap_a_little_above_one_half(name):
-    """ "Approximately 0.5" in the paper is 0.567 in all its ladders; with it they are reproduced."""
+    """Approximately one half, in the paper, is 0.567 in its ladders; it reproduces them."""
     num_dims, sigma_max, num, _, _ = PUBLISHED[name]
     ratio = (sigma_max / 0.01) ** (1 / (num - 1))
     np.testing.assert_allclose(overlap_of(num_dims, ratio), 0.567, atol=2e-4)

@@ -119,7 +119,7 @@ def _blurred_interval(u, h):
 
     s = jnp.asarray(_NODES, u.dtype).reshape((-1,) + (1,) * u.ndim)
     w = jnp.asarray(_WEIGHTS / 2, u.dtype).reshape(s.shape)
-    product, width = jnp.clip(v * h, 0, 1)[None], jnp.clip(h, 0, 1)[None]
+    product, width = jnp.where(narrow, v * h, 0)[None], jnp.where(narrow, h, 0)[None]
     terms = w * jnp.exp(-product * s - (width * s) ** 2 / 2)
     mean = jnp.sum(terms, axis=0)
     narrow_log = jnp.log(mean) - v**2 / 2

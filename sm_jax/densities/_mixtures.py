@@ -47,9 +47,9 @@ class GaussianMixture:
 
     Example:
         >>> density = gaussian_mixture([0.5, 0.5], [[-2.0, 0.0], [2.0, 0.0]], 1.0)
-        >>> print(density.score(jnp.array([[0.0, 1.0], [10.0, 0.0]])))
-        [[ 0. -1.]
-         [-8.  0.]]
+        >>> print(density.score(jnp.array([[0.5, 1.0], [10.0, 2.0]])).round(3))
+        [[ 1.023 -1.   ]
+         [-8.    -2.   ]]
     """
 
     log_weights: jax.Array
@@ -265,9 +265,9 @@ def empirical(points: ArrayLike) -> Empirical:
     Example:
         >>> from sm_jax.processes import VE
         >>> noisy = empirical(jnp.array([[-1.0], [1.0]])).noised(VE(), 0.5)
-        >>> print(noisy.score(jnp.array([[0.0], [1.0]])).round(4))
-        [[ 0.    ]
-         [-0.0027]]
+        >>> print(noisy.score(jnp.array([[2.0], [3.0]])).round(4))
+        [[-4.]
+         [-8.]]
 
     References:
         Vincent 2011, https://doi.org/10.1162/NECO_a_00142; the closed form as equation (57) of
