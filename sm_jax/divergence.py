@@ -10,9 +10,9 @@ for one another through `functools.partial`. With the Jacobian ``J = grad s`` of
     tr J = tr(Q' J Q) + tr(P J P),  P = I - Q Q'                Hutch++,               (3)
 
 Hutch++ computes the first term of (3) exactly, on the range ``Q`` of a random sketch of ``J``, and
-estimates the second by (2). All products ``J v`` share one pass of the network and are made one by
-one (or ``chunk`` at a time) and rematerialised when differentiated, so memory does not grow with
-their number.
+estimates the second by (2). All products share one pass of the network; they are made one by one
+(or ``chunk`` at a time) and rematerialised when differentiated, so memory does not grow with their
+number.
 
 The variance of (2) per probe is ``2 (|A|_F^2 - sum_i a_ii^2)`` for Rademacher probes and
 ``2 |A|_F^2`` for normal ones, ``A = (J + J') / 2``; none is unbiased with less variance than
@@ -88,12 +88,13 @@ def exact(
     """
     del key
     x = _checks.check_data(x)
-    score, push = jax.linearize(_checks.checked(score_fn, x), x)
+    # e' J' e = e' J e, and products with J' leave less to remember than products with J.
+    score, pull_back = jax.vjp(_checks.checked(score_fn, x), x)
 
     def entry(i):
         e = jax.nn.one_hot(i, _checks.num_dims(x), dtype=x.dtype)
         e = jnp.broadcast_to(e.reshape((1, *x.shape[1:])), x.shape)
-        return _checks.sum_data_axes(push(e) * e)
+        return _checks.sum_data_axes(pull_back(e)[0] * e)
 
     return Divergence(score, _map(entry, jnp.arange(_checks.num_dims(x)), chunk).sum(axis=0))
 

@@ -1,0 +1,173 @@
+"""The denoiser of quantised data against quadrature, an analytic density, and differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from scipy import integrate
+
+from sm_jax import data, processes, quantized
+from sm_jax.densities import UniformBoxes
+from tests.oracles import PROCESSES
+
+EDGES = np.array([-1.0, -0.4, 0.1, 1.0])
+LOGITS = np.array([0.3, -1.0, 0.7])
+
+
+def posterior(y, r, power):
+    """``E[((x_0 - y) / r)^n | y]`` by adaptive quadrature over the cells."""
+    density = np.exp(LOGITS) / np.diff(EDGES)
+
+    def integral(n):
+        total = 0.0
+        for k in range(3):
+
+            def term(x):
+                z = (x - y) / r
+                return z**n * np.exp(-0.5 * z**2)
+
+            inside = [p for p in (y,) if EDGES[k] < p < EDGES[k + 1]]
+            total += (
+                density[k]
+                * integrate.quad(term, EDGES[k], EDGES[k + 1], points=inside or None, limit=200)[0]
+            )
+        return total
+
+    return integral(power) / integral(0)
+
+
+@pytest.mark.parametrize("name", ["VE", "VPLinear"])
+@pytest.mark.parametrize("ratio", [0.05, 0.4, 3.0])
+def test_noise_prediction_against_quadrature(name, ratio):
+    process = PROCESSES[name]
+    t = process.time(jnp.float32(ratio))
+    y = np.array([-1.1, -0.8, -0.4, 0.0, 0.3, 0.95])
+    x = float(process.alpha(t)) * jnp.array(y, jnp.float32)[:, None]
+    logits = jnp.broadcast_to(jnp.array(LOGITS, jnp.float32), (6, 1, 3))
+    eps = quantized.noise_from_levels(logits, x, t, process=process, edges=EDGES)
+    expected = [-posterior(v, ratio, 1) for v in y]
+    np.testing.assert_allclose(eps[:, 0], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_score_is_that_of_the_noised_density(getkey):
+    """Levels that are independent between numbers: the exact score of a noised box mixture."""
+    process = processes.VE()
+    density = UniformBoxes(
+        jax.nn.log_softmax(jnp.array(LOGITS, jnp.float32)),
+        jnp.array(EDGES[:-1, None], jnp.float32),
+        jnp.array(EDGES[1:, None], jnp.float32),
+    )
+    score_fn = quantized.precondition(
+        lambda x, c: jnp.broadcast_to(jnp.array(LOGITS, jnp.float32), (*x.shape, 3)),
+        process,
+        edges=EDGES,
+    )
+    for t in (0.02, 0.3, 2.0, 30.0):
+        x = density.sample(getkey(), 50)
+        x, _ = processes.perturb(process, x, t, getkey())
+        expected = density.noised(process, t).score(x)
+        np.testing.assert_allclose(score_fn(x, t), expected, rtol=2e-3, atol=2e-3 / t)
+
+
+def test_clean_prediction_stays_in_the_range_of_the_data(getkey):
+    """Also where all the masses underflow."""
+    y = jnp.array([-3.0, -1.001, 0.5, 1.02, 40.0])
+    for ratio in (1e-3, 0.1, 5.0):
+        logits = 5.0 * jax.random.normal(getkey(), (5, 17))
+        eps = quantized.noise_from_levels(
+            logits, y, ratio, process=processes.VE(sigma_min=1e-4), edges=quantized.level_edges(17)
+        )
+        far = jnp.clip(y, -1 - 5.6 * ratio, 1 + 5.6 * ratio)
+        clean = far - ratio * eps
+        slack = 1e-4 * max(ratio, 1.0)
+        assert float(jnp.abs(clean).max()) <= 1 + slack
+        if ratio == 0.1:  # the sign of the pull back into the range
+            assert eps[0] < 0 < eps[-1]
+
+
+def test_derivatives(getkey):
+    """In the logits, the point and the noise level, against differences in float64."""
+    with jax.enable_x64(True):
+        logits = jax.random.normal(getkey(), (2, 2, 3), jnp.float64)
+        x = jnp.array([[-0.9, -0.3], [0.2, 0.7]], jnp.float64)
+        edges = jnp.array(EDGES)
+        single = jnp.broadcast_to(jnp.array(LOGITS), (1, 1, 3))
+
+        def eps(logits, x, t):
+            return quantized.noise_from_levels(logits, x, t, process=processes.VE(), edges=edges)
+
+        for ratio in (0.3, 2.0):
+            t = jnp.full(2, ratio, jnp.float64)
+            check_grads(eps, (logits, x, t), order=1, modes=["fwd", "rev"], rtol=1e-6)
+            # the derivative in y is that of a posterior mean: Var[x_0 | y] / r^2 - 1, over r
+            slope = jax.grad(lambda v, t: eps(single, v[None, None], t).sum())(x[1, 1], t[:1])
+            moments = [posterior(0.7, ratio, n) for n in (1, 2)]
+            variance = moments[1] - moments[0] ** 2
+            np.testing.assert_allclose(slope, -(variance - 1) / ratio, rtol=1e-6)
+
+
+def test_weights_are_probabilities_whatever_the_width_of_a_cell():
+    """Far above the spread of the data, E[x_0 | y] is its mean, sum_k p_k center_k."""
+    x = jnp.zeros((1, 1))
+    logits = jnp.array(LOGITS, jnp.float32)[None, None]
+    process = processes.VE(sigma_max=1e3)
+    eps = quantized.noise_from_levels(logits, x, 20.0, process=process, edges=EDGES)
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum()
+    mean = p @ (EDGES[1:] + EDGES[:-1]) / 2
+    np.testing.assert_allclose(-20.0 * eps[0, 0], mean, atol=2e-3)
+    shifted = quantized.noise_from_levels(logits + 7.0, x, 20.0, process=process, edges=EDGES)
+    np.testing.assert_allclose(shifted, eps, atol=1e-5)
+
+
+def test_edges_are_those_of_dequantize(getkey):
+    levels = jnp.arange(17.0)
+    edges = quantized.level_edges(17)
+    lower = data.dequantize(levels, getkey(), num_levels=17, noise=lambda k, s, d: jnp.zeros(s, d))
+    np.testing.assert_allclose(edges[:-1], lower, atol=1e-6)
+    assert edges[-1] == 1.0
+
+
+def test_network_receives_what_edm_gives_it(getkey):
+    seen = {}
+
+    def network(x, c):
+        seen.update(x=x, c=c)
+        return jnp.zeros((*x.shape, 3))
+
+    process = PROCESSES["VPLinear"]
+    x, t = jax.random.normal(getkey(), (4, 2, 2)), jnp.array([0.1, 0.3, 0.6, 0.9])
+    quantized.precondition(network, process, edges=EDGES, sigma_data=0.7)(x, t)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    scale = jnp.sqrt(0.49 + (sigma / alpha) ** 2)
+    np.testing.assert_allclose(seen["x"], x / (alpha * scale)[:, None, None], rtol=1e-5)
+    np.testing.assert_allclose(seen["c"], jnp.log(sigma / alpha) / 4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: quantized.level_edges(0), "num_levels must be at least 1, got 0"),
+        (
+            lambda: quantized.precondition(None, processes.VE(), edges=[0.0, 0.0]),
+            "edges must increase",
+        ),
+        (
+            lambda: quantized.precondition(None, processes.VE(), edges=[0.0]),
+            "at least two numbers",
+        ),
+        (
+            lambda: quantized.precondition(None, processes.VE(), edges=EDGES, sigma_data=-1.0),
+            "sigma_data must be positive",
+        ),
+        (
+            lambda: quantized.precondition(lambda x, c: x, processes.VE(), edges=EDGES)(
+                jnp.ones((2, 2)), 1.0
+            ),
+            r"one number per cell, \(2, 2, 3\), got \(2, 2\)",
+        ),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
