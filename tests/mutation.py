@@ -270,7 +270,7 @@ def mutants(module, tree):
                     new = ast.UnaryOp(ast.Not(), child)
                     add(function, node, field, index, child, new)
                 if isinstance(child, ast.keyword) and child.arg == "ddof":
-                    add(function, node, field, index, child.value, ast.Constant(0))
+                    add(function, child, "value", None, child.value, ast.Constant(0))
                 visit(child, function, shape and not isinstance(child, ast.Lambda))
 
     visit(tree, "", False)
@@ -300,9 +300,10 @@ class Order:
             self.report.flush()
 
 
-def child(folder, module, tree, mutant, rank, slot):
+def child(folder, module, tree, mutant, tests, rank, slot):
     """Run the tests of a module with a mutated tree; never returns."""
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(folder)
     log = os.open(folder / f"log-{slot}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
@@ -332,7 +333,7 @@ def child(folder, module, tree, mutant, rank, slot):
         with open(folder / f"report-{slot}", "w") as report:
             order = Order(report)
             order.rank = rank
-            files = [f"tests/test_{test}.py" for test in TESTS[module]]
+            files = [f"tests/test_{test}.py" for test in tests]
             status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files], [order]))
         if not used:
             status = 98
@@ -355,17 +356,30 @@ class Run:
 
 
 class Pool:
-    """Children, so many at a time."""
+    """Children, so many at a time, each slot with its own cache of compiled programs."""
 
     def __init__(self, folder, jobs):
         self.folder, self.free, self.running = folder, list(range(jobs)), []
 
-    def start(self, module, tree, mutant, rank, limit):
+    def start(self, module, tree, mutant, tests, rank, limit):
         slot = self.free.pop()
         pid = os.fork()
         if pid == 0:
-            child(self.folder, module, tree, mutant, rank, slot)
+            child(self.folder, module, tree, mutant, tests, rank, slot)
         self.running.append(Run(pid, slot, time.monotonic(), limit, module, mutant))
+
+    def kill(self, run):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+        os.waitpid(run.pid, 0)
+
+    def share_caches(self, kept):
+        """Give every slot the compiled programs of all, and keep them in a folder."""
+        caches = [self.folder / f"cache-{slot}" for slot in self.free]
+        for cache in caches:
+            shutil.copytree(cache, kept, dirs_exist_ok=True)
+        for cache in caches:
+            shutil.copytree(kept, cache, dirs_exist_ok=True)
 
     def wait(self):
         """Wait for a child to end or to exceed its time: its run, status, report."""
@@ -376,8 +390,7 @@ class Pool:
                 if pid == 0 and not late:
                     continue
                 if pid == 0:
-                    os.killpg(run.pid, signal.SIGKILL)
-                    os.waitpid(run.pid, 0)
+                    self.kill(run)  # perhaps while it wrote to its cache
                     shutil.rmtree(self.folder / f"cache-{run.slot}", ignore_errors=True)
                 self.running.remove(run)
                 self.free.append(run.slot)
@@ -388,78 +401,82 @@ class Pool:
             time.sleep(0.05)
 
 
-def baseline(pool, trees):
-    """Run the tests of every module as it is; return their durations, by module and test."""
+def baseline(pool, trees, kept):
+    """Run the tests of all modules as they are; return the durations of the tests."""
+    for slot in pool.free:
+        shutil.copytree(kept, pool.folder / f"cache-{slot}")
+    waiting = {test: module for module in trees for test in TESTS[module]}
     durations = {}
-    for module, tree in trees.items():
-        files = tuple(TESTS[module])
-        if files in durations:
-            continue
-        start = time.monotonic()
-        pool.start(module, tree, None, {}, 3600.0)
-        _, status, lines = pool.wait()
+    while waiting or pool.running:
+        while waiting and pool.free:
+            test, module = waiting.popitem()
+            pool.start(module, trees[module], None, [test], {}, 3600.0)
+        run, status, lines = pool.wait()
         if status != 0:
-            log = (pool.folder / "log-0").read_text()
-            raise SystemExit(f"{log}\nThe tests of {module} fail before any mutation.")
-        durations[files] = {test: float(seconds) for seconds, test in lines}
-        print(f"{module}: {len(lines)} tests pass in {time.monotonic() - start:.0f} s", flush=True)
-    return {module: durations[tuple(TESTS[module])] for module in trees}
+            log = (pool.folder / f"log-{run.slot}").read_text()
+            raise SystemExit(f"{log}\nThe tests of {run.module} fail before any mutation.")
+        durations |= {test: float(seconds) for seconds, test in lines}
+    pool.share_caches(kept)
+    return durations
 
 
-def check(trees, chosen, jobs):
-    """Run the tests against every chosen mutant; print as it goes, and return the survivors."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="mutation-"))
+def ranks(tests, function, durations, kills):
+    """Return the order of the tests: the latest killers; then file by file, those named after the
+    function first, and the cheap ones first."""
+    words = [word.strip("_").lower() for word in function.split(".")]
+    rank = {
+        name: place + (0.0 if any(word in name for word in words) else 0.5) + min(cost / 1e4, 0.4)
+        for place, test in enumerate(tests)
+        for name, cost in durations.items()
+        if name.startswith(f"tests/test_{test}.py")
+    }
+    return rank | {name: -1.0 - when for name, when in kills.items()}
+
+
+def check(trees, chosen, jobs, kept):
+    """Run the tests against every chosen mutant; return the survivors and the counts."""
     survivors, killed, total = [], collections.Counter(), collections.Counter()
-    try:
+    recent = collections.defaultdict(dict)  # when a test last killed, by module and by function
+    waiting = collections.deque(chosen)
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        folder = pathlib.Path(folder)
         for part in ("sm_jax", "tests"):
             shutil.copytree(ROOT / part, folder / part)
         shutil.copy(ROOT / "setup.cfg", folder)
-        durations = baseline(Pool(folder, 1), trees)
-        for slot in range(1, jobs):
-            shutil.copytree(folder / "cache-0", folder / f"cache-{slot}")
-        pool = Pool(folder, jobs)
-        recent = collections.defaultdict(dict)  # when a test last killed, by module and function
-        waiting = collections.deque(chosen)
-        while waiting or pool.running:
-            while waiting and pool.free:
-                mutant = waiting.popleft()
-                times = durations[mutant.module]
-                kills = recent[mutant.module] | recent[mutant.module, mutant.function]
-                # The order of the files, then the cheap tests first; killers before all of them.
-                files = TESTS[mutant.module]
-                rank = {
-                    test: next(i for i, f in enumerate(files) if f"test_{f}.py" in test)
-                    + min(seconds / 1e3, 0.9)
-                    for test, seconds in times.items()
-                }
-                rank |= {test: -1.0 - when for test, when in kills.items()}
-                limit = 120.0 + 6.0 * sum(times.values())
-                pool.start(mutant.module, trees[mutant.module], mutant, rank, limit)
-            run, status, lines = pool.wait()
-            mutant = run.mutant
-            if status in (3, 4, 5, 98, 99):  # not a verdict of a test
-                log = (folder / f"log-{run.slot}").read_text()
-                raise SystemExit(f"{log}\nThe check itself failed, status {status}, on {mutant}")
-            total[mutant.module] += 1
-            killers = [name for first, name in lines if first == "failed"]
-            if status == 0:
-                survivors.append(mutant)
-                verdict = "SURVIVED"
-            else:
-                killed[mutant.module] += 1
-                verdict = "too slow" if status == "late" else "killed by " + "".join(killers[:1])
-                if killers and not killers[0].startswith("import of"):
-                    when = sum(total.values())
-                    recent[mutant.module][killers[0]] = when
-                    recent[mutant.module, mutant.function][killers[0]] = 1e6 + when
-            seconds = time.monotonic() - run.start
-            print(f"{sum(total.values())}/{len(chosen)} {mutant}: {verdict}, {seconds:.0f} s")
-            sys.stdout.flush()
-    finally:
-        for run in pool.running if "pool" in locals() else []:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(run.pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
+        pool, start = Pool(folder, jobs), time.monotonic()
+        try:
+            durations = baseline(pool, trees, kept)
+            seconds = time.monotonic() - start
+            print(f"{len(durations)} tests pass before mutation, {seconds:.0f} s", flush=True)
+            while waiting or pool.running:
+                while waiting and pool.free:
+                    mutant = waiting.popleft()
+                    module, tests = mutant.module, TESTS[mutant.module]
+                    rank = ranks(tests, durations, recent[module] | recent[module, mutant.function])
+                    limit = 120.0 + 5.0 * sum(durations[name] for name in rank)
+                    pool.start(module, trees[module], mutant, tests, rank, limit)
+                run, status, lines = pool.wait()
+                mutant, seconds = run.mutant, time.monotonic() - run.start
+                if status in (3, 4, 5, 98, 99):  # no verdict of a test
+                    log = (folder / f"log-{run.slot}").read_text()
+                    raise SystemExit(f"{log}\nThe check itself failed ({status}) on {mutant}")
+                total[mutant.module] += 1
+                when = total.total()
+                if status == 0:
+                    survivors.append(mutant)
+                    verdict = "SURVIVED"
+                else:
+                    killed[mutant.module] += 1
+                    killers = [name for first, name in lines if first == "failed"]
+                    verdict = "too slow" if status == "late" else f"killed by {killers or status}"
+                    for name in killers:
+                        if name in durations:
+                            recent[mutant.module][name] = when
+                            recent[mutant.module, mutant.function][name] = len(chosen) + when
+                print(f"{when}/{len(chosen)} {mutant}: {verdict}, {seconds:.0f} s", flush=True)
+        finally:
+            for run in pool.running:
+                pool.kill(run)
     return survivors, killed, total
 
 
@@ -472,9 +489,11 @@ def main():
     parser.add_argument("--limit", type=int, help="number of mutants, sampled; all by default")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants run at a time")
+    parser.add_argument("--cache", help="folder that keeps compiled programs for the next run")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     options = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     start = time.monotonic()
     wanted = options.module or [""]
     names = [m for m in TESTS if any(m.startswith(w) for w in wanted)]
@@ -493,7 +512,10 @@ def main():
         print(*chosen, f"{len(chosen)} mutants", sep="\n")
         return
 
-    survivors, killed, total = check(trees, chosen, options.jobs)
+    with tempfile.TemporaryDirectory(prefix="mutation-cache-") as temporary:
+        kept = pathlib.Path(options.cache or temporary).resolve()
+        kept.mkdir(parents=True, exist_ok=True)
+        survivors, killed, total = check(trees, chosen, options.jobs, kept)
     print("\n| module | killed | mutants | share |\n|---|---|---|---|")
     for module in total:
         share = 100 * killed[module] / total[module]
