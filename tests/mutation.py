@@ -50,17 +50,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # The tests of each module, the most specific first.
 TESTS = {
-    "divergence": ["divergence", "losses"],
-    "losses/_denoising": ["losses", "noise_conditional"],
-    "losses/_diffusion": ["noise_conditional"],
+    "divergence": ["divergence", "losses", "keys"],
+    "losses/_denoising": ["losses", "noise_conditional", "keys"],
+    "losses/_diffusion": ["noise_conditional", "keys"],
     "losses/_implicit": ["losses"],
-    "losses/_noise_conditional": ["noise_conditional"],
-    "losses/_second_order": ["losses"],
-    "losses/_sliced": ["losses", "noise_conditional"],
+    "losses/_noise_conditional": ["noise_conditional", "keys"],
+    "losses/_second_order": ["losses", "keys"],
+    "losses/_sliced": ["losses", "noise_conditional", "keys"],
     "processes": ["processes", "noise_conditional", "samplers"],
     "parameterization": ["parameterization", "losses"],
-    "samplers/_diffusion": ["samplers"],
-    "samplers/_langevin": ["samplers"],
+    "samplers/_diffusion": ["samplers", "keys"],
+    "samplers/_langevin": ["samplers", "keys"],
     "samplers/_scan": ["samplers"],
     "likelihood": ["likelihood"],
 }
@@ -107,6 +107,8 @@ def called(node):
 
 
 def is_number(node):
+    if isinstance(node, ast.UnaryOp):
+        node = node.operand
     return isinstance(node, ast.Constant) and type(node.value) in (int, float)
 
 
