@@ -145,6 +145,11 @@ def test_precondition_of_nothing_is_the_gaussian_score(process, getkey):
     np.testing.assert_allclose(score, -x / variance[:, None], rtol=2e-5)
 
 
+def test_the_data_of_edm_have_deviation_one_half():
+    score = p.precondition(lambda x, c: 0.0 * x, processes.VE())(jnp.ones((1, 1)), jnp.ones(1))
+    np.testing.assert_allclose(score, [[-1 / 1.25]], rtol=1e-6)
+
+
 def test_dtypes_are_kept():
     x, t = jnp.ones((2, 3), jnp.bfloat16), jnp.ones(2)
     process = processes.VE()

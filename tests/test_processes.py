@@ -46,6 +46,11 @@ def test_ranges():
     }
 
 
+def test_defaults():
+    assert processes.VE() == processes.VE(sigma_min=0.01, sigma_max=50.0)
+    assert processes.GeometricVE() == processes.GeometricVE(sigma_min=0.01, sigma_max=50.0)
+
+
 @each_process
 def test_marginals_solve_the_differential_equation(process):
     """d alpha / dt = f alpha and d sigma^2 / dt = 2 f sigma^2 + g^2, by central differences."""
@@ -151,6 +156,16 @@ def test_time_grid(process):
     np.testing.assert_array_less(np.diff(grid), 0)
     coarse = processes.time_grid(process, n, rho=3.0)
     assert not np.allclose(grid[1:-1], coarse[1:-1], rtol=0.05)
+
+
+def test_times_are_checked_up_to_rounding_and_where_they_are_known():
+    process = processes.VE()
+    times = [50.0 * (1 + 4e-7), 1.0, 0.01 * (1 - 4e-7)]
+    np.testing.assert_allclose(processes.check_times(process, times), times, rtol=1e-6)
+    check = jax.jit(processes.check_times)
+    np.testing.assert_array_equal(check(process, jnp.array([60.0, 1.0])), [60.0, 1.0])
+    known = jax.jit(lambda process: processes.check_times(process, [60.0, 1.0]))
+    np.testing.assert_array_equal(known(process), [60.0, 1.0])
 
 
 @each_process
