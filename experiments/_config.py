@@ -19,8 +19,9 @@ import tyro
 class Model:
     """The network."""
 
-    network: Literal["mlp", "unet", "auto"] = "mlp"
-    """Residual MLP or U-Net; auto takes the U-Net for images of 8 x 8 pixels or more."""
+    network: Literal["mlp", "levels", "unet", "auto"] = "mlp"
+    """Residual MLP; the same with a head that knows the levels of integer data; U-Net; auto takes
+    the U-Net for images of 8 x 8 pixels or more, else the MLP."""
     width: int = 256
     """Hidden features of the MLP, or channels of the U-Net at full resolution."""
     depth: int = 4
@@ -61,8 +62,9 @@ class Evaluation:
     """Samples drawn for the pictures."""
     sampling_steps: int = 32
     """Steps of Heun's method per sample; each is two evaluations of the network."""
-    likelihood_steps: int = 64
-    """Steps of Heun's method per likelihood; its error falls as the inverse square of them."""
+    # On the digits 32 steps read 0.13 nats above 160, and 48 read 0.06 above.
+    likelihood_steps: int = 32
+    """Steps of the likelihood's integral; its error falls as their inverse square."""
     likelihood_examples: int = 297
     """Held-out examples, and as many training examples, whose likelihood is computed."""
     divergence: Literal["exact", "hutchinson", "auto"] = "auto"
@@ -101,7 +103,7 @@ class Digits:
     """Handwritten digits of scikit-learn: 8 x 8 pixels of 17 levels."""
 
     data: DigitsData = DigitsData()
-    model: Model = Model(dropout=0.3)
+    model: Model = Model(network="levels", dropout=0.3)
     training: Training = Training(num_steps=4000)
     evaluation: Evaluation = Evaluation()
     run: Run = Run()
@@ -128,7 +130,7 @@ class Toy:
         num_steps=4000, batch_size=512, weight_decay=0.0, log_sigma_mean=-1.0, log_sigma_std=1.5
     )
     evaluation: Evaluation = Evaluation(
-        num_samples=2000, likelihood_examples=2000, likelihood_steps=128
+        num_samples=2000, likelihood_examples=2000, likelihood_steps=64
     )
     run: Run = Run()
 
@@ -153,8 +155,8 @@ class Array:
     """Your own data. The noise levels are computed from it."""
 
     data: ArrayData
-    model: Model = Model(network="auto", dropout=0.1)
-    training: Training = Training()
+    model: Model = Model(network="auto", width=128, depth=3, dropout=0.3)
+    training: Training = Training(num_steps=2000)
     evaluation: Evaluation = Evaluation()
     run: Run = Run()
 
@@ -189,12 +191,15 @@ def quick(config: Tfds) -> Tfds:
     """Returns the defaults of `--quick`."""
     return dataclasses.replace(
         config,
+        data=dataclasses.replace(
+            config.data, train_split="train[:10000]", held_out_split="test[:1000]"
+        ),
         model=Model(network="unet", width=16, depth=1, multipliers=(1, 2, 2)),
         training=Training(num_steps=600, batch_size=64, learning_rate=2e-3, ema_decay=0.99),
         evaluation=Evaluation(
             num_samples=36,
             sampling_steps=18,
-            likelihood_steps=24,
+            likelihood_steps=16,
             likelihood_examples=32,
             num_estimates=2,
             every=200,

@@ -17,7 +17,7 @@ from sm_jax.processes import perturb, prior_sample, time_grid
 from sm_jax.typing import NoiseScoreFn
 
 _MOST_EXACT_DIMS = 128
-_BLOCK = 128  # examples per compiled evaluation
+_BLOCK_SIZE = 2048  # numbers in the examples evaluated together: more leave the cache of a CPU
 
 
 def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def log_likelihood(
             num_steps=options.likelihood_steps,
         )
 
-    num_blocks = -(-len(x) // _BLOCK)
+    num_blocks = -(-len(x) // max(16, _BLOCK_SIZE // problem.num_dims))
     size = -(-len(x) // num_blocks)
     padded = np.concatenate([x, x[: num_blocks * size - len(x)]])
     keys = jax.random.split(key, num_blocks)

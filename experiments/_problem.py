@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments._config import Array, Config, Digits, Model, Tfds, Toy
+from experiments._config import Array, Config, Digits, Tfds, Toy
 from sm_jax import data, densities, losses, models, noise_levels, parameterization, processes
 from sm_jax.typing import NoiseScoreFn
 
@@ -217,12 +217,13 @@ class ScoreModel(NamedTuple):
 def build(config: Config, problem: Problem) -> ScoreModel:
     """Builds the network of a configuration, with its score and its loss."""
     options, process = config.training, problem.process
-    network = _network(config.model, problem, jax.random.key(options.seed))
-    apply, params = models.functional(network)
+    apply, params = models.functional(_network(config, problem))
 
-    def score(params, key=None):
+    def score(params, cond=None, key=None):
+        if config.model.network == "levels":
+            return lambda x, t: apply(params, x, t, cond, key=key)
         return parameterization.precondition(
-            lambda x, c_noise: apply(params, x, c_noise, key=key),
+            lambda x, c_noise: apply(params, x, c_noise, cond, key=key),
             process,
             sigma_data=problem.sigma_data,
         )
@@ -238,14 +239,15 @@ def build(config: Config, problem: Problem) -> ScoreModel:
         std=options.log_sigma_std,
         uniform=losses.low_discrepancy,
     )
-    shift = config.data.shift if isinstance(config, Digits) else 0
+    shift = config.data.shift if _augmented(config) else 0
 
     def loss(params, rows, key):
         shift_key, scale_key, loss_key, dropout_key = jax.random.split(key, 4)
+        cond = None
         if shift:
-            rows = shifted(rows, shift_key, shift)
+            rows, cond = shifted(rows, shift_key, shift)
         x = problem.scaled(rows, scale_key)
-        return loss_at(score(params, dropout_key), x, loss_key, sample_t=sample_t)
+        return loss_at(score(params, cond, dropout_key), x, loss_key, sample_t=sample_t)
 
     levels = np.geomspace(max(problem.sigma_min, 0.01), min(problem.sigma_max, 20.0), 12)
 
@@ -264,25 +266,42 @@ def build(config: Config, problem: Problem) -> ScoreModel:
     return ScoreModel(params, score, loss, level_loss, levels)
 
 
-def _network(model: Model, problem: Problem, key: jax.Array) -> nnx.Module:
-    shape, rngs = problem.event_shape, nnx.Rngs(params=key)
-    images = len(shape) == 3 and min(shape[:2]) >= 8
-    if model.network == "unet" or (model.network == "auto" and images):
+def _network(config: Config, problem: Problem) -> nnx.Module:
+    model, shape = config.model, problem.event_shape
+    rngs = nnx.Rngs(params=jax.random.key(config.training.seed))
+    kind = model.network
+    if kind == "auto":
+        kind = "unet" if len(shape) == 3 and min(shape[:2]) >= 8 else "mlp"
+    sizes = {"dropout": model.dropout, "cond_dims": 2 * _augmented(config), "rngs": rngs}
+    if kind == "unet":
         return models.UNet(
             shape,
             channels=model.width,
             channel_multipliers=model.multipliers,
             num_blocks=model.depth,
-            dropout=model.dropout,
-            rngs=rngs,
+            **sizes,
         )
-    return models.MLP(shape, width=model.width, depth=model.depth, dropout=model.dropout, rngs=rngs)
+    sizes |= {"width": model.width, "depth": model.depth}
+    if kind == "mlp":
+        return models.MLP(shape, **sizes)
+    if problem.num_levels is None:
+        raise ValueError("--network levels is for integer data only: take mlp")
+    return models.LevelMLP(shape, problem.num_levels, sigma_data=problem.sigma_data, **sizes)
 
 
-def shifted(images: jax.Array, key: jax.Array, most: int) -> jax.Array:
-    """Shifts each image `[B, H, W]` by up to `most` pixels along each axis; what enters is 0."""
+def _augmented(config: Config) -> bool:
+    return isinstance(config, Digits) and config.data.shift > 0
+
+
+def shifted(images: jax.Array, key: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
+    """Shifts images `[B, H, W]` by up to `most` pixels along each axis; what enters is 0.
+
+    Returns:
+        The images, and what the network is told `[B, 2]`: the shifts in units of `most`. So it
+        learns from shifted digits without drawing any: without being told, nothing is shifted.
+    """
     batch, height, width = images.shape
     padded = jnp.pad(images, ((0, 0), (most, most), (most, most)))
-    starts = jax.random.randint(key, (batch, 2), 0, 2 * most + 1)
+    shift = jax.random.randint(key, (batch, 2), -most, most + 1)
     cut = jax.vmap(lambda image, start: jax.lax.dynamic_slice(image, start, (height, width)))
-    return cut(padded, starts)
+    return cut(padded, most - shift), shift / most

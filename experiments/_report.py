@@ -72,7 +72,7 @@ def method(results: dict[str, Any]) -> str:
     trace = {"exact": "exact trace", "hutchinson": "Hutchinson's estimate of the trace"}
     return (
         f"Mean over {results['num_examples']} examples ± standard error; the model's by "
-        f"probability flow, {trace[results['divergence']]}, {results['likelihood_steps']} Heun "
+        f"probability flow, {trace[results['divergence']]}, {results['likelihood_steps']} "
         f"steps. {results['units']}"
     )
 
@@ -83,7 +83,7 @@ def show(directory: pathlib.Path, results: dict[str, Any]) -> None:
     from rich.table import Table
 
     shown = Table(
-        title="Log-likelihood, held out unless said otherwise",
+        title="Log-likelihood",
         title_justify="left",
         title_style="bold",
     )

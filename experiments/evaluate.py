@@ -18,7 +18,7 @@ class Evaluate:
     run: Annotated[pathlib.Path, tyro.conf.Positional]
     """Run directory that experiments.train wrote; its data must still be where they were."""
     likelihood_steps: int | None = None
-    """Steps of Heun's method; those of the run by default. Double them to see their error."""
+    """Steps of its integral; those of the run by default. Double them to see their error."""
     likelihood_examples: int | None = None
     """Held-out examples, and as many training examples; those of the run by default."""
     divergence: Literal["exact", "hutchinson", "auto"] | None = None

@@ -10,6 +10,9 @@ The output layer starts at zero, so that a preconditioned network starts as the 
 from sm_jax.models._functional import (
     functional,
 )
+from sm_jax.models._levels import (
+    LevelMLP,
+)
 from sm_jax.models._mlp import (
     MLP,
     EnergyMLP,
@@ -21,6 +24,7 @@ from sm_jax.models._unet import (
 __all__ = [
     "MLP",
     "EnergyMLP",
+    "LevelMLP",
     "UNet",
     "functional",
 ]
