@@ -9,6 +9,7 @@ The core needs only JAX, and is imported with the package:
     noise_levels      ladders of noise levels, and levels computed from data
     samplers          Langevin, annealed Langevin, reverse SDE, Heun's probability flow
     likelihood        log-densities by the probability flow; bits per dimension
+    quantized         denoising of data that have levels, such as pixels
     densities         analytic densities, before and after noising
     data              sources, scaling with its log-determinant, batches by (key, step)
 
@@ -25,6 +26,7 @@ from sm_jax import (
     noise_levels,
     parameterization,
     processes,
+    quantized,
     samplers,
 )
 
@@ -39,5 +41,6 @@ __all__ = [
     "noise_levels",
     "parameterization",
     "processes",
+    "quantized",
     "samplers",
 ]

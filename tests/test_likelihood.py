@@ -40,8 +40,8 @@ def x(getkey):
 
 @each_process
 def test_closed_form(process, x):
-    result = log_prob(gaussian_noised_score(process), process, x)
-    assert result.num_evaluations == 33 * 7
+    result = log_prob(gaussian_noised_score(process), process, x, num_steps=64)
+    assert result.num_evaluations == 65 * 7
     np.testing.assert_allclose(result.value, flow_log_prob(process, x), atol=2e-3)
     np.testing.assert_array_equal(result.standard_error, np.zeros(8))
     # and this is the density of the data, up to the mismatch of the prior

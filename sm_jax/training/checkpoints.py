@@ -35,6 +35,18 @@ from orbax.checkpoint import checkpoint_managers
 from sm_jax import __version__
 from sm_jax.training._state import State, ema_dtype
 
+__all__ = [
+    "check_metadata",
+    "has_checkpoints",
+    "open_manager",
+    "prepare_directory",
+    "read_metadata",
+    "restore",
+    "restore_params",
+    "save",
+    "write_metadata",
+]
+
 FORMAT_VERSION = 1
 
 
