@@ -5,8 +5,8 @@
 
 Every row compares two compiled programs that are timed in turn, round after round, and reports the
 median of the ratios of the rounds: what else the machine does then touches both alike. The floor is
-the ratio of the operations that must be done; memory is the peak of temporary buffers that XLA plans
-for the compiled program.
+the ratio of the operations that must be done; memory is the peak of temporary buffers that XLA
+plans for the compiled program.
 """
 
 import dataclasses

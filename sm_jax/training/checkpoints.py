@@ -234,7 +234,11 @@ def save(
 
 
 def has_checkpoints(directory: pathlib.Path) -> bool:
-    """Returns whether a run directory holds a complete checkpoint."""
+    """Returns whether a run directory holds a complete checkpoint.
+
+    Args:
+        directory: a run directory.
+    """
     return bool(_steps(directory))
 
 
