@@ -111,7 +111,7 @@ def one_line_errors() -> Iterator[None]:
     """Ends the program with one line on stderr: exit code 2 for what the user can mend."""
     try:
         yield
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:
         sys.exit(_fail(error, 2))
     except FloatingPointError as error:
         sys.exit(_fail(error, 1))

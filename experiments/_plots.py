@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments._problem import Examples, Problem
 from experiments._run import Run
@@ -71,7 +71,9 @@ def _log_scale(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     low, high = axes.get_ylim()
-    axes.yaxis.set_minor_formatter("{x:g}" if high < 8 * low else NullFormatter())
+    if high > 3 * low:
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 100 * low else NullFormatter())
 
 
 def samples(
@@ -293,6 +295,7 @@ def _marginals(
     flat = _units(problem, x)
     data = None if examples is None else examples.held_out.reshape(len(examples.held_out), -1)
     shown = min(flat.shape[1], 12)
+    num_bins = int(np.clip(2 * len(flat if data is None else data) ** 0.5, 8, 40))
     columns = min(shown, 4)
     rows = -(-shown // columns)
     with _figure(path, 2.6 * columns + 0.4, 2.1 * rows + 0.6) as figure:
@@ -302,9 +305,9 @@ def _marginals(
                 axes.set_axis_off()
                 continue
             both = flat[:, i] if data is None else np.concatenate([flat[:, i], data[:, i]])
-            bins = np.linspace(*np.quantile(both, (0.002, 0.998)), 32)
+            bins = np.linspace(*np.quantile(both, (0.002, 0.998)), num_bins + 1)
             if not np.all(np.diff(bins) > 0):
-                bins = 32
+                bins = num_bins
             if data is not None:
                 axes.hist(data[:, i], bins, density=True, color="#c9c9c9", label="held-out data")
             axes.hist(

@@ -148,7 +148,10 @@ def _load_array(config: Array) -> Examples:
         raise ValueError(
             f"--held-out is a share of the examples between 0 and 1, got {options.held_out}"
         )
-    x = data.load(options.path, array=options.array)
+    try:
+        x = data.load(options.path, array=options.array)
+    except TypeError as error:  # of the numbers in the file, so the user's to mend
+        raise ValueError(str(error)) from error
     order = np.random.default_rng(config.training.seed).permutation(len(x))[: options.max_examples]
     num_held_out = math.ceil(options.held_out * len(order))
     if len(order) - num_held_out < 2:

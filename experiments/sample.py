@@ -3,11 +3,16 @@
 import dataclasses
 import pathlib
 import sys
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from experiments import _cli
+
+if TYPE_CHECKING:  # slow to import
+    from jax import Array
+
+    from experiments._run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +58,9 @@ def sample(options: Sample, output: pathlib.Path) -> None:
         raise ValueError(f"--churn is of heun, not of {options.sampler}: leave one of them out")
     run = _run.load(options.run)
     process = run.problem.process
+    langevin_steps = options.num_steps or 5
+    sigmas = _ladder(run)
+    step_size = noise_levels.langevin_step_size(sigmas, langevin_steps)
     prior_key, sample_key = jax.random.split(jax.random.key(options.seed))
 
     def draw(x, key):
@@ -71,15 +79,13 @@ def sample(options: Sample, output: pathlib.Path) -> None:
                     run.score_fn, x, key, process=process, num_steps=options.num_steps
                 )
             case "annealed_langevin":
-                num_steps = options.num_steps or 5
-                low, high = run.problem.sigma_min, run.problem.sigma_max
-                ratio = min(noise_levels.level_ratio(run.problem.num_dims), 1.5)
-                sigmas = noise_levels.geometric(
-                    high, low, noise_levels.num_levels(high, low, ratio)
-                )
-                step_size = noise_levels.langevin_step_size(sigmas, num_steps)
                 return samplers.annealed_langevin(
-                    run.score_fn, x, key, sigmas=sigmas, step_size=step_size, num_steps=num_steps
+                    run.score_fn,
+                    x,
+                    key,
+                    sigmas=sigmas,
+                    step_size=step_size,
+                    num_steps=langevin_steps,
                 )
 
     noise = prior_sample(process, prior_key, (options.num, *run.problem.event_shape))
@@ -89,6 +95,15 @@ def sample(options: Sample, output: pathlib.Path) -> None:
     print(f"{options.num} samples by {options.sampler}:")
     for suffix in (".npy", ".png"):
         print(f"  {output.with_suffix(suffix)}")
+
+
+def _ladder(run: "Run") -> "Array":
+    """Returns the noise levels of annealed Langevin, as many as the dimension asks for."""
+    from sm_jax import noise_levels
+
+    low, high = run.problem.sigma_min, run.problem.sigma_max
+    ratio = min(noise_levels.level_ratio(run.problem.num_dims), 1.5)
+    return noise_levels.geometric(high, low, noise_levels.num_levels(high, low, ratio))
 
 
 if __name__ == "__main__":
