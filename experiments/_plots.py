@@ -93,15 +93,17 @@ def gif(path: pathlib.Path, problem: Problem, trajectory: np.ndarray, levels: np
     # At each level the noised data are brought to one range: it is the picture that emerges.
     spread = np.sqrt(1 + (levels / problem.sigma_data) ** 2)
     scaled = trajectory / spread.reshape(-1, *[1] * (trajectory.ndim - 1))
-    chosen = np.unique(np.linspace(0, len(levels) - 1, min(len(levels), 48)).astype(int))
+    # Well above the data's spread nothing is to be seen yet: of those levels, the first will do.
+    seen = np.flatnonzero(levels < 10 * problem.sigma_data)
+    chosen = np.unique([0, *seen[:: max(1, len(seen) // 40)], len(levels) - 1])
     if problem.is_image:
-        factor = _factor(problem, trajectory.shape[1])
+        factor = max(1, _factor(problem, trajectory.shape[1]) // 2)  # a smaller file
         frames = [_to_pil(_tiles(_grey(scaled[i])), factor) for i in chosen]
     elif problem.event_shape == (2,):
         frames = _scatter_frames(scaled[chosen], levels[chosen])
     else:
         frames = _histogram_frames(scaled[chosen], levels[chosen])
-    frames = [frame.convert("P", colors=64) for frame in frames]
+    frames = [frame if frame.mode == "L" else frame.quantize(64, dither=0) for frame in frames]
     durations = [70] * (len(frames) - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 

@@ -19,9 +19,9 @@ body { margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.25rem 4rem; backgroun
        color: var(--text); font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; margin: 0 0 .2rem; letter-spacing: -.01em; }
 h2 { font-size: 1.1rem; margin: 2.6rem 0 .8rem; }
-p { color: var(--soft); margin: .3rem 0 1rem; }
+p { color: var(--soft); margin: .6rem 0 1rem; }
 .figures { display: grid; gap: 1.2rem;
-           grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); }
+           grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); }
 figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 10px;
          padding: .9rem; }
 figure.wide { grid-column: 1 / -1; }
@@ -122,12 +122,14 @@ def write(run: Run, results: dict[str, Any]) -> None:
         ),
         ("loss.png", "Training loss, mean over every hundred steps", "wide"),
     )
-    pictures = "".join(
-        f'<figure class="{layout}"><img src="{_embedded(directory / name)}" alt="{caption}"'
-        f' class="{"pixels" if run.problem.is_image and not layout else ""}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-        for name, caption, layout in figures
-        if (directory / name).exists()
+    first, second = (
+        "".join(
+            f'<figure class="{layout}"><img src="{_embedded(directory / name)}" alt="{caption}"'
+            f' class="{"pixels" if run.problem.is_image and not layout else ""}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+            for name, caption, layout in part
+        )
+        for part in (figures[:2], figures[2:])
     )
     rows = "".join(
         f'<tr class="{"model" if name == "score model" else ""}"><td>{html.escape(name)}</td>'
@@ -149,11 +151,13 @@ def write(run: Run, results: dict[str, Any]) -> None:
 <h1>{html.escape(recipe)}</h1>
 <p>{html.escape(type(config).__doc__)} A score model of {results["num_parameters"]:,} parameters,
 {config.training.num_steps:,} steps, {results.get("wall_seconds", 0):.0f} s in all.</p>
-<div class="figures">{pictures}</div>
+<div class="figures">{first}</div>
 <h2>Log-likelihood</h2>
 <div class="scroll"><table><tr><th></th><th class="number">nats</th>
 <th class="number">bits/dim</th><th></th></tr>{rows}</table></div>
 <p>{html.escape(gap(results))}. {html.escape(method(results))}</p>
+<h2>Scores and training</h2>
+<div class="figures">{second}</div>
 <h2>Configuration</h2>
 <div class="scroll"><table>{groups}</table></div>
 </body></html>

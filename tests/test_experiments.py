@@ -57,7 +57,7 @@ def test_digits_writes_everything(digits):
     for name in PICTURES:
         with Image.open(digits / name) as picture:
             assert min(picture.size) > 100
-            assert getattr(picture, "n_frames", 1) == (4 if name.endswith("gif") else 1)
+            assert (getattr(picture, "n_frames", 1) > 1) == name.endswith("gif")
     metrics = (digits / "metrics.jsonl").read_text().splitlines()
     assert json.loads(metrics[-1])["step"] == 4
     assert json.loads((digits / "config.json").read_text())["options"]["training"]["num_steps"] == 4
