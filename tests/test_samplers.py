@@ -111,10 +111,10 @@ def test_reverse_sde_reaches_the_data(process, getkey):
 @each_process
 def test_heun_reaches_the_data(process, getkey):
     score_fn = gaussian_noised_score(process)
-    out = samplers.heun(score_fn, prior(process, getkey()), process=process, num_steps=60)
+    out = samplers.heun(score_fn, prior(process, getkey()), process=process, num_steps=120)
     assert_gaussian(out, MEAN, COV, slack=0.01)
     churned = samplers.heun(
-        score_fn, prior(process, getkey()), getkey(), process=process, num_steps=60, churn=20.0
+        score_fn, prior(process, getkey()), getkey(), process=process, num_steps=120, churn=20.0
     )
     assert_gaussian(churned, MEAN, COV, slack=0.01)
 
