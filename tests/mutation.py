@@ -454,7 +454,8 @@ def check(trees, chosen, jobs, kept):
                 while waiting and pool.free:
                     mutant = waiting.popleft()
                     module, tests = mutant.module, TESTS[mutant.module]
-                    rank = ranks(tests, durations, recent[module] | recent[module, mutant.function])
+                    kills = recent[module] | recent[module, mutant.function]
+                    rank = ranks(tests, mutant.function, durations, kills)
                     limit = 120.0 + 5.0 * sum(durations[name] for name in rank)
                     pool.start(module, trees[module], mutant, tests, rank, limit)
                 run, status, lines = pool.wait()
