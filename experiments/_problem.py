@@ -17,7 +17,16 @@ import numpy as np
 from flax import nnx
 
 from experiments._config import Array, Config, Digits, Tfds, Toy
-from sm_jax import data, densities, losses, models, noise_levels, parameterization, processes
+from sm_jax import (
+    data,
+    densities,
+    losses,
+    models,
+    noise_levels,
+    parameterization,
+    processes,
+    quantized,
+)
 from sm_jax.typing import NoiseScoreFn
 
 DIGIT_LEVELS, IMAGE_LEVELS = 17, 256
@@ -222,14 +231,17 @@ def build(config: Config, problem: Problem) -> ScoreModel:
     options, process = config.training, problem.process
     apply, params = models.functional(_network(config, problem))
 
+    if config.model.network == "levels":
+        edges = quantized.level_edges(problem.num_levels)
+        precondition = functools.partial(quantized.precondition, edges=edges)
+    else:
+        precondition = parameterization.precondition
+
     def score(params, cond=None, key=None):
-        if config.model.network == "levels":
-            return lambda x, t: apply(params, x, t, cond, key=key)
-        return parameterization.precondition(
-            lambda x, c_noise: apply(params, x, c_noise, cond, key=key),
-            process,
-            sigma_data=problem.sigma_data,
-        )
+        def network(x, c_noise):
+            return apply(params, x, c_noise, cond, key=key)
+
+        return precondition(network, process, sigma_data=problem.sigma_data)
 
     loss_at = functools.partial(
         losses.diffusion,
@@ -289,7 +301,7 @@ def _network(config: Config, problem: Problem) -> nnx.Module:
         return models.MLP(shape, **sizes)
     if problem.num_levels is None:
         raise ValueError("--network levels is for integer data only: take mlp")
-    return models.LevelMLP(shape, problem.num_levels, sigma_data=problem.sigma_data, **sizes)
+    return models.LevelMLP(shape, problem.num_levels, **sizes)
 
 
 def _augmented(config: Config) -> bool:

@@ -32,8 +32,9 @@ from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 __all__ = ["level_edges", "noise_from_levels", "precondition"]
 
-# So many noise levels outside the range of the data, (2) is continued as a constant: beyond, the
-# masses of all cells underflow, and a sample gets there with probability 1e-8 per number.
+# Further than so many noise levels outside the range of the data, the prediction of the clean data
+# stays what it is there: beyond, the masses of all cells underflow. A sample gets there with
+# probability 1e-8 per number.
 _FAR = 5.6
 
 
@@ -72,8 +73,8 @@ def noise_from_levels(
 
     Returns:
         ``[B, ...]``, of unit scale: the exact ``E[z | x_t]`` if the numbers of ``x_0`` were
-        independent with these weights. It is exact in float32 up to 5.6 noise levels outside the
-        range of the data, and constant beyond.
+        independent with these weights, up to 5.6 noise levels outside the range of the data.
+        Beyond, the prediction of the clean data, ``(x_t - sigma eps) / alpha``, is kept constant.
 
     Raises:
         ValueError: the edges are not an increasing vector, or the logits have another shape.
@@ -95,11 +96,12 @@ def noise_from_levels(
         )
     y = _checks.accumulated(x) / _checks.expand_like(process.alpha(t), x)
     r = jnp.broadcast_to(_checks.expand_like(noise_ratio(process, t), x), x.shape)
-    y = jnp.clip(y, edges[0] - _FAR * r, edges[-1] + _FAR * r)
+    near = jnp.clip(y, edges[0] - _FAR * r, edges[-1] + _FAR * r)
     logits = _checks.accumulated(logits) - jnp.log(jnp.diff(edges)).reshape(
         (1,) * x.ndim + (-1,)
     ).astype(y.dtype)
-    return -_first_moment(logits, y, r, edges.astype(y.dtype)).astype(x.dtype)
+    eps = (y - near) / r - _first_moment(logits, near, r, edges.astype(y.dtype))
+    return eps.astype(x.dtype)
 
 
 def precondition(

@@ -1,4 +1,4 @@
-"""The network for data of few levels: its head against the exact score of boxes, once noised."""
+"""The network for data of few levels: its output by formula, and what every network keeps."""
 
 import jax
 import jax.numpy as jnp
@@ -6,84 +6,45 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sm_jax import densities, models, processes
+from sm_jax import models
 from sm_jax.divergence import rows_are_independent
-from sm_jax.models import _levels
-
-NUM_LEVELS, NUM_DIMS, RANK = 5, 3, 2
 
 
-def head_inputs(key, batch=4):
-    keys = jax.random.split(key, 4)
-    out = jax.random.normal(keys[0], (batch, RANK, NUM_DIMS))
-    basis = jax.random.normal(keys[1], (RANK, NUM_LEVELS))
-    bias = jax.random.normal(keys[2], (NUM_LEVELS, NUM_DIMS))
-    return out, basis, bias, 1.2 * jax.random.normal(keys[3], (batch, NUM_DIMS))
-
-
-@pytest.mark.parametrize("sigma", [0.01, 0.1, 0.7, 10.0])
-def test_the_head_is_the_score_of_noised_boxes(getkey, sigma):
-    out, basis, bias, y = head_inputs(getkey())
-    edges = jnp.linspace(-1.0, 1.0, NUM_LEVELS + 1)
-
-    @jax.jit
-    @jax.vmap
-    def exact(logits, y):
-        box = densities.UniformBoxes(jax.nn.log_softmax(logits), edges[:-1, None], edges[1:, None])
-        return box.noised(processes.VE(), sigma).score(y[None, None])[0, 0]
-
-    logits = bias[None] + jnp.einsum("brd,rk->bkd", out, basis)
-    logits = jnp.moveaxis(logits, 1, -1).reshape(-1, NUM_LEVELS)
-    expected = sigma * exact(logits, y.ravel()).reshape(y.shape)
-    scaled = _levels._scaled_score(out, basis, bias, y, jnp.full(4, sigma))
-    near = jnp.abs(y) < 1 + 8 * sigma
-    np.testing.assert_allclose(scaled[near], expected[near], rtol=1e-3, atol=2e-4)
-    np.testing.assert_allclose(scaled, expected, rtol=5e-3, atol=2e-4)
-
-
-def test_the_tangent_is_the_derivative():
-    with jax.enable_x64(True):
-        key = jax.random.key(1)
-        inputs = head_inputs(key)
-        tangents = head_inputs(jax.random.fold_in(key, 1))
-        sigma = jnp.array([0.05, 0.2, 1.0, 20.0])
-
-        def head(*inputs):
-            return _levels._scaled_score(*inputs, sigma)
-
-        _, tangent = jax.jvp(head, inputs, tangents)
-        step = 1e-6
-        ends = (
-            head(*(x + s * step * v for x, v in zip(inputs, tangents, strict=True)))
-            for s in (1, -1)
-        )
-        difference = (next(ends) - next(ends)) / (2 * step)
-        np.testing.assert_allclose(tangent, difference, rtol=1e-6, atol=1e-7)
-
-
-def test_before_training_it_is_the_score_of_the_cube(getkey):
-    network = models.LevelMLP((2, 2), NUM_LEVELS, width=8, depth=1, rngs=nnx.Rngs(0))
-    x = jax.random.normal(getkey(), (5, 2, 2))
-    cube = densities.UniformBoxes(jnp.zeros(1), -jnp.ones((1, 4)), jnp.ones((1, 4)))
-    exact = cube.noised(processes.VE(), 0.4).score(x.reshape(5, 4)).reshape(5, 2, 2)
-    np.testing.assert_allclose(network(x, jnp.full(5, 0.4)), exact, rtol=1e-4, atol=1e-4)
+def test_level_mlp(getkey):
+    """Equal weights at first; then bias + features basis, with gradients to all parameters."""
+    apply, params = models.functional(
+        models.LevelMLP((2, 2), 5, rank=3, width=8, depth=1, cond_dims=2, rngs=nnx.Rngs(0))
+    )
+    x, c = jax.random.normal(getkey(), (3, 2, 2)), jnp.zeros(3)
+    np.testing.assert_array_equal(apply(params, x, c), np.zeros((3, 2, 2, 5)))
+    kernel = jax.random.normal(getkey(), params["network"]["outputs"]["kernel"].shape)
+    bias = jax.random.normal(getkey(), (4, 5))
+    params["network"]["outputs"]["kernel"], params["bias"] = kernel, bias
+    logits = apply(params, x, c)
+    without = apply(params | {"basis": jnp.zeros((3, 5))}, x, c)
+    np.testing.assert_allclose(
+        without, jnp.broadcast_to(bias.reshape(1, 2, 2, 5), (3, 2, 2, 5)), rtol=1e-6
+    )
+    features = np.asarray(logits - without).reshape(-1, 5)
+    assert np.linalg.matrix_rank(features, tol=1e-4) == 3
+    gradient = jax.grad(lambda p: jnp.sum(jnp.tanh(apply(p, x, c, jnp.ones((3, 2))))))(params)
+    for part in (gradient["basis"], gradient["bias"], gradient["network"]["outputs"]["kernel"]):
+        assert float(jnp.abs(part).max()) > 0
 
 
 def test_rows_condition_and_dropout(getkey):
-    network = models.LevelMLP(
-        NUM_DIMS, NUM_LEVELS, width=8, depth=1, cond_dims=2, dropout=0.5, rngs=nnx.Rngs(0)
-    )
+    network = models.LevelMLP(3, 5, width=8, depth=1, cond_dims=2, dropout=0.5, rngs=nnx.Rngs(0))
     apply, params = models.functional(network)
     params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(getkey(), p.shape), params)
-    x, sigma, cond = jnp.ones((4, NUM_DIMS)), jnp.full(4, 0.5), jnp.ones((4, 2))
-    plain = apply(params, x, sigma)
-    assert plain.shape == x.shape
-    assert rows_are_independent(lambda x: apply(params, x, sigma), x, getkey())
-    np.testing.assert_array_equal(plain, apply(params, x, sigma, 0 * cond))
-    assert not np.allclose(plain, apply(params, x, sigma, cond))
-    dropped = apply(params, x, sigma, key=getkey())
+    x, c_noise, cond = jnp.ones((4, 3)), jnp.full(4, 0.5), jnp.ones((4, 2))
+    plain = apply(params, x, c_noise)
+    one_level = lambda x: apply(params, x, c_noise)[..., 0]  # noqa: E731
+    assert rows_are_independent(one_level, x + cond[:, :1], getkey())
+    np.testing.assert_array_equal(plain, apply(params, x, c_noise, 0 * cond))
+    assert not np.allclose(plain, apply(params, x, c_noise, cond))
+    dropped = apply(params, x, c_noise, key=getkey())
     assert not np.allclose(plain, dropped)
-    assert not np.allclose(dropped, apply(params, x, sigma, key=getkey()))
+    assert not np.allclose(dropped, apply(params, x, c_noise, key=getkey()))
 
 
 @pytest.mark.parametrize(

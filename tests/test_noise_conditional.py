@@ -1,5 +1,6 @@
 """Losses over noise levels and in continuous time, and the distributions of times."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -285,7 +286,7 @@ def test_likelihood_times_have_density_of_the_likelihood_weight(process, getkey)
             )[0]
 
         grid = [max(low, 1e-9), *edges, high]
-        masses = np.array([mass(a, b) for a, b in zip(grid[:-1], grid[1:], strict=True)])
+        masses = np.array([mass(a, b) for a, b in itertools.pairwise(grid)])
         if low == 0.0:  # the geometric process starts at t = 0 with a constant weight
             masses[0] += 1e-9 * float(weight(1e-9))
         counts = np.histogram(t, [low, *edges, high])[0]
