@@ -456,7 +456,7 @@ def check(trees, chosen, jobs, kept):
                     module, tests = mutant.module, TESTS[mutant.module]
                     kills = recent[module] | recent[module, mutant.function]
                     rank = ranks(tests, mutant.function, durations, kills)
-                    limit = 120.0 + 5.0 * sum(durations[name] for name in rank)
+                    limit = 60.0 + 4.0 * sum(durations[name] for name in rank)
                     pool.start(module, trees[module], mutant, tests, rank, limit)
                 run, status, lines = pool.wait()
                 mutant, seconds = run.mutant, time.monotonic() - run.start
