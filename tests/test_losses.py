@@ -138,10 +138,12 @@ def test_finite_differences_converge_to_the_sliced_loss_at_second_order(x, getke
         assert errors[1] < 1e-2
 
 
-def test_finite_differences_of_a_linear_score_are_exact(x, getkey):
+@pytest.mark.parametrize("probe", [jax.random.rademacher, jax.random.normal])
+def test_finite_differences_of_a_linear_score_are_exact(x, getkey, probe):
     key, step = getkey(), 0.5
-    value = losses.finite_difference_sliced(linear_score, x, key, epsilon=step)
-    np.testing.assert_allclose(value, losses.sliced(linear_score, x, key), rtol=1e-4, atol=1e-4)
+    value = losses.finite_difference_sliced(linear_score, x, key, epsilon=step, probe=probe)
+    expected = losses.sliced(linear_score, x, key, probe=probe)
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_denoising(x, getkey):
@@ -279,6 +281,16 @@ def test_second_order_denoising(x, getkey):
     ]
     frobenius = 0.5 * jnp.sum(matrix**2, axis=(1, 2))
     np.testing.assert_allclose(np.mean(cube, axis=0), frobenius, rtol=1e-4)
+
+
+def test_several_probes_of_second_order_denoising_are_averaged(x, getkey):
+    """Three probes that are the same give the loss of one; that they differ, test_keys shows."""
+    options = dict(sigma=0.7, noise=lambda *_: 0.5 * x, probe=lambda *_: 2.0 * x)
+    one, three = (
+        losses.second_order_denoising(nonlinear_score, x, getkey(), num_probes=n, **options)
+        for n in (1, 3)
+    )
+    np.testing.assert_allclose(three, one, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
