@@ -149,6 +149,7 @@ def test_estimate_gives_the_standard_error(getkey):
     result = divergence.estimate(linear_score, x, getkey(), num_repeats=5)
     np.testing.assert_allclose(result.score, linear_score(x), rtol=1e-6)
     assert abs(result.divergence.mean() + np.trace(A)) < 4.5 * np.sqrt(variance / 25_000)
+    assert np.all(result.standard_error >= 0)
     squared = np.asarray(result.standard_error, np.float64) ** 2
     assert abs(squared.mean() - variance / 5) < 4.5 * squared.std() / np.sqrt(5_000)
     assert abs(result.divergence.var() / (variance / 5) - 1) < 0.1

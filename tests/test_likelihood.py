@@ -142,6 +142,7 @@ def test_stochastic_divergences_and_their_standard_error(x, getkey):
     spread = error.std()
     assert spread > 0.05  # the estimate is truly random
     assert abs(error.mean()) < 4.5 * spread / np.sqrt(100)  # rows share probes only within a key
+    assert np.all(result.standard_error > 0)
     claimed = np.sqrt((np.asarray(result.standard_error, np.float64) ** 2).mean())
     assert abs(claimed / spread - 1) < 0.15
     single = log_prob(score_fn, process, x, getkey(), divergence=divergence.hutchinson, num_steps=4)
