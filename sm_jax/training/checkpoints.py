@@ -85,7 +85,7 @@ def prepare_directory(directory: str | os.PathLike, *, resume: bool = False) -> 
     if content and not resume:
         raise ValueError(
             f"the run directory {directory} is not empty (it holds {', '.join(content[:3])}): "
-            "choose another one, or continue the run in it with resume=True"
+            "choose another one, or continue the run in it (resume=True, or --resume in a shell)"
         )
     return directory
 
