@@ -167,8 +167,8 @@ def hutchpp(
         ValueError: ``x`` is empty, the score has another shape, or ``num_matvecs`` is out of range.
 
     Example:
-        >>> score, divergence = hutchpp(
-        ...     lambda x: -2.0 * x, jnp.ones((1, 3)), jax.random.key(0), num_matvecs=9)
+        >>> x, key = jnp.ones((1, 3)), jax.random.key(0)
+        >>> score, divergence = hutchpp(lambda x: -2.0 * x, x, key, num_matvecs=9)
         >>> print(jnp.round(divergence))
         [-6.]
     """

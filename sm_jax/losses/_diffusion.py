@@ -264,8 +264,8 @@ def diffusion(
 
     Example:
         >>> from sm_jax import processes
-        >>> loss = diffusion(
-        ...     lambda x, t: -x, jnp.zeros((4, 2)), jax.random.key(0), process=processes.VPLinear())
+        >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
+        >>> loss = diffusion(lambda x, t: -x, x, key, process=processes.VPLinear())
         >>> loss.shape
         (4,)
 

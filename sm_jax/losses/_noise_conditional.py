@@ -45,8 +45,8 @@ def multiscale_denoising(
             strictly decreasing.
 
     Example:
-        >>> loss = multiscale_denoising(
-        ...     lambda x, sigma: -x, jnp.zeros((4, 2)), jax.random.key(0), sigmas=[2.0, 1.0])
+        >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
+        >>> loss = multiscale_denoising(lambda x, sigma: -x, x, key, sigmas=[2.0, 1.0])
         >>> loss.shape
         (2, 4)
 
@@ -92,8 +92,8 @@ def noise_conditional(
             strictly decreasing.
 
     Example:
-        >>> loss = noise_conditional(
-        ...     lambda x, sigma: -x, jnp.zeros((4, 2)), jax.random.key(0), sigmas=[2.0, 1.0])
+        >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
+        >>> loss = noise_conditional(lambda x, sigma: -x, x, key, sigmas=[2.0, 1.0])
         >>> loss.shape
         (4,)
 
@@ -139,8 +139,8 @@ def noise_conditional_sliced(
             are not positive and strictly decreasing.
 
     Example:
-        >>> loss = noise_conditional_sliced(
-        ...     lambda x, sigma: -x, jnp.zeros((4, 2)), jax.random.key(0), sigmas=[2.0, 1.0])
+        >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
+        >>> loss = noise_conditional_sliced(lambda x, sigma: -x, x, key, sigmas=[2.0, 1.0])
         >>> loss.shape
         (4,)
 
