@@ -9,6 +9,7 @@ import pytest
 
 from sm_jax import divergence, processes
 from sm_jax.likelihood import bits_per_dim, log_prob
+from sm_jax.typing import Divergence
 from tests.oracles import COV, MEAN, PROCESSES, gaussian_log_prob, gaussian_noised_score
 
 each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
@@ -147,6 +148,25 @@ def test_stochastic_divergences_and_their_standard_error(x, getkey):
     assert abs(claimed / spread - 1) < 0.15
     single = log_prob(score_fn, process, x, getkey(), divergence=divergence.hutchinson, num_steps=4)
     assert np.all(np.isnan(single.standard_error))
+
+
+def test_the_standard_error_is_that_of_the_estimates(x, getkey):
+    """Divergences that are one number each: the value is linear in them, by a known slope."""
+
+    def solve(trace, key=None, **options):
+        def given(score_fn, x, key):
+            return Divergence(score_fn(x), jnp.broadcast_to(trace(key), x.shape[:1]))
+
+        return log_prob(
+            lambda x, t: -x, PROCESSES["VPLinear"], x, key, divergence=given, num_steps=4, **options
+        )
+
+    slope = solve(lambda key: 1.0).value - solve(lambda key: 0.0).value
+    key = getkey()
+    draws = np.array([jax.random.normal(k) for k in jax.random.split(key, 5)])
+    result = solve(jax.random.normal, key, num_estimates=5)
+    error = np.abs(slope) * draws.std(ddof=1) / np.sqrt(5)
+    np.testing.assert_allclose(result.standard_error, error, rtol=1e-4)
 
 
 def test_probes_stay_fixed_along_the_path(x, getkey):
