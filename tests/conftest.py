@@ -9,7 +9,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
+
+@pytest.fixture(autouse=True)
+def _no_silent_broadcasting():
+    """Arrays of different rank must not meet by accident."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Compiled programs of one file are of no use to the next, and are gigabytes in all."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
