@@ -33,6 +33,8 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
     """Trains, or goes on training; returns the run and its data."""
     import zlib  # all else that is slow to import, too, now that the options are known to be right
 
+    import jax
+
     from experiments import _problem, _run
     from sm_jax import training
 
@@ -50,6 +52,8 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
         print(explanation)
 
     options = config.training
+    # On CPU, XLA runs convolutions within loops tens of times slower: then step by step.
+    convolutional = any(leaf.ndim == 4 for leaf in jax.tree.leaves(model.params))
     what_matters = {part: _config.to_dict(config)[part] for part in ("data", "model", "training")}
     state = training.fit(
         model.loss,
@@ -67,6 +71,7 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
         checkpoint_every=config.evaluation.every,
         directory=directory,
         resume=config.run.resume,
+        steps_per_dispatch=1 if convolutional and jax.default_backend() == "cpu" else 50,
         config={"recipe": recipe, "checksum": zlib.crc32(rows.tobytes()), **what_matters},
     )
     return _run.Run(directory, recipe, config, problem, model, state.ema), examples

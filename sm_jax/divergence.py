@@ -42,8 +42,10 @@ __all__ = [
     "sphere",
 ]
 
-# Up to so many products are written out: a loop would cost more than the memory that it saves.
-_UNROLLED = 3
+# Up to so many products are written out rather than looped over. For few the loop costs more than
+# the memory that it saves; and on CPU, XLA runs convolutions within loops tens of times slower, so
+# events with several axes, as convolutional networks have them, write out more.
+_UNROLLED, _UNROLLED_IMAGES = 3, 16
 
 
 class DivergenceEstimate(NamedTuple):
@@ -72,7 +74,8 @@ def exact(
         x: points ``[B, ...]``.
         key: unused; there so that this is a `DivergenceFn`.
         chunk: products made at a time. More is faster on accelerators and takes more memory. By
-            default one at a time, and all at once up to three dimensions.
+            default one at a time; up to three dimensions (16 for events with several axes) are
+            written out without a loop.
 
     Returns:
         ``(score [B, ...], divergence [B])``; costs about ``1 + d`` passes of the network.
@@ -96,7 +99,8 @@ def exact(
         e = jnp.broadcast_to(e.reshape((1, *x.shape[1:])), x.shape)
         return _checks.sum_data_axes(pull_back(e)[0] * e)
 
-    return Divergence(score, _map(entry, jnp.arange(_checks.num_dims(x)), chunk).sum(axis=0))
+    entries = _map(entry, jnp.arange(_checks.num_dims(x)), chunk, x.ndim - 1)
+    return Divergence(score, entries.sum(axis=0))
 
 
 def hutchinson(
@@ -183,7 +187,7 @@ def hutchpp(
     key_sketch, key_residual = jax.random.split(key)
     score, push = jax.linearize(_checks.checked(score_fn, x), x)
 
-    sketch = _map(push, draw_probes(key_sketch, x, num, probe), None)
+    sketch = _map(push, draw_probes(key_sketch, x, num, probe), None, x.ndim - 1)
     columns = jnp.moveaxis(sketch.reshape(num, x.shape[0], dims), 0, -1)
     basis, _ = jnp.linalg.qr(columns.astype(_checks.accumulator(x.dtype)))
     basis = jax.lax.stop_gradient(basis)  # [B, d, num]; (3) holds for any basis
@@ -192,7 +196,7 @@ def hutchpp(
     residual = residual - jnp.einsum("bdk,bek,nbe->nbd", basis, basis, residual)
     vectors = jnp.concatenate([jnp.moveaxis(basis, -1, 0), residual])
     vectors = vectors.reshape(2 * num, *x.shape).astype(x.dtype)
-    forms = _map(lambda v: _checks.sum_data_axes(push(v) * v), vectors, None)
+    forms = _map(lambda v: _checks.sum_data_axes(push(v) * v), vectors, None, x.ndim - 1)
     return Divergence(score, forms[:num].sum(axis=0) + forms[num:].mean(axis=0))
 
 
@@ -297,13 +301,16 @@ def quadratic_forms(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the score and ``v' (grad s) v`` for ``vectors [K, B, ...]``: ``[B, ...], [K, B]``."""
     score, push = jax.linearize(_checks.checked(score_fn, x), x)
-    return score, _map(lambda v: _checks.sum_data_axes(push(v) * v), vectors, chunk)
+    return score, _map(lambda v: _checks.sum_data_axes(push(v) * v), vectors, chunk, x.ndim - 1)
 
 
-def _map(function: Callable, inputs: jax.Array, chunk: int | None) -> jax.Array:
-    """Return ``function`` of each input, rematerialised, ``chunk`` at a time."""
+def _map(function: Callable, inputs: jax.Array, chunk: int | None, num_axes: int) -> jax.Array:
+    """Return ``function`` of each input, rematerialised, ``chunk`` at a time.
+
+    ``num_axes`` is the rank of one event.
+    """
     if chunk is not None:
         _checks.check_count("chunk", chunk)
-    elif len(inputs) <= _UNROLLED:
+    elif len(inputs) <= (_UNROLLED_IMAGES if num_axes > 1 else _UNROLLED):
         return jnp.stack([function(row) for row in inputs])
     return jax.lax.map(jax.checkpoint(function, prevent_cse=False), inputs, batch_size=chunk)

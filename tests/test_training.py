@@ -433,3 +433,30 @@ def test_progress(cheap, capfd):
 def test_bad_arguments(kwargs, match):
     with pytest.raises(ValueError, match=match):
         fit(quadratic, jnp.zeros(2), kwargs.pop("data", X), **kwargs)
+
+
+def test_steps_one_by_one_are_the_steps_of_the_loop():
+    """One step per dispatch runs without a loop; the numbers are the same."""
+    data = jnp.linspace(-1.0, 2.0, 12)
+
+    def loss_fn(params, x, key):
+        return 0.5 * (x - params + jax.random.normal(key, x.shape)) ** 2
+
+    def run(steps_per_dispatch):
+        return training.fit(
+            loss_fn,
+            jnp.zeros(()),
+            data,
+            optimizer=optax.adam(0.1),
+            num_steps=6,
+            batch_size=4,
+            seed=3,
+            steps_per_dispatch=steps_per_dispatch,
+            progress=False,
+        )
+
+    single, looped = run(1), run(3)
+    assert single.step == looped.step == 6
+    for one, other in zip(jax.tree.leaves(single[:3]), jax.tree.leaves(looped[:3]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert abs(float(single.params)) > 0.05

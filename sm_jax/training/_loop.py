@@ -91,7 +91,8 @@ def fit(
         best_metric: a name that `evaluate` returns; the checkpoint where it is best is kept as well
             (and each checkpoint is evaluated).
         best_mode: "min" or "max", whichever is better.
-        steps_per_dispatch: the most steps in one dispatch to the device. Losses are checked, and
+        steps_per_dispatch: the most steps in one dispatch to the device; take 1 to train
+            convolutional networks on CPU, which are slow within a loop. Losses are checked, and
             the progress shown, once per dispatch. Where it divides `evaluate_every` and
             `checkpoint_every`, one length of dispatch is compiled, otherwise two.
         device_data_bytes: the data stays on the devices if it has at most so many bytes; otherwise
@@ -276,7 +277,12 @@ def _dispatcher(
         return jax.vmap(indices)(start + jnp.arange(most, dtype=jnp.uint32))
 
     def scan(body, state, xs):
-        state, metrics = jax.lax.scan(body, state, xs)
+        # A single step is not wrapped in a loop: on CPU, XLA runs convolutions far slower in one.
+        if jax.tree.leaves(xs)[0].shape[0] == 1:
+            state, metrics = body(state, jax.tree.map(lambda x: x[0], xs))
+            metrics = jax.tree.map(lambda m: m[None], metrics)
+        else:
+            state, metrics = jax.lax.scan(body, state, xs)
         finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((state.params, state.ema))]
         return state, metrics | {"finite": jnp.stack(finite).all()}
 
