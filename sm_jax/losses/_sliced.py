@@ -94,8 +94,8 @@ def finite_difference_sliced(
             is not positive.
 
     Example:
-        >>> loss = finite_difference_sliced(
-        ...     lambda x: -x, jnp.ones((1, 3)), jax.random.key(0), epsilon=0.5)
+        >>> x, key = jnp.ones((1, 3)), jax.random.key(0)
+        >>> loss = finite_difference_sliced(lambda x: -x, x, key, epsilon=0.5)
         >>> print(loss)
         [-1.5]
 

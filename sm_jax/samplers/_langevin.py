@@ -55,8 +55,8 @@ def langevin(
             is not positive.
 
     Example:
-        >>> x = langevin(
-        ...     lambda x: -x, jnp.zeros((4, 2)), jax.random.key(0), step_size=0.1, num_steps=50)
+        >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
+        >>> x = langevin(lambda x: -x, x, key, step_size=0.1, num_steps=50)
         >>> x.shape
         (4, 2)
     """
@@ -108,9 +108,10 @@ def annealed_langevin(
             not positive, or the levels are not positive and strictly decreasing.
 
     Example:
+        >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
+        >>> score_fn = lambda x, sigma: -x / (1.0 + sigma[:, None] ** 2)
         >>> x = annealed_langevin(
-        ...     lambda x, sigma: -x / (1.0 + sigma[:, None] ** 2), jnp.zeros((4, 2)),
-        ...     jax.random.key(0), sigmas=[3.0, 1.0, 0.3], step_size=0.01, num_steps=20)
+        ...     score_fn, x, key, sigmas=[3.0, 1.0, 0.3], step_size=0.01, num_steps=20)
         >>> x.shape
         (4, 2)
 
