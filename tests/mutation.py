@@ -62,7 +62,8 @@ TESTS = {
     "samplers/_diffusion": ["samplers", "keys"],
     "samplers/_langevin": ["samplers", "keys"],
     "samplers/_scan": ["samplers"],
-    "likelihood": ["likelihood"],
+    "quantized": ["quantized"],
+    "likelihood/_flow": ["likelihood"],
 }
 
 # Calls whose integer arguments are shapes, axes and counts.

@@ -48,7 +48,7 @@ def settings():
 before = settings()
 import sm_jax, sm_jax.typing
 heavy = {"flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "sklearn",
-         "rich", "tyro", "PIL", "pandas"}
+         "rich", "tyro", "PIL", "pandas", "diffrax", "blackjax", "equinox"}
 print(sorted(heavy & set(sys.modules)), settings() == before)
 jax.config.update("jax_num_cpu_devices", 3)
 print(jax.device_count("cpu"))
@@ -116,7 +116,8 @@ def test_requirements_and_extras_agree():
     declared = _lines(config["options"]["install_requires"])
     for extra in config["options.extras_require"].values():
         declared |= _lines(extra)
-    assert set(config["options.extras_require"]) == {"train", "experiments", "tfds", "test", "dev"}
+    extras = {"train", "experiments", "ode", "mcmc", "tfds", "test", "dev"}
+    assert set(config["options.extras_require"]) == extras
     assert _lines((ROOT / "requirements.txt").read_text()) == declared
     assert all(">=" in line for line in declared)
 

@@ -35,8 +35,6 @@ from sm_jax.divergence import exact
 from sm_jax.processes import check_times, noise_ratio, prior_log_prob, time_grid
 from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike
 
-__all__ = ["LogProb", "bits_per_dim", "log_prob"]
-
 
 class LogProb(NamedTuple):
     """A log-density and what it cost.
