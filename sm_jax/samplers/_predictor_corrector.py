@@ -1,0 +1,122 @@
+"""Predictor and corrector: a step towards less noise, then Langevin steps at the level reached.
+
+The corrector is Langevin dynamics at a fixed time,
+
+    x <- x + h s(x, t) + sqrt(2 h) z,    h = min(2 snr^2 D / |s(x, t)|^2, sigma(t)^2),      (1)
+
+for ``D`` numbers in an example. The first bound makes the ratio of the step to its noise, in norms,
+``snr`` in the mean; the second is where Langevin dynamics would overshoot, because the slope of a
+noised score is nowhere below ``-1 / sigma^2``.
+
+Reference: Song et al. 2021, section 4.2 and appendix G, https://arxiv.org/abs/2011.13456
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.samplers._ancestral import reverse_diffusion
+from sm_jax.samplers._diffusion import _finish, _grid
+from sm_jax.samplers._langevin import langevin_step
+from sm_jax.samplers._scan import run
+from sm_jax.typing import NoiseScoreFn, ProcessLike
+
+
+def predictor_corrector(
+    score_fn: NoiseScoreFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    process: ProcessLike,
+    num_steps: int | None = None,
+    times: ArrayLike | None = None,
+    predictor: Callable = reverse_diffusion,
+    num_corrector_steps: int = 1,
+    snr: ArrayLike = 0.16,
+    denoise: bool = True,
+    trajectory: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Alternate one step of a sampler with Langevin steps at the time that it reached, eq. (1).
+
+    The order is that of the predictor; the corrector lowers its error, at one evaluation a step.
+    Made for images and other data of many dimensions, where ``|s|`` hardly differs between examples
+    and snr between 0.1 and 0.2 is usual. In few dimensions the length of the corrector's step
+    depends on where it starts, which biases it; take a small ``snr``, or another sampler.
+
+    Song et al. take the norms as means over the batch; here each example has its own step, and rows
+    stay independent. They shorten the step by the factor ``1 - beta`` of their 1,000 steps, above
+    0.98, which is left out.
+
+    Args:
+        score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
+        x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
+        key: a random key.
+        process: the process that the score was trained for.
+        num_steps: number of steps on ``processes.time_grid``, 128 by default; each costs the
+            evaluations of the predictor and ``num_corrector_steps``, and the denoising one more.
+        times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
+        predictor: a sampler of this family, of which one step is taken at a time:
+            `reverse_diffusion`, `ancestral`, `reverse_sde`, `ddim`, `heun`, ..., or
+            ``functools.partial(ddim, eta=0.5)``.
+        num_corrector_steps: Langevin steps after each step of the predictor; 0 for none.
+        snr: signal-to-noise ratio of a Langevin step.
+        denoise: end with the denoiser at the last time.
+        trajectory: also return the path.
+
+    Returns:
+        Samples ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``, the path before the
+        denoising.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, a count is too small, ``snr`` is
+            not positive, or the times are not strictly decreasing or leave the range of the
+            process.
+
+    Example:
+        >>> from sm_jax import processes
+        >>> process = processes.VE(sigma_max=10.0)
+        >>> x = processes.prior_sample(process, jax.random.key(0), (4, 2))
+        >>> score_fn = lambda x, t: -x / (1.0 + t[:, None] ** 2)
+        >>> predictor_corrector(score_fn, x, jax.random.key(1), process=process, num_steps=9).shape
+        (4, 2)
+    """
+    x = _checks.check_data(x)
+    times = _grid(process, num_steps, times, default=128)
+    _checks.check_count("num_corrector_steps", num_corrector_steps, minimum=0)
+    _checks.check_positive("snr", snr)
+    score_fn = _checks.checked(score_fn, x)
+    dims = _checks.num_dims(x)
+
+    def correct(t):
+        def step(x, key):
+            score = score_fn(x, jnp.broadcast_to(t, x.shape[:1]))
+            norm_squared = _checks.sum_data_axes(_checks.accumulated(score) ** 2)
+            # As a fraction this way up, a score of zero gives the upper bound.
+            bound = process.sigma(t) ** 2
+            step_size = bound / jnp.maximum(1.0, bound * norm_squared / (2.0 * snr**2 * dims))
+            return langevin_step(score, x, _checks.expand_like(step_size, x), key)
+
+        return step
+
+    def step(x, given):
+        t, t_next, key = given
+        key_predictor, key_corrector = jax.random.split(key)
+        x = predictor(
+            score_fn,
+            x,
+            key_predictor,
+            process=process,
+            times=jnp.stack([t, t_next]),
+            denoise=False,
+        )
+        if num_corrector_steps:
+            keys = jax.random.split(key_corrector, num_corrector_steps)
+            x = run(correct(t_next), x, keys, None, trajectory=False)
+        return x
+
+    inputs = (times[:-1], times[1:], jax.random.split(key, times.shape[0] - 1))
+    return run(step, x, inputs, _finish(score_fn, process, times[-1], denoise), trajectory)
