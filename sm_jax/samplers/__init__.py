@@ -3,20 +3,63 @@
 ``x [B, ...]`` is where the chains start: any points for `langevin`, noise of the largest level for
 `annealed_langevin`, ``sm_jax.processes.prior_sample`` for the diffusion samplers. With
 ``trajectory=True`` a sampler returns ``(x, path)``, the path holding the start and every iterate.
+`mala`, which accepts and rejects, returns both in a `Chain`, with its acceptance rate.
 """
 
+from sm_jax.samplers._adaptation import (
+    AdaptedStep,
+    adapt_step_size,
+)
+from sm_jax.samplers._ancestral import (
+    ancestral,
+    ddim,
+    reverse_diffusion,
+)
+from sm_jax.samplers._annealed import (
+    annealed_langevin,
+    consistent_annealed,
+)
 from sm_jax.samplers._diffusion import (
     heun,
     reverse_sde,
 )
+from sm_jax.samplers._dpm_solver import (
+    dpm_solver_pp,
+    dpm_solver_sde,
+)
 from sm_jax.samplers._langevin import (
-    annealed_langevin,
     langevin,
+    mode_seeking,
+    tempered_langevin,
+)
+from sm_jax.samplers._metropolis import (
+    Chain,
+    mala,
+)
+from sm_jax.samplers._predictor_corrector import (
+    predictor_corrector,
+)
+from sm_jax.samplers._underdamped import (
+    underdamped,
 )
 
 __all__ = [
+    "AdaptedStep",
+    "Chain",
+    "adapt_step_size",
+    "ancestral",
     "annealed_langevin",
+    "consistent_annealed",
+    "ddim",
+    "dpm_solver_pp",
+    "dpm_solver_sde",
     "heun",
     "langevin",
+    "mala",
+    "mode_seeking",
+    "predictor_corrector",
+    "reverse_diffusion",
     "reverse_sde",
+    "tempered_langevin",
+    "underdamped",
 ]

@@ -4,8 +4,16 @@ Its Euler-Maruyama step of size ``h`` is
 
     x <- x + h s(x) + sqrt(2 h) z,    z ~ N(0, I).                                     (1)
 
-References: Roberts & Tweedie 1996, https://doi.org/10.2307/3318418; annealed, Song & Ermon 2019,
-https://arxiv.org/abs/1907.05600 and 2020, https://arxiv.org/abs/2006.09011
+At an inverse temperature ``b`` the stationary density is ``p^b``, up to its normalizer, and the
+step, of size ``h / b`` so that the drift stays the same,
+
+    x <- x + h s(x) + sqrt(2 h / b) z,                                                 (2)
+
+of which ``b = infinity`` climbs to a mode of the density:
+
+    x <- x + h s(x).                                                                   (3)
+
+Reference: Roberts & Tweedie 1996, https://doi.org/10.2307/3318418
 """
 
 import jax
@@ -14,13 +22,19 @@ from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax.samplers._scan import run
-from sm_jax.typing import NoiseScoreFn, ScoreFn
+from sm_jax.typing import ScoreFn
 
 
-def _langevin_step(score: jax.Array, x: jax.Array, step_size: jax.Array, key: jax.Array):
-    """Return one step of eq. (1)."""
+def langevin_step(
+    score: jax.Array,
+    x: jax.Array,
+    step_size: jax.Array,
+    key: jax.Array,
+    inverse_temperature: jax.Array | float = 1.0,
+):
+    """Return one step of eq. (2), which at inverse temperature 1 is eq. (1)."""
     z = jax.random.normal(key, x.shape, x.dtype)
-    return x + step_size * score + jnp.sqrt(2.0 * step_size) * z
+    return x + step_size * score + jnp.sqrt(2.0 * step_size / inverse_temperature) * z
 
 
 def langevin(
@@ -66,73 +80,113 @@ def langevin(
     score_fn = _checks.checked(score_fn, x)
 
     def step(x, key):
-        return _langevin_step(score_fn(x), x, step_size, key)
+        return langevin_step(score_fn(x), x, step_size, key)
 
     return run(step, x, jax.random.split(key, num_steps), None, trajectory)
 
 
-def annealed_langevin(
-    score_fn: NoiseScoreFn,
+def tempered_langevin(
+    score_fn: ScoreFn,
     x: ArrayLike,
     key: jax.Array,
     *,
-    sigmas: ArrayLike,
+    inverse_temperatures: ArrayLike,
     step_size: ArrayLike,
     num_steps: int,
-    denoise: bool = True,
     trajectory: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Run Langevin dynamics at each noise level in turn, from the largest to the smallest.
+    """Run Langevin dynamics on ``p^b`` along a schedule of inverse temperatures ``b``, eq. (2).
 
-    At level ``sigma_i`` of ``L`` the step is ``step_size sigma_i^2 / sigma_L^2``, and ``num_steps``
-    steps of eq. (1) are made with the score of that level. `sm_jax.noise_levels` computes levels
-    and step from the data.
+    First order in the step: for a Gaussian of variance ``v`` the chain settles at ``b`` at variance
+    ``(v / b) / (1 - h / (2 v))``. From hot (``b < 1``) to 1 it crosses the barriers between modes
+    of an energy, without noise-conditional scores; a constant ``b > 1`` sharpens the samples of a
+    model. It fails for a score that is only right near the data, which the hot chain leaves; and
+    for noised scores ``p_t^b`` is not the noised ``p^b``.
 
     Args:
-        score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``.
-        x: starting points ``[B, ...]``, e.g. ``sigmas[0]`` times unit noise.
+        score_fn: ``x [B, ...] -> [B, ...]``, the score of ``p``.
+        x: starting points ``[B, ...]``.
         key: a random key.
-        sigmas: noise levels ``[L]``, strictly decreasing, in units of the data.
-        step_size: step at the smallest level, in squared units of the data.
-        num_steps: steps at each level; in all, ``L num_steps`` evaluations, and one to denoise.
-        denoise: end with ``x + sigma_L^2 s(x, sigma_L)``, the mean without the last noise.
+        inverse_temperatures: ``b``, a scalar or a schedule ``[K]``, e.g.
+            ``jnp.linspace(0.1, 1.0, 10)``.
+        step_size: ``h``, in squared units of the data; the step at ``b`` is ``h / b``.
+        num_steps: steps at each inverse temperature; in all, ``K num_steps`` evaluations.
         trajectory: also return the path.
 
     Returns:
-        The last points ``[B, ...]``, or ``(x, path [L num_steps + 1, B, ...])``, the path before
-        the denoising.
+        The last points ``[B, ...]``, or ``(x, path [K num_steps + 1, B, ...])``.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, ``num_steps < 1``, ``step_size`` is
-            not positive, or the levels are not positive and strictly decreasing.
+        ValueError: ``x`` is empty, the score has another shape, ``num_steps < 1``, or ``step_size``
+            or an inverse temperature is not positive.
 
     Example:
         >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
-        >>> score_fn = lambda x, sigma: -x / (1.0 + sigma[:, None] ** 2)
-        >>> x = annealed_langevin(
-        ...     score_fn, x, key, sigmas=[3.0, 1.0, 0.3], step_size=0.01, num_steps=20)
+        >>> x = tempered_langevin(
+        ...     lambda x: -x, x, key, inverse_temperatures=[0.1, 1.0], step_size=0.1, num_steps=50)
         >>> x.shape
         (4, 2)
 
-    Reference: Song & Ermon 2020, algorithm 1, https://arxiv.org/abs/2006.09011
+    Reference: Marinari & Parisi 1992, https://arxiv.org/abs/hep-lat/9205018
     """
     x = _checks.check_data(x)
-    sigmas = _checks.check_levels("sigmas", sigmas).astype(_checks.accumulator(x.dtype))
+    _checks.check_positive("inverse_temperatures", inverse_temperatures)
+    _checks.check_positive("step_size", step_size)
+    _checks.check_count("num_steps", num_steps)
+    schedule = jnp.atleast_1d(jnp.asarray(inverse_temperatures, _checks.accumulator(x.dtype)))
+    if schedule.ndim != 1 or schedule.size == 0:
+        raise ValueError(
+            f"inverse_temperatures must be a scalar or a vector, got shape {schedule.shape}."
+        )
+    score_fn = _checks.checked(score_fn, x)
+
+    def step(x, given):
+        inverse_temperature, key = given
+        return langevin_step(score_fn(x), x, step_size, key, inverse_temperature)
+
+    schedule = jnp.repeat(schedule, num_steps)
+    return run(step, x, (schedule, jax.random.split(key, schedule.shape[0])), None, trajectory)
+
+
+def mode_seeking(
+    score_fn: ScoreFn,
+    x: ArrayLike,
+    *,
+    step_size: ArrayLike,
+    num_steps: int,
+    trajectory: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Follow the score uphill without noise to a likely ``x``, eq. (3).
+
+    Gradient ascent: for a Gaussian of variance ``v`` the distance to the mean shrinks by
+    ``1 - h / v`` at each step, and diverges for ``h > 2 v``. It draws nothing, and finds the mode
+    of the basin of attraction of its start: to denoise, to restore, to find the maximum a
+    posteriori of a composed score. It does not sample: in high dimensions the mode lies far from
+    every sample, and looks unlike them.
+
+    Args:
+        score_fn: ``x [B, ...] -> [B, ...]``.
+        x: starting points ``[B, ...]``.
+        step_size: ``h``, in squared units of the data; below the smallest variance.
+        num_steps: number of steps, each one evaluation of the score.
+        trajectory: also return the path.
+
+    Returns:
+        The last points ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, ``num_steps < 1``, or ``step_size``
+            is not positive.
+
+    Example:
+        >>> print(mode_seeking(lambda x: 3.0 - x, jnp.zeros((1, 1)), step_size=0.5, num_steps=2))
+        [[2.25]]
+    """
+    x = _checks.check_data(x)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
     score_fn = _checks.checked(score_fn, x)
-
-    def score_at(x, sigma):
-        return score_fn(x, jnp.broadcast_to(sigma, x.shape[:1]))
-
-    def step(x, given):
-        sigma, key = given
-        return _langevin_step(score_at(x, sigma), x, step_size * (sigma / sigmas[-1]) ** 2, key)
-
-    def finish(x):
-        return x + sigmas[-1] ** 2 * score_at(x, sigmas[-1])
-
-    levels = jnp.repeat(sigmas, num_steps)
-    keys = jax.random.split(key, levels.shape[0])
-    return run(step, x, (levels, keys), finish if denoise else None, trajectory)
+    steps = jnp.full((num_steps,), step_size, _checks.accumulator(x.dtype))
+    return run(lambda x, h: x + h * score_fn(x), x, steps, None, trajectory)

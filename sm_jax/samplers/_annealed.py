@@ -1,0 +1,189 @@
+"""Langevin dynamics along a ladder of noise levels ``sigma_1 > ... > sigma_L``.
+
+Annealed Langevin makes several steps at each level, of a size proportional to its variance,
+
+    x <- x + h_i s(x, sigma_i) + sqrt(2 h_i) z,    h_i = h sigma_i^2 / sigma_L^2,      (1)
+
+which adds more noise than the level holds. The consistent variant makes one step for each level of
+a geometric ladder, ``sigma_{i+1} = gamma sigma_i``, and adds just what the next level lacks: with
+``eta = h / sigma_L^2``,
+
+    x <- x + eta sigma_i^2 s(x, sigma_i) + beta sigma_{i+1} z,                         (2)
+    beta^2 = 1 - (1 - eta)^2 / gamma^2,                                                (3)
+
+so that the residual noise has the standard deviation ``sigma_i`` at every level ``i``: the step
+leaves ``(1 - eta) sigma_i`` of the old noise.
+
+References: Song & Ermon 2019, https://arxiv.org/abs/1907.05600 and 2020,
+https://arxiv.org/abs/2006.09011; the consistent variant, Jolicoeur-Martineau et al. 2020,
+https://arxiv.org/abs/2009.05475
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.samplers._langevin import langevin_step
+from sm_jax.samplers._scan import run
+from sm_jax.typing import NoiseScoreFn
+
+
+def annealed_langevin(
+    score_fn: NoiseScoreFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    sigmas: ArrayLike,
+    step_size: ArrayLike,
+    num_steps: int,
+    denoise: bool = True,
+    trajectory: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Run Langevin dynamics at each noise level in turn, from the largest to the smallest.
+
+    At level ``sigma_i`` of ``L`` the step is ``step_size sigma_i^2 / sigma_L^2``, and ``num_steps``
+    steps of eq. (1) are made with the score of that level. `sm_jax.noise_levels` computes levels
+    and step from the data.
+
+    Args:
+        score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``.
+        x: starting points ``[B, ...]``, e.g. ``sigmas[0]`` times unit noise.
+        key: a random key.
+        sigmas: noise levels ``[L]``, strictly decreasing, in units of the data.
+        step_size: step at the smallest level, in squared units of the data.
+        num_steps: steps at each level; in all, ``L num_steps`` evaluations, and one to denoise.
+        denoise: end with ``x + sigma_L^2 s(x, sigma_L)``, the mean without the last noise.
+        trajectory: also return the path.
+
+    Returns:
+        The last points ``[B, ...]``, or ``(x, path [L num_steps + 1, B, ...])``, the path before
+        the denoising.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, ``num_steps < 1``, ``step_size`` is
+            not positive, or the levels are not positive and strictly decreasing.
+
+    Example:
+        >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
+        >>> score_fn = lambda x, sigma: -x / (1.0 + sigma[:, None] ** 2)
+        >>> x = annealed_langevin(
+        ...     score_fn, x, key, sigmas=[3.0, 1.0, 0.3], step_size=0.01, num_steps=20)
+        >>> x.shape
+        (4, 2)
+
+    Reference: Song & Ermon 2020, algorithm 1, https://arxiv.org/abs/2006.09011
+    """
+    x = _checks.check_data(x)
+    sigmas = _checks.check_levels("sigmas", sigmas).astype(_checks.accumulator(x.dtype))
+    _checks.check_positive("step_size", step_size)
+    _checks.check_count("num_steps", num_steps)
+    score_fn = _checks.checked(score_fn, x)
+
+    def score_at(x, sigma):
+        return score_fn(x, jnp.broadcast_to(sigma, x.shape[:1]))
+
+    def step(x, given):
+        sigma, key = given
+        return langevin_step(score_at(x, sigma), x, step_size * (sigma / sigmas[-1]) ** 2, key)
+
+    def finish(x):
+        return x + sigmas[-1] ** 2 * score_at(x, sigmas[-1])
+
+    levels = jnp.repeat(sigmas, num_steps)
+    keys = jax.random.split(key, levels.shape[0])
+    return run(step, x, (levels, keys), finish if denoise else None, trajectory)
+
+
+def consistent_annealed(
+    score_fn: NoiseScoreFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    sigmas: ArrayLike,
+    step_size: ArrayLike,
+    denoise: bool = True,
+    trajectory: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Descend a geometric ladder of noise levels, one consistent step for each, eq. (2).
+
+    After every step the noise left in ``x`` is that of the level, as the network was trained,
+    which `annealed_langevin` exceeds: so it needs no tuning of a second step count, and the ladder
+    can be as fine as one likes. First order in the logarithm of the ratio of levels. Prefer it for
+    networks trained on a ladder; with a process, the diffusion samplers get further on the same
+    budget. It fails on coarse ladders, where the score of one level is asked for too long a step.
+
+    Args:
+        score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``.
+        x: starting points ``[B, ...]``: noise of the largest level.
+        key: a random key.
+        sigmas: noise levels ``[L]``, geometric and decreasing, ``L >= 2``, in units of the data,
+            e.g. ``noise_levels.geometric``.
+        step_size: ``h``, the step at the smallest level, in squared units of the data. It must lie
+            within ``1 - gamma < h / sigma_L^2 < 1 + gamma``; `annealed_langevin` has no such limit.
+        denoise: end with ``x + sigma_L^2 s(x, sigma_L)``, the mean without the last noise.
+        trajectory: also return the path.
+
+    Returns:
+        The last points ``[B, ...]`` after ``L - 1`` evaluations, and one to denoise; or
+        ``(x, path [L, B, ...])``, the path before the denoising, its entry ``i`` at level ``i``.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, the levels are not positive,
+            strictly decreasing and geometric, or eq. (3) is not positive.
+
+    Example:
+        >>> x, key = 3.0 * jnp.ones((4, 2)), jax.random.key(0)
+        >>> score_fn = lambda x, sigma: -x / (1.0 + sigma[:, None] ** 2)
+        >>> sigmas = jnp.geomspace(3.0, 0.1, 40)
+        >>> consistent_annealed(score_fn, x, key, sigmas=sigmas, step_size=0.002).shape
+        (4, 2)
+
+    Reference: Jolicoeur-Martineau et al. 2020, algorithm 2, https://arxiv.org/abs/2009.05475
+    """
+    x = _checks.check_data(x)
+    sigmas = _checks.check_levels("sigmas", sigmas).astype(_checks.accumulator(x.dtype))
+    _checks.check_positive("step_size", step_size)
+    _check_consistent(sigmas, step_size)
+    score_fn = _checks.checked(score_fn, x)
+    eta = step_size / sigmas[-1] ** 2
+
+    def step(x, given):
+        sigma, sigma_next, key = given
+        beta = jnp.sqrt(1.0 - ((1.0 - eta) * sigma / sigma_next) ** 2)
+        z = jax.random.normal(key, x.shape, x.dtype)
+        score = score_fn(x, jnp.broadcast_to(sigma, x.shape[:1]))
+        return x + eta * sigma**2 * score + beta * sigma_next * z
+
+    def finish(x):
+        return x + sigmas[-1] ** 2 * score_fn(x, jnp.broadcast_to(sigmas[-1], x.shape[:1]))
+
+    inputs = (sigmas[:-1], sigmas[1:], jax.random.split(key, sigmas.shape[0] - 1))
+    return run(step, x, inputs, finish if denoise else None, trajectory)
+
+
+def _check_consistent(sigmas: jax.Array, step_size: ArrayLike) -> None:
+    """Raise unless the levels are geometric and eq. (3) is positive, where they are concrete."""
+    if sigmas.shape[0] < 2:
+        raise ValueError(f"sigmas must hold at least two levels, got {sigmas}.")
+    known, step = _checks.concrete(sigmas), _checks.concrete(step_size)
+    if known is None:
+        return
+    ratios = known[1:] / known[:-1]
+    if np.ptp(ratios) > 1e-3 * (1.0 - ratios.max()):
+        raise ValueError(
+            f"sigmas must be geometric, got ratios from {ratios.min()} to {ratios.max()}: use "
+            "noise_levels.geometric or jnp.geomspace."
+        )
+    if step is None:
+        return
+    gamma, eta = ratios.min(), step / known[-1] ** 2
+    if not 1.0 - gamma < eta < 1.0 + gamma:
+        raise ValueError(
+            f"beta^2 = 1 - (1 - eta)^2 / gamma^2 must be positive, got "
+            f"{1.0 - ((1.0 - eta) / gamma) ** 2:.4g} from eta = step_size / sigma_L^2 = {eta:.4g} "
+            f"and gamma = {gamma:.4g}: take eta between 1 - gamma and 1 + gamma, or more levels."
+        )

@@ -1,0 +1,107 @@
+"""Underdamped Langevin dynamics, a particle of unit mass in a heat bath.
+
+With friction ``gamma``,
+
+    dx = v dt,    dv = (s(x) - gamma v) dt + sqrt(2 gamma) dw,                         (1)
+
+whose stationary density is ``p(x) N(v; 0, I)``. One BAOAB step of size ``h``, with
+``c = exp(-gamma h)``, splits it into a kick (B), a drift (A) and the exact heat bath (O):
+
+    B  v <- v + h/2 s(x),    A  x <- x + h/2 v,    O  v <- c v + sqrt(1 - c^2) z,      (2)
+
+then A and B again. The score of the last kick is that of the next step's first.
+
+Reference: Leimkuhler & Matthews 2013, https://doi.org/10.1093/amrx/abs010
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.typing import ScoreFn
+
+
+def underdamped(
+    score_fn: ScoreFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    step_size: ArrayLike,
+    num_steps: int,
+    friction: ArrayLike = 1.0,
+    velocity: ArrayLike | None = None,
+    trajectory: bool = False,
+) -> jax.Array | tuple:
+    """Run underdamped Langevin dynamics, eq. (1), by the BAOAB splitting, eq. (2).
+
+    Order 2 in the step, and for a Gaussian of variance ``v`` the positions have no bias at all
+    below the limit ``h < 2 sqrt(v)``, beyond which the chain diverges. Its velocity persists, so it
+    crosses a wide density in fewer evaluations than `langevin`: prefer it for badly scaled or
+    high-dimensional densities and smooth scores. It fails between separate modes, and where the
+    score has errors that a rejection would catch; `mala` has one.
+
+    Args:
+        score_fn: ``x [B, ...] -> [B, ...]``.
+        x: starting points ``[B, ...]``.
+        key: a random key.
+        step_size: ``h``, in units of the data (a time, the mass being one); below twice the
+            smallest standard deviation.
+        num_steps: number of steps, each one evaluation of the score, and one more to start.
+        friction: ``gamma``, in inverse units of the data: about one over the largest standard
+            deviation mixes best; 0 is Hamiltonian dynamics; for large ones `langevin` with step
+            ``h^2 / 2``.
+        velocity: starting velocities ``[B, ...]``, by default drawn from ``N(0, I)``. If given, the
+            last ones are returned too, so that a run can be resumed.
+        trajectory: also return the path.
+
+    Returns:
+        The last points ``x [B, ...]``; given a velocity, ``(x, velocity)``; with ``trajectory`` the
+        path of positions ``[num_steps + 1, B, ...]`` is appended: ``(x, path)`` or
+        ``(x, velocity, path)``.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score or the velocity has another shape, ``num_steps < 1``,
+            ``step_size`` is not positive, or ``friction`` is negative.
+
+    Example:
+        >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
+        >>> underdamped(lambda x: -x, x, key, step_size=0.5, num_steps=50).shape
+        (4, 2)
+
+    Reference: Leimkuhler & Matthews 2013, https://doi.org/10.1093/amrx/abs010
+    """
+    x = _checks.check_data(x)
+    _checks.check_positive("step_size", step_size)
+    _checks.check_count("num_steps", num_steps)
+    _checks.check_not_negative("friction", friction)
+    score_fn = _checks.checked(score_fn, x)
+    if velocity is not None and jnp.shape(velocity) != x.shape:
+        raise ValueError(
+            f"velocity must have the shape of x, {x.shape}, got {jnp.shape(velocity)}."
+        )
+    key_velocity, key_bath = jax.random.split(key)
+    if velocity is None:
+        start = jax.random.normal(key_velocity, x.shape, x.dtype)
+    else:
+        start = jnp.asarray(velocity, x.dtype)
+    decay = friction * step_size
+    kept, spread = jnp.exp(-decay), jnp.sqrt(-jnp.expm1(-2.0 * decay))
+
+    def body(state, key):
+        x, v, score = state
+        v = v + 0.5 * step_size * score
+        middle = x + 0.5 * step_size * v
+        v = kept * v + spread * jax.random.normal(key, x.shape, x.dtype)
+        new = (middle + 0.5 * step_size * v).astype(x.dtype)
+        score = score_fn(new)
+        v = (v + 0.5 * step_size * score).astype(x.dtype)
+        return (new, v, score), new if trajectory else None
+
+    keys = jax.random.split(key_bath, num_steps)
+    (last, v, _), iterates = jax.lax.scan(body, (x, start, score_fn(x)), keys)
+    result = (last,) if velocity is None else (last, v)
+    if trajectory:
+        result = (*result, jnp.concatenate([x[None], iterates]))
+    return result if len(result) > 1 else last
