@@ -8,6 +8,7 @@ The core needs only JAX, and is imported with the package:
     parameterization  score, noise, clean data, v, velocity; EDM preconditioning; energies
     noise_levels      ladders of noise levels, and levels computed from data
     samplers          Langevin, annealed Langevin, reverse SDE, Heun's probability flow
+    guidance          labels, classifiers, inpainting, linear inverse problems
     likelihood        log-densities by the probability flow; bits per dimension
     quantized         denoising of data that have levels, such as pixels
     densities         analytic densities, before and after noising
@@ -21,6 +22,7 @@ from sm_jax import (
     data,
     densities,
     divergence,
+    guidance,
     likelihood,
     losses,
     noise_levels,
@@ -36,6 +38,7 @@ __all__ = [
     "data",
     "densities",
     "divergence",
+    "guidance",
     "likelihood",
     "losses",
     "noise_levels",

@@ -67,6 +67,11 @@ TESTS = {
     "samplers/_underdamped": ["langevin"],
     "samplers/_scan": ["samplers"],
     "quantized": ["quantized"],
+    "guidance/_inpaint": ["inverse_problems"],
+    "guidance/_inverse": ["inverse_problems"],
+    "guidance/_labels": ["guidance"],
+    "likelihood/_annealed_importance": ["annealed_importance"],
+    "likelihood/_thermodynamic": ["annealed_importance"],
     "likelihood/_flow": ["likelihood"],
 }
 

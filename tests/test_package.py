@@ -19,6 +19,7 @@ PUBLIC = [
     "sm_jax.data",
     "sm_jax.densities",
     "sm_jax.divergence",
+    "sm_jax.guidance",
     "sm_jax.likelihood",
     "sm_jax.losses",
     "sm_jax.models",

@@ -1,0 +1,151 @@
+r"""Inpainting by replacement, with resampling (RePaint).
+
+Some numbers of the data are known, a mask ``m`` says which. In the variables ``y = x_t / alpha``
+and ``r = sigma / alpha`` of any process, with the denoiser ``D``, each step from ratio ``r`` down
+to ``q`` moves by the ancestral rule, and replaces what is known by the known, freshly noised:
+
+    y <- D + (q / r)^2 (y - D) + q sqrt(1 - (q / r)^2) z,                              (1)
+    y <- m (known + q z') + (1 - m) y.                                                 (2)
+
+The known part is drawn without regard to the rest, which one pass cannot mend. Therefore blocks of
+steps are repeated: noise is added to go back up from ``q`` to ``r``,
+
+    y <- y + sqrt(r^2 - q^2) z'',                                                      (3)
+
+and the steps down are made again, so that the unknown part comes to terms with the known one at
+each level before the noise falls.
+
+Reference: Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.parameterization import denoiser_from_score
+from sm_jax.processes import noise_ratio
+from sm_jax.samplers._diffusion import _grid
+from sm_jax.samplers._scan import run
+from sm_jax.typing import NoiseScoreFn, ProcessLike
+
+
+def inpaint(
+    score_fn: NoiseScoreFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    known: ArrayLike,
+    mask: ArrayLike,
+    process: ProcessLike,
+    num_steps: int | None = None,
+    times: ArrayLike | None = None,
+    num_resamples: int = 10,
+    jump_length: int = 1,
+    denoise: bool = True,
+    trajectory: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Sample the unknown part of the data given the known part, eqs. (1) to (3).
+
+    It needs no derivative of the score, and so takes less memory than `pseudo_inverse` and
+    `moment_matching`, which are more accurate for the same number of evaluations and allow noise in
+    what is known. With one pass, ``num_resamples=1``, the unknown part hardly depends on the known
+    one. On Gaussian data that is cured in proportion to ``num_resamples``; what then remains is a
+    variance too small by a share of order ``1 / num_steps``, 15 % at 64 steps.
+
+    Args:
+        score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
+        x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
+        key: a random key.
+        known: data whose known numbers are used, ``[B, ...]``, or one event ``[...]`` for all; the
+            other numbers do not matter, but must be finite.
+        mask: boolean, true where known, ``[B, ...]`` or ``[...]``.
+        process: the process that the score was trained for.
+        num_steps: number of steps on ``processes.time_grid``, 64 by default; each costs
+            ``num_resamples`` evaluations, and the denoising one more.
+        times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
+        num_resamples: how often each block of steps is made; 1 is plain replacement.
+        jump_length: steps in a block. Longer blocks renew more of the unknown part at a time.
+        denoise: end with the denoiser at the last time, and with the known numbers as given.
+        trajectory: also return the path.
+
+    Returns:
+        Samples ``[B, ...]``, or ``(x, path [num_resamples num_steps + 1, B, ...])``, the path
+        before the denoising: the start, and the points after each step (2).
+
+    Raises:
+        TypeError: ``x`` is not floating, the mask is not boolean, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, ``known`` or ``mask`` has neither
+            the shape of ``x`` nor of one of its rows, a count is below 1, or the times are not
+            strictly decreasing or leave the range of the process.
+
+    Example:
+        >>> from sm_jax import processes
+        >>> process = processes.VE(sigma_max=10.0)
+        >>> x = processes.prior_sample(process, jax.random.key(0), (4, 2))
+        >>> x = inpaint(
+        ...     lambda x, t: -x / (1.0 + t[:, None] ** 2), x, jax.random.key(1),
+        ...     known=jnp.array([2.0, 0.0]), mask=jnp.array([True, False]), process=process,
+        ...     num_steps=20, num_resamples=2)
+        >>> x[:, 0].tolist()
+        [2.0, 2.0, 2.0, 2.0]
+
+    Reference: Lugmayr et al. 2022, algorithm 1, https://arxiv.org/abs/2201.09865
+    """
+    x = _checks.check_data(x)
+    known, mask = _event("known", known, x).astype(x.dtype), _event("mask", mask, x)
+    if mask.dtype != bool:
+        raise TypeError(f"mask must be boolean, got {mask.dtype}: compare, e.g. mask > 0.5.")
+    _checks.check_count("num_resamples", num_resamples)
+    _checks.check_count("jump_length", jump_length)
+    times = _grid(process, num_steps, times, default=64)
+    denoiser_fn = denoiser_from_score(_checks.checked(score_fn, x), process)
+
+    def denoised(x, t):
+        return denoiser_fn(x, jnp.broadcast_to(t, x.shape[:1]))
+
+    def step(x, given):
+        before, above, below, key = given
+        key_up, key_down, key_known = jax.random.split(key, 3)
+        last, high, low = (noise_ratio(process, t) for t in (before, above, below))
+
+        def noise(key):
+            return jax.random.normal(key, x.shape, x.dtype)
+
+        y = x / process.alpha(before)
+        y = y + jnp.sqrt(jnp.maximum(high**2 - last**2, 0.0)) * noise(key_up)
+        clean = denoised((process.alpha(above) * y).astype(x.dtype), above)
+        kept = (low / high) ** 2
+        y = clean + kept * (y - clean) + low * jnp.sqrt(1.0 - kept) * noise(key_down)
+        y = jnp.where(mask, known + low * noise(key_known), y)
+        return process.alpha(below) * y
+
+    def finish(x):
+        return jnp.where(mask, known, denoised(x, times[-1]))
+
+    visits = _visits(times.shape[0] - 1, num_resamples, jump_length)
+    inputs = (*(times[v] for v in visits), jax.random.split(key, visits.shape[1]))
+    return run(step, x, inputs, finish if denoise else None, trajectory)
+
+
+def _event(name: str, value: ArrayLike, x: jax.Array) -> jax.Array:
+    """Return ``value`` in the shape of ``x``, or raise unless it has that of ``x`` or a row."""
+    value = jnp.asarray(value)
+    if value.shape not in (x.shape, x.shape[1:]):
+        raise ValueError(
+            f"{name} must have the shape of x, {x.shape}, or of one event, {x.shape[1:]}, got "
+            f"{value.shape}."
+        )
+    return jnp.broadcast_to(value, x.shape)
+
+
+def _visits(num_steps: int, num_resamples: int, jump_length: int) -> np.ndarray:
+    """Return ``[3, N]``, indices of times: where a step comes from, where (3) lifts it, its end."""
+    visits = []
+    for first in range(0, num_steps, jump_length):
+        last = min(first + jump_length, num_steps)
+        for again in range(num_resamples):
+            for i in range(first, last):
+                visits.append((last if again and i == first else i, i, i + 1))
+    return np.array(visits).T

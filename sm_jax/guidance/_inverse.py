@@ -1,0 +1,300 @@
+r"""Linear inverse problems: samples of the data given an observation of them.
+
+The observation is
+
+    y = A x_0 + s n,    n ~ N(0, I),                                                   (1)
+
+and with the denoiser ``D = E[x_0 | x_t]`` and its Jacobian ``J = dD / dx_t``, the score of the
+noised posterior is, if ``p(x_0 | x_t)`` is taken for a Gaussian ``N(D, C)``,
+
+    grad log p(x_t | y) = s(x_t, t) + grad log p(y | x_t),
+    grad log p(y | x_t) ~ J' A' (s^2 I + A C A')^-1 (y - A D).                         (2)
+
+The methods differ in ``C``:
+
+    C = 0                                              `posterior_sampling` (DPS),     (3)
+    C = sigma^2 d^2 / (alpha^2 d^2 + sigma^2) I        `pseudo_inverse` (PiGDM),       (4)
+    C = (sigma^2 / alpha) J                            `moment_matching` (MMPS).       (5)
+
+(5) is the true covariance for any data (Tweedie's formula of second order), and (4) that of data
+from ``N(m, d^2 I)``. So moment matching is exact for all Gaussian data, pseudo-inverse guidance
+for isotropic ones, and DPS for none: it believes that ``D`` is the data, and trusts the
+observation too much while there is noise. For data that are not Gaussian all three are
+approximations, and the better the more the observation alone determines.
+
+The inverse in (2) is applied by conjugate gradients, row by row, with ``A'`` from automatic
+differentiation; no matrix is formed. An ``A`` that is not linear is linearised at ``D``.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.parameterization import clean_from_noise, noise_from_score
+from sm_jax.typing import NoiseScoreFn, ProcessLike
+
+Operator = Callable[[jax.Array], jax.Array]
+
+
+def posterior_sampling(
+    score_fn: NoiseScoreFn,
+    *,
+    process: ProcessLike,
+    operator: Operator,
+    observation: ArrayLike,
+    noise_std: ArrayLike,
+    scale: ArrayLike = 1.0,
+) -> NoiseScoreFn:
+    """Return the score of diffusion posterior sampling (DPS), eqs. (2) and (3).
+
+    What is added is ``-scale / (2 s^2) grad |y - A D(x_t)|^2``. It is biased: for data of variance
+    ``v`` observed directly, with ``q = v / s^2``, the probability flow ends with variance
+    ``v exp(-q)`` in place of ``v / (1 + q)``. That is right only where the observation says little,
+    and where it says much the equations are stiff and need many steps. Prefer `pseudo_inverse`;
+    this one costs the same, and is here because it is the usual baseline and because ``scale`` can
+    be tuned. The paper divides by ``|y - A D|`` rather than ``2 s^2`` and applies the result once
+    per step, whatever its length; such a step is no score and is not offered.
+
+    Args:
+        score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``, row i depending on row i only.
+        process: the process that the score was trained for.
+        operator: ``A``, ``x_0 [B, ...] -> [B, ...]`` of any event shape, row i depending on row i
+            only. It need not be linear.
+        observation: ``y``, of the shape of ``operator(x)``, or of one of its rows, for all.
+        noise_std: ``s``, standard deviation of the noise of the observation; positive, a scalar or
+            ``[B]``.
+        scale: factor of the guidance, a scalar or ``[B]``.
+
+    Returns:
+        A score function ``(x_t, t) -> [B, ...]``: one evaluation and its vector-Jacobian product.
+
+    Raises:
+        TypeError: at a call, if the score has another dtype than ``x_t``.
+        ValueError: ``noise_std`` is not positive; or, at a call, if the observation has not the
+            shape of ``operator(x)`` nor of a row, or the score that of ``x_t``.
+
+    Example:
+        >>> from sm_jax import processes
+        >>> guided = posterior_sampling(
+        ...     lambda x, t: -x / (1.0 + t[:, None] ** 2), process=processes.VE(),
+        ...     operator=lambda x: x[:, :1], observation=jnp.array([3.0]), noise_std=0.5)
+        >>> print(guided(jnp.zeros((1, 2)), jnp.ones(1)))  # D = x / 2, (3 - 0) / 0.25 / 2
+        [[6. 0.]]
+
+    Reference: Chung et al. 2023, https://arxiv.org/abs/2209.14687
+    """
+    _checks.check_positive("noise_std", noise_std)
+
+    def guided(x: jax.Array, t: jax.Array) -> jax.Array:
+        seen = _observe(score_fn, process, operator, observation, x, t)
+        weight = seen.per_row("scale", scale) / seen.per_row("noise_std", noise_std) ** 2
+        return seen.guided(weight * seen.residual)
+
+    return guided
+
+
+def pseudo_inverse(
+    score_fn: NoiseScoreFn,
+    *,
+    process: ProcessLike,
+    operator: Operator,
+    observation: ArrayLike,
+    noise_std: ArrayLike = 0.0,
+    sigma_data: ArrayLike = 1.0,
+    num_iterations: int = 10,
+) -> NoiseScoreFn:
+    """Return the score of pseudo-inverse guidance (PiGDM), eqs. (2) and (4).
+
+    Exact for data from ``N(m, d^2 I)``. The first choice for inpainting, superresolution and other
+    operators with ``A A'`` near a multiple of the identity. Without noise what is added is
+    ``J' A^+ (y - A D) / C``, with the pseudo-inverse ``A^+`` after which the method is called.
+
+    Args:
+        score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``, row i depending on row i only.
+        process: the process that the score was trained for.
+        operator: ``A``, linear, ``x_0 [B, ...] -> [B, ...]`` of any event shape, row i depending on
+            row i only.
+        observation: ``y``, of the shape of ``operator(x)``, or of one of its rows, for all.
+        noise_std: ``s``, standard deviation of the noise of the observation, a scalar or ``[B]``. 0
+            requires that ``y`` is within the range of ``A``.
+        sigma_data: ``d``, standard deviation of the data.
+        num_iterations: iterations of conjugate gradients, one ``A`` and one ``A'`` each. As many as
+            ``A A'`` has distinct eigenvalues are exact: one for a mask or a subsampling.
+
+    Returns:
+        A score function ``(x_t, t) -> [B, ...]``: one evaluation and its vector-Jacobian product.
+
+    Raises:
+        TypeError: at a call, if the score has another dtype than ``x_t``.
+        ValueError: ``noise_std`` is negative, ``sigma_data`` is not positive,
+            ``num_iterations < 1``; or, at a call, if the observation has not the shape of
+            ``operator(x)`` nor of a row, or the score that of ``x_t``.
+
+    Example:
+        >>> from sm_jax import processes
+        >>> guided = pseudo_inverse(
+        ...     lambda x, t: -x / (1.0 + t[:, None] ** 2), process=processes.VE(),
+        ...     operator=lambda x: x[:, :1], observation=jnp.array([3.0]))
+        >>> print(guided(jnp.zeros((1, 2)), jnp.ones(1)))  # x_t | y ~ N(3, 1) in the first
+        [[3. 0.]]
+
+    Reference: Song et al. 2023, https://openreview.net/forum?id=9_gsMA8MRKQ
+    """
+    _checks.check_not_negative("noise_std", noise_std)
+    _checks.check_positive("sigma_data", sigma_data)
+    _checks.check_count("num_iterations", num_iterations)
+
+    def guided(x: jax.Array, t: jax.Array) -> jax.Array:
+        seen = _observe(score_fn, process, operator, observation, x, t)
+        alpha, sigma = (
+            seen.per_row("alpha", process.alpha(t)),
+            seen.per_row("sigma", process.sigma(t)),
+        )
+        spread = (sigma * sigma_data) ** 2 / ((alpha * sigma_data) ** 2 + sigma**2)
+        variance = seen.per_row("noise_std", noise_std) ** 2
+
+        def covariance(u):
+            return variance * u + spread * seen.push(seen.pull(u))
+
+        return seen.guided(_conjugate_gradients(covariance, seen.residual, num_iterations))
+
+    return guided
+
+
+def moment_matching(
+    score_fn: NoiseScoreFn,
+    *,
+    process: ProcessLike,
+    operator: Operator,
+    observation: ArrayLike,
+    noise_std: ArrayLike = 0.0,
+    num_iterations: int = 5,
+) -> NoiseScoreFn:
+    """Return the score of moment matching posterior sampling (MMPS), eqs. (2) and (5).
+
+    Exact for Gaussian data of any covariance, and the most accurate of the three for others, for
+    the price of one more vector-Jacobian product of the network per iteration.
+
+    Args:
+        score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``, row i depending on row i only, and a
+            gradient up to small errors: (5) is symmetric and not negative only then.
+        process: the process that the score was trained for.
+        operator: ``A``, linear, ``x_0 [B, ...] -> [B, ...]`` of any event shape, row i depending on
+            row i only.
+        observation: ``y``, of the shape of ``operator(x)``, or of one of its rows, for all.
+        noise_std: ``s``, standard deviation of the noise of the observation, a scalar or ``[B]``. 0
+            requires that ``y`` is within the range of ``A``.
+        num_iterations: iterations of conjugate gradients. As many as ``A C A'`` has distinct
+            eigenvalues are exact; stopped earlier, they leave out what it sees least.
+
+    Returns:
+        A score function ``(x_t, t) -> [B, ...]``: one evaluation and ``num_iterations + 1`` of its
+        vector-Jacobian products.
+
+    Raises:
+        TypeError: at a call, if the score has another dtype than ``x_t``.
+        ValueError: ``noise_std`` is negative, ``num_iterations < 1``; or, at a call, if the
+            observation has not the shape of ``operator(x)`` nor of a row, or the score that of
+            ``x_t``.
+
+    Example:
+        >>> from sm_jax import processes
+        >>> guided = moment_matching(
+        ...     lambda x, t: -x / (4.0 + t[:, None] ** 2), process=processes.VE(),
+        ...     operator=lambda x: x[:, :1], observation=jnp.array([3.0]), noise_std=2.0)
+        >>> print(guided(jnp.zeros((1, 2)), jnp.ones(1)))  # x_t | y ~ N(1.5, 3) in the first
+        [[0.5 0. ]]
+
+    References: Rozet et al. 2024, https://arxiv.org/abs/2405.13712; Boys et al. 2023,
+    https://arxiv.org/abs/2310.06721
+    """
+    _checks.check_not_negative("noise_std", noise_std)
+    _checks.check_count("num_iterations", num_iterations)
+
+    def guided(x: jax.Array, t: jax.Array) -> jax.Array:
+        seen = _observe(score_fn, process, operator, observation, x, t)
+        factor = seen.per_row("sigma^2 / alpha", process.sigma(t) ** 2 / process.alpha(t))
+        variance = seen.per_row("noise_std", noise_std) ** 2
+
+        def covariance(u):
+            return variance * u + factor * seen.push(seen.pull_denoiser(seen.pull(u)))
+
+        return seen.guided(_conjugate_gradients(covariance, seen.residual, num_iterations))
+
+    return guided
+
+
+class _Observed(NamedTuple):
+    """A score with its denoiser and the operator, linearised at some points."""
+
+    score: jax.Array  # s [B, ...]
+    residual: jax.Array  # y - A D
+    push: Callable[[jax.Array], jax.Array]  # v -> A v
+    pull: Callable[[jax.Array], jax.Array]  # u -> A' u
+    pull_denoiser: Callable[[jax.Array], jax.Array]  # v -> J' v
+
+    def per_row(self, name: str, value: ArrayLike) -> jax.Array:
+        """Return a scalar or ``[B]`` with the rank of the residual."""
+        value = _checks.check_per_example(name, value, self.score)
+        return _checks.expand_like(value, self.residual)
+
+    def guided(self, weighted: jax.Array) -> jax.Array:
+        """Return the score with the gradient (2) added, given the weighted residual."""
+        added = self.pull_denoiser(self.pull(weighted))
+        return (self.score + added).astype(self.score.dtype)
+
+
+def _observe(score_fn, process, operator, observation, x, t) -> _Observed:
+    """Return the score, the residual of the observation, and the products that eq. (2) needs."""
+
+    def denoise(x):
+        score = _checks.check_score(score_fn(x, t), x)
+        return clean_from_noise(
+            noise_from_score(score, x, t, process=process), x, t, process=process
+        ), score
+
+    clean, pull_denoiser, score = jax.vjp(denoise, x, has_aux=True)
+    predicted, push = jax.linearize(operator, clean)
+    pull = jax.linear_transpose(push, clean)
+    if jnp.shape(observation) not in (predicted.shape, predicted.shape[1:]):
+        raise ValueError(
+            f"observation must have the shape of operator(x), {predicted.shape}, or of one of its "
+            f"rows, {predicted.shape[1:]}, got {jnp.shape(observation)}."
+        )
+    residual = jnp.broadcast_to(jnp.asarray(observation), predicted.shape) - predicted
+    return _Observed(
+        score,
+        _checks.accumulated(residual),
+        lambda v: _checks.accumulated(push(v.astype(x.dtype))),
+        lambda u: pull(u.astype(predicted.dtype))[0],
+        lambda v: pull_denoiser(v)[0],
+    )
+
+
+def _conjugate_gradients(matrix: Operator, b: jax.Array, num_iterations: int) -> jax.Array:
+    """Return the solution of ``matrix(u) = b``, every row a system of its own.
+
+    ``matrix`` is symmetric and not negative. A row that has converged stays where it is.
+    """
+
+    def dot(u, v):
+        return _checks.expand_like(_checks.sum_data_axes(u * v), b)
+
+    def ratio(a, b):
+        return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+
+    def step(_, state):
+        solution, residual, direction, square = state
+        image = matrix(direction)
+        size = ratio(square, dot(direction, image))
+        residual = residual - size * image
+        square, before = dot(residual, residual), square
+        direction, used = residual + ratio(square, before) * direction, direction
+        return solution + size * used, residual, direction, square
+
+    start = (jnp.zeros_like(b), b, b, dot(b, b))
+    return jax.lax.fori_loop(0, num_iterations, step, start)[0]
