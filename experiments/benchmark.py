@@ -130,19 +130,20 @@ def apply_conv_net(params, x: jax.Array) -> jax.Array:
 
 
 def problems():
-    """Yield the name, score network, parameters and data of every network that is measured."""
+    """Yield name, ``parameters -> score_fn``, parameters and data of each network measured."""
     key = jax.random.key(0)
     for dims in (2, 10):
         x = jax.random.normal(key, (1024, dims))
         hidden = [dims, 128, 128, 128]
-        yield f"score net, d={dims}", apply_mlp, mlp([*hidden, dims], key), x
+        yield f"score net, d={dims}", partial(partial, apply_mlp), mlp([*hidden, dims], key), x
 
-        def energy_score(params, x):
-            return score_from_energy(lambda y: apply_mlp(params, y)[:, 0])(x)
+        def energy_score(params):
+            return score_from_energy(lambda y: apply_mlp(params, y)[:, 0])
 
         yield f"energy net, d={dims}", energy_score, mlp([*hidden, 1], key), x
     x = jax.random.normal(key, (64, 28, 28, 1))
-    yield "conv net, 28x28x1", apply_conv_net, conv_net([1, 32, 32, 32, 32, 1], key), x
+    params = conv_net([1, 32, 32, 32, 32, 1], key)
+    yield "conv net, 28x28x1", partial(partial, apply_conv_net), params, x
 
 
 def gradient_rows():
@@ -151,7 +152,7 @@ def gradient_rows():
 
         def gradient(loss_fn, network=network, params=params, x=x):
             def value(params):
-                return loss_fn(partial(network, params), x, jax.random.key(1)).mean()
+                return loss_fn(network(params), x, jax.random.key(1)).mean()
 
             # the network and the data are arguments, or XLA would fold them into the program
             return partial(_call, jax.grad(value), params)

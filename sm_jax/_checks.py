@@ -50,9 +50,31 @@ def check_score(score: jax.Array, x: jax.Array) -> jax.Array:
     return score
 
 
+def check_energy(energy: jax.Array, x: jax.Array) -> jax.Array:
+    """Return ``energy``, or raise unless it is one number per row of ``x``."""
+    if energy.shape != x.shape[:1]:
+        raise ValueError(
+            f"energy_fn must return one number per example, shape {x.shape[:1]}, got "
+            f"{energy.shape}: drop trailing axes, e.g. energy[..., 0]."
+        )
+    return energy
+
+
 def checked(score_fn: Callable, x: jax.Array) -> Callable:
     """Return ``score_fn`` with its output checked against ``x`` at every call."""
     return lambda y, *args: check_score(score_fn(y, *args), x)
+
+
+def at_noise(score_fn: Callable, t: jax.Array) -> Callable:
+    """Return the score function ``x -> score_fn(x, t)``, with the energy that it may carry."""
+
+    def score_at(x):
+        return score_fn(x, t)
+
+    energy_fn = getattr(score_fn, "energy_fn", None)
+    if energy_fn is not None:
+        score_at.energy_fn = lambda x: energy_fn(x, t)
+    return score_at
 
 
 def concrete(value: ArrayLike) -> np.ndarray | None:

@@ -12,7 +12,9 @@ for one another through `functools.partial`. With the Jacobian ``J = grad s`` of
 Hutch++ computes the first term of (3) exactly, on the range ``Q`` of a random sketch of ``J``, and
 estimates the second by (2). All products share one pass of the network; they are made one by one
 (or ``chunk`` at a time) and rematerialised when differentiated, so memory does not grow with their
-number.
+number. For the score of an energy (`sm_jax.parameterization.score_from_energy`), whose divergence
+is minus the Laplacian of the energy, (1) and (2) take a forward-mode Laplacian instead of products
+with the Hessian, at about half the cost.
 
 The variance of (2) per probe is ``2 (|A|_F^2 - sum_i a_ii^2)`` for Rademacher probes and
 ``2 |A|_F^2`` for normal ones, ``A = (J + J') / 2``; none is unbiased with less variance than
@@ -30,6 +32,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._laplacian import directional_derivatives
 from sm_jax.typing import Divergence, DivergenceFn, RandomFn, ScoreFn
 
 __all__ = [
@@ -91,15 +94,25 @@ def exact(
     """
     del key
     x = _checks.check_data(x)
+    dims = _checks.num_dims(x)
+    if hasattr(score_fn, "energy_fn"):
+        basis = jnp.eye(dims, dtype=x.dtype).reshape(dims, 1, *x.shape[1:])
+        basis = jnp.broadcast_to(basis, (dims, *x.shape))
+        derivatives = _energy_derivatives(score_fn, x, basis, chunk)
+        if derivatives is not None:
+            slopes, curvature = derivatives
+            score = -slopes.T.reshape(x.shape).astype(x.dtype)
+            return Divergence(score, -_checks.accumulated(curvature))
+
     # e' J' e = e' J e, and products with J' leave less to remember than products with J.
     score, pull_back = jax.vjp(_checks.checked(score_fn, x), x)
 
     def entry(i):
-        e = jax.nn.one_hot(i, _checks.num_dims(x), dtype=x.dtype)
+        e = jax.nn.one_hot(i, dims, dtype=x.dtype)
         e = jnp.broadcast_to(e.reshape((1, *x.shape[1:])), x.shape)
         return _checks.sum_data_axes(pull_back(e)[0] * e)
 
-    entries = _map(entry, jnp.arange(_checks.num_dims(x)), chunk, x.ndim - 1)
+    entries = _map(entry, jnp.arange(dims), chunk, x.ndim - 1)
     return Divergence(score, entries.sum(axis=0))
 
 
@@ -137,8 +150,7 @@ def hutchinson(
     """
     x = _checks.check_data(x)
     probes = draw_probes(key, x, num_probes, probe)
-    score, forms = quadratic_forms(score_fn, x, probes, chunk=chunk)
-    return Divergence(score, forms.mean(axis=0))
+    return Divergence(*mean_quadratic_form(score_fn, x, probes, chunk=chunk))
 
 
 def hutchpp(
@@ -296,12 +308,30 @@ def draw_probes(key: jax.Array, x: jax.Array, num_probes: int, probe: RandomFn) 
     return jax.vmap(lambda k: probe(k, x.shape, x.dtype))(keys)
 
 
-def quadratic_forms(
+def mean_quadratic_form(
     score_fn: ScoreFn, x: jax.Array, vectors: jax.Array, *, chunk: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the score and ``v' (grad s) v`` for ``vectors [K, B, ...]``: ``[B, ...], [K, B]``."""
+    """Return the score and the mean of ``v' (grad s) v`` over ``vectors [K, B, ...]``: ``[B]``."""
+    if hasattr(score_fn, "energy_fn") and len(vectors) > 2:  # for fewer the score itself costs more
+        derivatives = _energy_derivatives(score_fn, x, vectors, chunk)
+        if derivatives is not None:
+            score = _checks.check_score(score_fn(x), x)
+            return score, -_checks.accumulated(derivatives[1]) / len(vectors)
     score, push = jax.linearize(_checks.checked(score_fn, x), x)
-    return score, _map(lambda v: _checks.sum_data_axes(push(v) * v), vectors, chunk, x.ndim - 1)
+    forms = _map(lambda v: _checks.sum_data_axes(push(v) * v), vectors, chunk, x.ndim - 1)
+    return score, forms.mean(axis=0)
+
+
+def _energy_derivatives(score_fn: ScoreFn, x: jax.Array, vectors: jax.Array, chunk: int | None):
+    """Return slopes ``[K, B]`` and summed curvatures ``[B]`` of the energy of a score, or None."""
+    unroll = _is_unrolled(len(vectors), chunk, x.ndim - 1)
+    return directional_derivatives(
+        lambda x: _checks.check_energy(score_fn.energy_fn(x), x),
+        x,
+        vectors,
+        chunk=chunk,
+        unroll=unroll,
+    )
 
 
 def _map(function: Callable, inputs: jax.Array, chunk: int | None, num_axes: int) -> jax.Array:
@@ -309,8 +339,13 @@ def _map(function: Callable, inputs: jax.Array, chunk: int | None, num_axes: int
 
     ``num_axes`` is the rank of one event.
     """
-    if chunk is not None:
-        _checks.check_count("chunk", chunk)
-    elif len(inputs) <= (_UNROLLED_IMAGES if num_axes > 1 else _UNROLLED):
+    if _is_unrolled(len(inputs), chunk, num_axes):
         return jnp.stack([function(row) for row in inputs])
     return jax.lax.map(jax.checkpoint(function, prevent_cse=False), inputs, batch_size=chunk)
+
+
+def _is_unrolled(num: int, chunk: int | None, num_axes: int) -> bool:
+    if chunk is not None:
+        _checks.check_count("chunk", chunk)
+        return False
+    return num <= (_UNROLLED_IMAGES if num_axes > 1 else _UNROLLED)

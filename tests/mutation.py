@@ -50,7 +50,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # The tests of each module, the most specific first.
 TESTS = {
-    "divergence": ["divergence", "losses", "keys"],
+    "_laplacian": ["laplacian"],
+    "divergence": ["divergence", "laplacian", "losses", "keys"],
     "losses/_denoising": ["losses", "noise_conditional", "keys"],
     "losses/_diffusion": ["noise_conditional", "keys"],
     "losses/_implicit": ["losses"],

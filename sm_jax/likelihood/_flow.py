@@ -126,7 +126,7 @@ def log_prob(
         t = process.time(r)
         each_t = jnp.broadcast_to(t, x.shape[:1])
         points = (scale(t) * w).astype(x.dtype)
-        return process.sigma(t) ** 2, scale(t), points, lambda x: score_fn(x, each_t)
+        return process.sigma(t) ** 2, scale(t), points, _checks.at_noise(score_fn, each_t)
 
     def flow(w, r):
         variance, k, points, score_at = at(w, r)

@@ -152,7 +152,7 @@ def noise_conditional_sliced(
     sigma = _random_levels(key_level, x, sigmas)
     noised = x + _checks.expand_like(sigma, x) * noise(key_noise, x.shape, x.dtype)
     loss = sliced(
-        lambda y: score_fn(y, sigma),
+        _checks.at_noise(score_fn, sigma),
         noised.astype(x.dtype),
         key_probe,
         num_probes=num_probes,

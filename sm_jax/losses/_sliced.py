@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.divergence import draw_probes, quadratic_forms
+from sm_jax.divergence import draw_probes, mean_quadratic_form
 from sm_jax.typing import RandomFn, ScoreFn
 
 
@@ -55,8 +55,8 @@ def sliced(
     """
     x = _checks.check_data(x)
     probes = draw_probes(key, x, num_probes, probe)
-    score, forms = quadratic_forms(score_fn, x, probes)
-    return forms.mean(axis=0) + _half_square(score, probes, variance_reduced)
+    score, form = mean_quadratic_form(score_fn, x, probes)
+    return form + _half_square(score, probes, variance_reduced)
 
 
 def finite_difference_sliced(

@@ -1,0 +1,222 @@
+"""The forward-mode Laplacian of energies, against Hessians from JAX's own transformations."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sm_jax import divergence, likelihood, losses, processes
+from sm_jax._laplacian import directional_derivatives
+from sm_jax.parameterization import score_from_energy
+
+W = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32) * 0.7
+SHIFT = np.linspace(-1.0, 1.0, 6, dtype=np.float32)
+
+
+def mlp(activation):
+    return lambda x: activation(activation(x @ W + SHIFT[None]) @ W.T).sum(-1)
+
+
+def layer_norm(x):
+    h = x @ W
+    h = (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 0.1)
+    return (h * SHIFT[None] * h).sum(-1)
+
+
+def attention(x):
+    tokens = jnp.tanh(x[:, :, None] * W[None])
+    weights = jax.nn.softmax(jnp.einsum("bif,bjf->bij", tokens, tokens), axis=-1)
+    return jnp.einsum("bij,bjf->b", weights, tokens**2)
+
+
+def mixture(x):
+    distances = ((x[:, None] - W.T[None]) ** 2).sum(-1)
+    return -jax.nn.logsumexp(-0.5 * distances, axis=-1)
+
+
+def convolution(x):
+    kernel = jnp.asarray(W[:, None, :], x.dtype)
+    h = jax.lax.conv_general_dilated(
+        x[..., None], kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    return jax.nn.silu(h).max(axis=-1).sum(-1)
+
+
+def loop(x):
+    layers = jnp.stack([W @ W.T, 0.5 * W @ W.T]).astype(x.dtype)
+    h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w) + h, None), x, layers)
+    return (h**2).sum(-1)
+
+
+def branches(x):
+    h = jax.lax.cond(SHIFT[0] < 0, jnp.sin, jnp.cos, x)
+    return jnp.where(h > 0, h**3, h).sum(-1) + jnp.prod(x, axis=-1)
+
+
+def sorted_power(x):
+    return (jnp.sort(x, axis=-1) ** jnp.arange(1.0, 4.0)[None]).sum(-1) / (1 + x[:, 0] ** 2)
+
+
+@jax.checkpoint
+def remat(x):
+    return jnp.exp(jnp.sin(x @ W)).sum(-1)
+
+
+ENERGIES = {
+    "quadratic": lambda x: 0.5 * jnp.einsum("bi,ij,bj->b", x, W @ W.T, x),
+    "softplus": mlp(jax.nn.softplus),
+    "gelu": mlp(jax.nn.gelu),
+    "silu": jax.jit(mlp(jax.nn.silu)),
+    "layer norm": layer_norm,
+    "attention": attention,
+    "mixture": mixture,
+    "convolution": convolution,
+    "loop": loop,
+    "branches": branches,
+    "sort": sorted_power,
+    "remat": remat,
+    "linear": lambda x: x @ W[:, 0],
+    "constant": lambda x: jnp.ones(x.shape[0]),
+}
+X = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+
+
+def hessians(energy_fn, x):
+    return jax.vmap(jax.hessian(lambda row: energy_fn(row[None])[0]))(x)
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+def test_slopes_and_curvatures_are_those_of_the_gradient_and_the_hessian(name):
+    energy_fn = ENERGIES[name]
+    vectors = np.random.default_rng(2).normal(size=(3, *X.shape))
+
+    @jax.jit
+    def compare(x, vectors):
+        gradient = jax.grad(lambda x: energy_fn(x).sum())(x)
+        slopes = jnp.einsum("kbi,bi->kb", vectors, gradient)
+        curvature = jnp.einsum("kbi,bij,kbj->b", vectors, hessians(energy_fn, x), vectors)
+        ours = [
+            directional_derivatives(energy_fn, x, vectors, chunk=chunk, unroll=unroll)
+            for chunk, unroll in ((None, True), (None, False), (2, False))
+        ]
+        return (slopes, curvature), ours
+
+    with jax.enable_x64(True):
+        expected, ours = compare(X.astype(np.float64), vectors)
+    for slopes, curvature in ours:
+        np.testing.assert_allclose(slopes, expected[0], 1e-10, 1e-10)
+        np.testing.assert_allclose(curvature, expected[1], 1e-10, 1e-10)
+
+
+def perceptron(params, x):
+    h = jax.nn.softplus(x @ params["in"])
+    h = jax.nn.gelu(h @ params["middle"]) + h
+    return (h @ params["out"])[:, 0] + 0.5 * (x**2).sum(-1)
+
+
+PARAMS = {"in": W, "middle": np.outer(SHIFT, SHIFT), "out": SHIFT[:, None]}
+
+
+LOSSES = {
+    "implicit": losses.implicit,
+    "implicit, in chunks": partial(losses.implicit, divergence=partial(divergence.exact, chunk=2)),
+    "sliced": partial(losses.sliced, num_probes=5),
+}
+
+
+@pytest.mark.parametrize("dims", [2, 5])  # written out, and in a loop
+def test_losses_and_gradients_agree_with_those_of_the_bare_score(dims, getkey):
+    """The bare score, which does not carry its energy, takes the generic way."""
+
+    def mean(params, loss_fn, x, key, bare):
+        score_fn = score_from_energy(partial(perceptron, params))
+        return loss_fn((lambda x: score_fn(x)) if bare else score_fn, x, key).mean()
+
+    @jax.jit
+    def compare(params, x, key):
+        value = jax.value_and_grad(mean)
+        return {
+            name: [value(params, loss_fn, x, key, bare) for bare in (False, True)]
+            for name, loss_fn in LOSSES.items()
+        }
+
+    with jax.enable_x64(True):
+        x = jax.random.normal(getkey(), (4, dims), jnp.float64)
+        params = PARAMS | {"in": jax.random.normal(getkey(), (dims, 6), jnp.float64)}
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+        for ours, generic in compare(params, x, getkey()).values():
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10), ours, generic)
+
+
+def test_noise_conditional_losses_and_likelihoods_agree_too(getkey):
+    process = processes.VE(sigma_max=20.0)
+
+    def energy_fn(x, t):
+        return (x**2).sum(-1) / (2 * (1 + t**2)) + jnp.log1p(jnp.cos(x).sum(-1) ** 2) / (1 + t) ** 4
+
+    score_fn = score_from_energy(energy_fn)
+    carried = losses.noise_conditional_sliced(
+        score_fn, X, key := getkey(), sigmas=[2.0, 1.0], num_probes=4
+    )
+    bare = losses.noise_conditional_sliced(
+        lambda x, t: score_fn(x, t), X, key, sigmas=[2.0, 1.0], num_probes=4
+    )
+    np.testing.assert_allclose(carried, bare, 1e-5, 1e-5)
+    values = [
+        jax.jit(partial(likelihood.log_prob, fn, process, num_steps=4))(X).value
+        for fn in (score_fn, lambda x, t: score_fn(x, t))
+    ]
+    np.testing.assert_allclose(*values, 1e-4, 1e-4)
+
+
+def test_dtypes_and_event_shapes_are_kept():
+    def energy_fn(x):
+        return (x**4).reshape(x.shape[0], -1).sum(-1)
+
+    score_fn = score_from_energy(energy_fn)
+    for shape in ((3,), (3, 2, 2), (3, 5, 4, 1)):
+        x = jnp.linspace(-1.0, 1.0, np.prod(shape)).reshape(shape)
+        laplacian = 12 * (x**2).reshape(3, -1).sum(-1)
+        for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 0.05)):
+            score, trace = divergence.exact(score_fn, x.astype(dtype))
+            assert score.dtype == dtype
+            assert score.shape == shape
+            assert trace.dtype == jnp.float32
+            np.testing.assert_allclose(trace, -laplacian, tolerance)
+            np.testing.assert_allclose(score.astype(jnp.float32), -4 * x**3, tolerance, tolerance)
+    with jax.enable_x64(True):
+        x = jnp.linspace(-1.0, 1.0, 6, dtype=jnp.float64).reshape(2, 3)
+        _, trace = divergence.exact(score_fn, x)
+        assert trace.dtype == jnp.float64
+        np.testing.assert_allclose(trace, -12 * (x**2).sum(-1), 1e-14)
+
+
+def test_labels_in_the_closure_belong_to_their_rows():
+    labels = jnp.arange(1.0, 5.0)
+    score_fn = score_from_energy(lambda x: labels * jnp.cosh(x).sum(-1))
+    _, trace = divergence.exact(score_fn, X)
+    np.testing.assert_allclose(trace, -labels * np.cosh(X).sum(-1), 1e-5)
+
+
+def test_an_energy_with_its_own_backward_rule_takes_the_generic_way():
+    @jax.custom_vjp
+    def cube(x):
+        return x**3
+
+    cube.defvjp(lambda x: (x**3, x), lambda x, g: (3 * x**2 * g,))
+    energy_fn = jax.jit(lambda x: cube(x).sum(-1))
+    assert directional_derivatives(energy_fn, X, X[None], chunk=None, unroll=True) is None
+    _, trace = divergence.exact(score_from_energy(energy_fn), X)
+    np.testing.assert_allclose(trace, -6 * X.sum(-1), 1e-4, 1e-4)
+    _, trace = divergence.hutchinson(
+        score_from_energy(energy_fn), X, jax.random.key(0), num_probes=4
+    )
+    np.testing.assert_allclose(trace, -6 * X.sum(-1), 1e-4, 1e-4)  # a diagonal Hessian
+
+
+def test_a_wrong_energy_shape_is_refused():
+    score_fn = score_from_energy(lambda x: (x**2).sum(-1, keepdims=True))
+    with pytest.raises(ValueError, match=r"one number per example.*\(4,\).*\(4, 1\)"):
+        divergence.exact(score_fn, X)
