@@ -12,6 +12,7 @@ The core needs only JAX, and is imported with the package:
     likelihood        log-densities by the probability flow; bits per dimension
     quantized         denoising of data that have levels, such as pixels
     densities         analytic densities, before and after noising
+    metrics           sliced Wasserstein distance
     data              sources, scaling with its log-determinant, batches by (key, step)
 
 `sm_jax.models` (Flax) and `sm_jax.training` (Flax, Optax, Orbax) are imported by name and need
@@ -25,6 +26,7 @@ from sm_jax import (
     guidance,
     likelihood,
     losses,
+    metrics,
     noise_levels,
     parameterization,
     processes,
@@ -41,6 +43,7 @@ __all__ = [
     "guidance",
     "likelihood",
     "losses",
+    "metrics",
     "noise_levels",
     "parameterization",
     "processes",

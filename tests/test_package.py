@@ -22,6 +22,7 @@ PUBLIC = [
     "sm_jax.guidance",
     "sm_jax.likelihood",
     "sm_jax.losses",
+    "sm_jax.metrics",
     "sm_jax.models",
     "sm_jax.noise_levels",
     "sm_jax.parameterization",

@@ -10,6 +10,11 @@ from sm_jax.samplers._adaptation import (
     AdaptedStep,
     adapt_step_size,
 )
+from sm_jax.samplers._adaptive import (
+    AdaptiveSample,
+    adaptive_sde,
+    probability_flow,
+)
 from sm_jax.samplers._ancestral import (
     ancestral,
     ddim,
@@ -26,6 +31,10 @@ from sm_jax.samplers._diffusion import (
 from sm_jax.samplers._dpm_solver import (
     dpm_solver_pp,
     dpm_solver_sde,
+)
+from sm_jax.samplers._generate import (
+    generate,
+    one_sample,
 )
 from sm_jax.samplers._langevin import (
     langevin,
@@ -45,19 +54,24 @@ from sm_jax.samplers._underdamped import (
 
 __all__ = [
     "AdaptedStep",
+    "AdaptiveSample",
     "Chain",
     "adapt_step_size",
+    "adaptive_sde",
     "ancestral",
     "annealed_langevin",
     "consistent_annealed",
     "ddim",
     "dpm_solver_pp",
     "dpm_solver_sde",
+    "generate",
     "heun",
     "langevin",
     "mala",
     "mode_seeking",
+    "one_sample",
     "predictor_corrector",
+    "probability_flow",
     "reverse_diffusion",
     "reverse_sde",
     "tempered_langevin",

@@ -27,10 +27,16 @@ from sm_jax.samplers._scan import run
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 
-def _grid(process: ProcessLike, num_steps: int | None, times: ArrayLike | None, default: int):
+def _grid(
+    process: ProcessLike,
+    num_steps: int | None,
+    times: ArrayLike | None,
+    default: int,
+    rho: float = 7.0,
+) -> jax.Array:
     """Return the decreasing times of a solver, given or from the grid of the process."""
     if times is None:
-        return time_grid(process, default if num_steps is None else num_steps)
+        return time_grid(process, default if num_steps is None else num_steps, rho=rho)
     if num_steps is not None:
         raise ValueError(f"give num_steps={num_steps} or times={times}, not both.")
     return check_times(process, times)
