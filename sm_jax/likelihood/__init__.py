@@ -3,9 +3,29 @@
 | function | gives | needs |
 |---|---|---|
 | `log_prob` | the density of the probability flow, on a fixed grid | a noise-conditional score |
+| `annealed_importance` | a bracket on the normalizer of an energy | a base density |
+| `thermodynamic_integration` | the normalizers at all noise levels | a noise-conditional energy |
 | `bits_per_dim` | the same number in the unit of compression | a log-density |
 """
 
+from sm_jax.likelihood._annealed_importance import (
+    Bound,
+    LogNormalizer,
+    annealed_importance,
+)
 from sm_jax.likelihood._flow import LogProb, bits_per_dim, log_prob
+from sm_jax.likelihood._thermodynamic import (
+    LogNormalizers,
+    thermodynamic_integration,
+)
 
-__all__ = ["LogProb", "bits_per_dim", "log_prob"]
+__all__ = [
+    "Bound",
+    "LogNormalizer",
+    "LogNormalizers",
+    "LogProb",
+    "annealed_importance",
+    "bits_per_dim",
+    "log_prob",
+    "thermodynamic_integration",
+]

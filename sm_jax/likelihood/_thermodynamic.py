@@ -1,0 +1,199 @@
+"""Thermodynamic integration: the normalizers of a noise-conditional energy along its noise levels.
+
+With ``p_t(x) = exp(-E(x, t)) / Z(t)``, and ``k = sqrt(alpha^2 d^2 + sigma^2)`` the standard
+deviation of the noised data, let the levels be compared in units of it: for ``t'`` below ``t``,
+
+    x' = (k' / k) x,    W = E(x', t') - E(x, t) - D log(k' / k).                       (1)
+
+The work ``W`` is a constant where the data are Gaussian, and for neighbouring levels small. As
+``d log Z = -E[dW]`` along the levels, the trapezoidal rule gives
+
+    log Z(t') - log Z(t) = -1/2 (E_{x ~ p_t}[W] + E_{x' ~ p_t'}[W]),                   (2)
+
+with an error of order two in the spacing of the levels. At the largest one the density is close to
+the prior ``q`` of the process, and importance sampling gives
+
+    log Z = log E_{x ~ q}[exp(-E(x)) / q(x)] = -log E_{x ~ p}[q(x) / exp(-E(x))].      (3)
+
+An energy network carries an arbitrary offset ``c(t)``, which score matching cannot see. (2) finds
+it exactly, however it varies, and ``-E(x, t) - log Z(t)`` is the log-density of the data at ``t``.
+
+References: Gelman & Meng 1998, https://doi.org/10.1214/ss/1028905934; the map between the levels,
+Jarzynski 2002, https://arxiv.org/abs/cond-mat/0109461
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.processes import check_times, prior_log_prob, time_grid
+from sm_jax.samplers._metropolis import mala
+from sm_jax.typing import EnergyFn, ProcessLike
+
+
+class LogNormalizers(NamedTuple):
+    """The normalizers of a noise-conditional energy.
+
+    Attributes:
+        times: the levels, decreasing, ``[L]``.
+        value: ``log Z(t)`` at each, in nats, ``[L]``; the last one is that of the data.
+        standard_error: of ``value``, from the spread over the chains, ``[L]``; it knows nothing of
+            the error of the trapezoidal rule, nor of chains that lag behind the levels.
+        acceptance_rate: of the chains at each level, ``[L]``; NaN for given samples.
+    """
+
+    times: jax.Array
+    value: jax.Array
+    standard_error: jax.Array
+    acceptance_rate: jax.Array
+
+
+def thermodynamic_integration(
+    energy_fn: EnergyFn,
+    x: ArrayLike,
+    key: jax.Array | None = None,
+    *,
+    process: ProcessLike,
+    num_levels: int = 65,
+    times: ArrayLike | None = None,
+    step_size: ArrayLike = 0.5,
+    num_steps: int = 10,
+    sigma_data: ArrayLike = 1.0,
+    log_normalizer: ArrayLike | None = None,
+) -> LogNormalizers:
+    """Return ``log Z(t)`` of a noise-conditional energy at every noise level, eq. (2).
+
+    One run serves every level, and the noise levels carry the chains between the modes, which
+    tempering a single energy (`annealed_importance`) does not do as well; but it is an estimate, no
+    bound. With given samples of the data instead of chains it is exact for the model only if the
+    model is. It fails where the energy is wrong at some level in between, and where MALA is too
+    slow for the levels to be followed: double ``num_steps`` and ``num_levels`` to see it.
+
+    Args:
+        energy_fn: ``(x [B, ...], t [B]) -> [B]``.
+        x: with a key, draws of the prior ``[B, ...]`` (``processes.prior_sample``), from which MALA
+            follows the levels; without, samples at every level ``[L, B, ...]``, e.g. data noised by
+            ``processes.perturb``.
+        key: a random key, or None for given samples.
+        process: the process that the energy was trained for.
+        num_levels: number of levels ``L`` of ``processes.time_grid(process, L - 1, rho=20)``; for
+            given samples, their own number.
+        times: instead of the grid: strictly decreasing times ``[L]``.
+        step_size: step of MALA over ``sigma(t)^2``, the same at all levels.
+        num_steps: steps of MALA at each level: in all ``L (num_steps + 1)`` evaluations of the
+            energy with its gradient, and ``3 L`` of the energy; only these for given samples.
+        sigma_data: standard deviation of the data, ``d`` in (1); the nearer, the fewer levels are
+            needed.
+        log_normalizer: ``log Z`` at the first time, if known; by default eq. (3).
+
+    Returns:
+        ``LogNormalizers(times [L], value [L], standard_error [L], acceptance_rate [L])``, in nats.
+
+    Raises:
+        TypeError: ``x`` is not floating.
+        ValueError: ``x`` holds fewer than two chains or, without a key, not one set of samples for
+            each time; the energy has the wrong shape; a count is too small; the step or
+            ``sigma_data`` is not positive; the times are not strictly decreasing or leave the range
+            of the process.
+
+    Example:
+        >>> from sm_jax import processes
+        >>> process, key = processes.VE(sigma_min=0.1, sigma_max=10.0), jax.random.key(0)
+        >>> x = processes.prior_sample(process, jax.random.key(1), (256, 1))
+        >>> energy_fn = lambda x, t: 0.5 * x[:, 0] ** 2 / (1.0 + t**2)  # of data from N(0, 1)
+        >>> result = thermodynamic_integration(energy_fn, x, key, process=process)
+        >>> abs(result.value[-1] - 0.5 * jnp.log(2.0 * jnp.pi * 1.01)) < 0.1
+        Array(True, dtype=bool)
+
+    Reference: Gelman & Meng 1998, https://doi.org/10.1214/ss/1028905934
+    """
+    x = _checks.check_data(x)
+    _checks.check_count("num_steps", num_steps)
+    _checks.check_positive("step_size", step_size)
+    _checks.check_positive("sigma_data", sigma_data)
+    given = key is None
+    if times is None:
+        num_levels = x.shape[0] if given else num_levels
+        _checks.check_count("num_levels", num_levels, minimum=2)
+        times = time_grid(process, num_levels - 1, rho=20.0)
+    else:
+        times = check_times(process, times)
+    if given and (x.ndim < 2 or x.shape[0] != times.shape[0]):
+        raise ValueError(
+            f"without a key x must hold samples at each of the {times.shape[0]} times, "
+            f"[L, B, ...], got shape {x.shape}: pass a key to draw them."
+        )
+    start = x[0] if given else x
+    if start.shape[0] < 2:
+        raise ValueError(f"at least two chains are needed for an error, got {start.shape[0]}.")
+    k = jnp.sqrt((process.alpha(times) * sigma_data) ** 2 + process.sigma(times) ** 2)
+    dims = _checks.num_dims(start)
+
+    def energy_at(x, t):
+        return _checks.accumulated(energy_fn(x, jnp.broadcast_to(t, x.shape[:1])))
+
+    def work(x, here, there):
+        """Return ``W`` of every row of ``x`` from its own level to another, eq. (1)."""
+        (t, k), (t_other, k_other) = here, there
+        ratio = k_other / k
+        moved = energy_at((ratio * x).astype(x.dtype), t_other)
+        return moved - energy_at(x, t) - dims * jnp.log(ratio)
+
+    def follow(x, inputs):
+        """Bring the chains to a level; return what they say of the levels above and below."""
+        above, here, below, key = inputs
+        t, k = here
+        chain = mala(
+            None,
+            x,
+            key,
+            energy_fn=lambda x: energy_at(x, t),
+            step_size=step_size * process.sigma(t) ** 2,
+            num_steps=num_steps,
+        )
+        works = work(chain.x, here, above), work(chain.x, here, below)
+        return (below[1] / k * chain.x).astype(x.dtype), (*works, chain.acceptance_rate.mean())
+
+    here = (times, k)
+    above, below = (tuple(v[i] for v in here) for i in _neighbors(times.shape[0]))
+    if given:
+        back, forth = jax.lax.map(
+            lambda inputs: (work(inputs[0], inputs[2], inputs[1]), work(inputs[0], *inputs[2:])),
+            (x, above, here, below),
+        )
+        accepted = jnp.full(times.shape, jnp.nan)
+    else:
+        inputs = (above, here, below, jax.random.split(key, times.shape[0]))
+        _, (back, forth, accepted) = jax.lax.scan(follow, x, inputs)
+
+    # Eq. (2) for every chain by itself: the chains are independent, the levels of one are not.
+    increments = -0.5 * (forth[:-1] - back[1:])
+    integrals = jnp.concatenate([jnp.zeros_like(forth[:1]), jnp.cumsum(increments, axis=0)])
+    if log_normalizer is None:
+        log_ratio = -_checks.accumulated(energy_at(start, times[0])) - prior_log_prob(
+            process, start
+        )
+        first, influence = _log_mean_ratio(log_ratio, from_model=given)
+    else:
+        first, influence = jnp.asarray(log_normalizer), jnp.zeros_like(integrals[0])
+    spread = (integrals + influence[None]).std(axis=1, ddof=1)
+    error = spread / jnp.sqrt(jnp.asarray(integrals.shape[1], spread.dtype))
+    return LogNormalizers(times, first + integrals.mean(axis=1), error, accepted)
+
+
+def _log_mean_ratio(log_ratio: jax.Array, from_model: bool) -> tuple[jax.Array, jax.Array]:
+    """Return eq. (3), and how much each draw moves it, ``[B]``."""
+    sign = -1.0 if from_model else 1.0
+    count = log_ratio.shape[0]
+    total = jax.nn.logsumexp(sign * log_ratio)
+    share = jnp.exp(sign * log_ratio - total)
+    return sign * (total - jnp.log(float(count))), sign * (count * share - 1.0)
+
+
+def _neighbors(count: int) -> tuple[jax.Array, jax.Array]:
+    """Return the indices of the levels above and below each, the ends being their own."""
+    index = jnp.arange(count)
+    return jnp.maximum(index - 1, 0), jnp.minimum(index + 1, count - 1)

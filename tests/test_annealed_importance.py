@@ -1,0 +1,382 @@
+"""Normalizers of energies: known ones, with offsets that a score does not see."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sm_jax import densities, processes
+from sm_jax.likelihood import annealed_importance, thermodynamic_integration
+
+MIXTURE = densities.gaussian_mixture(
+    [0.5, 0.3, 0.2], [[3.0, 0.0], [-2.0, 2.0], [0.0, -3.0]], [0.3, 0.2, 0.5]
+)
+
+
+class Base:
+    """The Gaussian of variance 9 in 2-D."""
+
+    def sample(self, key, n):
+        return 3.0 * jax.random.normal(key, (n, 2))
+
+    def log_prob(self, x):
+        return -jnp.sum(x**2, axis=-1) / 18.0 - jnp.log(18.0 * jnp.pi)
+
+
+BASE = Base()
+OFFSET = 2.5
+
+
+def mixture_energy(x):
+    """An energy of normalizer ``exp(-OFFSET)``."""
+    return OFFSET - MIXTURE.log_prob(x)
+
+
+def test_bracket_contains_the_truth(getkey):
+    """Three separate modes, and steps that follow the width of the tempered density."""
+    b = np.linspace(0.0, 1.0, 129) ** 2
+    steps = 1.0 / ((1 - b[1:-1]) / 9.0 + b[1:-1] / 0.3)
+    samples = MIXTURE.sample(getkey(), 1_500)
+    options = {"base": BASE, "samples": samples, "num_chains": 1_000}
+    run = jax.jit(partial(annealed_importance, mixture_energy, step_size=steps, **options))
+    result = run(getkey(), inverse_temperatures=b)
+    lower, upper = result
+    assert lower.value - 4 * lower.standard_error < -OFFSET
+    assert upper.value + 4 * upper.standard_error > -OFFSET
+    assert abs(upper.value - lower.value) < 0.15
+    for bound, n in ((lower, 1_000), (upper, 1_500)):
+        assert 0 < bound.standard_error < 0.03
+        assert 0.6 * n < bound.effective_sample_size < n
+        # the error of the mean of weights, from the effective sample size
+        error = np.sqrt((n / bound.effective_sample_size - 1) / (n - 1))
+        np.testing.assert_allclose(bound.standard_error, error, rtol=1e-3)
+    # step b_k goes with temperature b_k both on the way up and on the way down
+    assert 0.5 < lower.acceptance_rate < 0.9
+    assert abs(lower.acceptance_rate - upper.acceptance_rate) < 0.03
+
+
+def test_bounds_are_biased_to_either_side(getkey):
+    """Few chains and temperatures, many times: the means of the weights are Z and 1 / Z."""
+    variance, n = 0.5, 6
+    base = densities.gaussian(jnp.array([0.3]), 2.0)
+    log_z = 0.5 * np.log(2 * np.pi * variance) - 1.2
+
+    def energy(x):
+        return 1.2 + jnp.sum((x + 0.4) ** 2, axis=-1) / (2 * variance)
+
+    def one(key):
+        key_model, key_run = jax.random.split(key)
+        samples = -0.4 + jnp.sqrt(variance) * jax.random.normal(key_model, (n, 1))
+        return annealed_importance(
+            energy,
+            key_run,
+            base=base,
+            step_size=0.3,
+            num_chains=n,
+            num_temperatures=4,
+            num_steps=2,
+            samples=samples,
+        )
+
+    lower, upper = jax.jit(jax.vmap(one))(jax.random.split(getkey(), 3_000))
+    for bound, sign in ((lower, 1.0), (upper, -1.0)):
+        excess = sign * (np.asarray(bound.value, np.float64) - log_z)
+        ratios = np.exp(excess)  # unbiased estimates of 1
+        error = ratios.std() / np.sqrt(len(ratios))
+        assert abs(ratios.mean() - 1) < 4.5 * error
+        assert error < 0.02
+        # Jensen: half the squared relative error of the mean
+        error = excess.std() / np.sqrt(len(excess))
+        assert excess.mean() < -4.5 * error
+        assert excess.mean() > -ratios.var()
+
+
+def test_weights_are_exact_where_the_base_is_the_model(getkey):
+    """Every weight is Z, whatever the chains do."""
+    result = annealed_importance(
+        lambda x: 0.7 - BASE.log_prob(x),
+        getkey(),
+        base=BASE,
+        step_size=2.0,
+        num_chains=8,
+        num_temperatures=5,
+        samples=jax.random.normal(getkey(), (6, 2)),
+    )
+    for bound, n in zip(result, (8, 6), strict=True):
+        np.testing.assert_allclose(bound.value, -0.7, atol=1e-5)
+        np.testing.assert_allclose(bound.effective_sample_size, n, rtol=1e-5)
+        assert bound.standard_error < 1e-3
+        assert 0.0 < bound.acceptance_rate < 1.0
+
+
+def test_weights_with_fixed_chains(getkey):
+    """Chains that cannot move: the weight is that of importance sampling, at any schedule."""
+    key, points = getkey(), jnp.array([[0.5], [-1.0], [2.0]])
+
+    class Fixed:
+        def sample(self, key, n):
+            return points[:n]
+
+        def log_prob(self, x):
+            return -jnp.abs(x[:, 0])
+
+    def energy(x):
+        return 0.5 * x[:, 0] ** 2
+
+    result = annealed_importance(
+        energy,
+        key,
+        base=Fixed(),
+        step_size=1e-14,
+        num_chains=3,
+        inverse_temperatures=[0.0, 0.1, 0.7, 1.0],
+        samples=points,
+    )
+    log_w = np.abs(points[:, 0]) - 0.5 * np.asarray(points[:, 0]) ** 2
+    np.testing.assert_allclose(result.lower.value, np.log(np.mean(np.exp(log_w))), rtol=1e-4)
+    np.testing.assert_allclose(result.upper.value, -np.log(np.mean(np.exp(-log_w))), rtol=1e-4)
+    for bound, w in zip(result, (np.exp(log_w), np.exp(-log_w)), strict=True):
+        np.testing.assert_allclose(
+            bound.effective_sample_size, w.sum() ** 2 / np.sum(w**2), rtol=1e-4
+        )
+        error = w.std(ddof=1) / np.sqrt(3) / w.mean()
+        np.testing.assert_allclose(bound.standard_error, error, rtol=1e-3)
+
+
+def test_annealed_importance_evaluations_and_keys(getkey):
+    calls = []
+
+    def energy(x):
+        calls.append(x)
+        return jnp.sum(x**2, axis=-1)
+
+    options = {"base": BASE, "step_size": 0.1, "num_chains": 2}
+    with jax.disable_jit():
+        result = annealed_importance(energy, getkey(), num_temperatures=4, num_steps=2, **options)
+    assert len(calls) == 7
+    assert result.upper is None
+    samples = jnp.ones((3, 2))
+    run = jax.jit(partial(annealed_importance, energy, num_temperatures=3, **options))
+    with jax.debug_key_reuse(True):
+        first = run(getkey(), samples=samples)
+        assert first.lower.value != run(getkey(), samples=samples).lower.value
+
+
+def test_default_schedule(getkey):
+    energy = partial(jnp.linalg.norm, axis=-1)
+    options = {"base": BASE, "step_size": 0.5, "num_chains": 4}
+    key = getkey()
+    default = annealed_importance(energy, key, num_temperatures=3, **options)
+    given = annealed_importance(
+        energy, key, inverse_temperatures=[0.0, 1 / 9, 4 / 9, 1.0], **options
+    )
+    np.testing.assert_allclose(default.lower.value, given.lower.value, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_chains": 1}, ValueError, "num_chains must be at least 2"),
+        ({"num_steps": 0}, ValueError, "num_steps must be at least 1"),
+        ({"num_temperatures": 1}, ValueError, "num_temperatures must be at least 2"),
+        ({"step_size": -1.0}, ValueError, "step_size must be positive"),
+        (
+            {"step_size": [0.1, 0.1], "num_temperatures": 4},
+            ValueError,
+            r"inner temperature, \(3,\), got shape \(2,\)",
+        ),
+        ({"inverse_temperatures": [0.0, 1.0]}, ValueError, r"at least three, got shape \(2,\)"),
+        ({"inverse_temperatures": [0.0, 0.5, 0.9]}, ValueError, "increase from 0 to 1"),
+        ({"inverse_temperatures": [0.1, 0.5, 1.0]}, ValueError, "increase from 0 to 1"),
+        ({"inverse_temperatures": [0.0, 0.5, 0.5, 1.0]}, ValueError, "increase from 0 to 1"),
+        ({"samples": jnp.ones((4, 3))}, ValueError, r"events of the base, \(2,\), got \(3,\)"),
+        ({"samples": jnp.ones((4, 2), int)}, TypeError, "samples must have a floating dtype"),
+        ({"energy_fn": lambda x: x}, ValueError, "one number per example"),
+    ],
+)
+def test_annealed_importance_bad_input(options, error, message, getkey):
+    energy_fn = options.get("energy_fn", mixture_energy)
+    options = {"base": BASE, "step_size": 0.1, **options}
+    options.pop("energy_fn", None)
+    with pytest.raises(error, match=message):
+        annealed_importance(energy_fn, getkey(), **options)
+
+
+PROCESSES = {
+    "VE": processes.VE(sigma_min=0.1, sigma_max=8.0),
+    "VPLinear": processes.VPLinear(),
+}
+each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
+
+
+def offset(t):
+    """Something that no integral over noise levels would resolve."""
+    return 3.0 * jnp.sin(40.0 * t) + 0.7 * jnp.log(t)
+
+
+def gaussian_energy(process, variance):
+    """Of data from N(0, variance I), and its log-normalizer for ``dims`` dimensions."""
+
+    def noised(t):
+        return process.alpha(t) ** 2 * variance + process.sigma(t) ** 2
+
+    def energy(x, t):
+        return offset(t) + 0.5 * jnp.sum(x**2, axis=-1) / noised(t)
+
+    def log_z(t, dims):
+        return 0.5 * dims * np.log(2 * np.pi * noised(t)) - offset(t)
+
+    return energy, log_z, noised
+
+
+@each_process
+def test_integration_is_exact_for_gaussian_data(process, getkey):
+    """Where ``sigma_data`` is right the work is a constant: for any samples and few levels."""
+    energy, log_z, _ = gaussian_energy(process, 0.36)
+    times = processes.time_grid(process, 4)
+    truth = log_z(times, 3)
+    options = {"process": process, "times": times, "sigma_data": 0.6}
+    given = thermodynamic_integration(
+        energy, jax.random.normal(getkey(), (5, 6, 3)), log_normalizer=truth[0], **options
+    )
+    np.testing.assert_allclose(given.value, truth, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_less(given.standard_error, 1e-4)
+    np.testing.assert_array_equal(given.times, times)
+    assert np.isnan(given.acceptance_rate).all()
+    x = jax.random.normal(getkey(), (6, 3))
+    drawn = thermodynamic_integration(
+        energy, x, getkey(), num_steps=2, log_normalizer=truth[0], **options
+    )
+    np.testing.assert_allclose(drawn.value, truth, rtol=1e-4, atol=1e-4)
+    assert drawn.acceptance_rate.shape == (5,)
+
+
+@each_process
+def test_integration_is_of_order_two(process):
+    """Samples at plus and minus one deviation have the second moment of the Gaussian exactly."""
+    with jax.enable_x64(True):
+        process = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), process)
+        energy, log_z, noised = gaussian_energy(process, 0.25)
+        errors = []
+        for num in (17, 33):
+            times = processes.time_grid(process, num - 1, rho=20.0)
+            x = jnp.sqrt(noised(times))[:, None, None] * jnp.array([1.0, -1.0])[None, :, None]
+            truth = log_z(times, 1)
+            found = thermodynamic_integration(
+                energy, x, process=process, log_normalizer=truth[0], sigma_data=2.0
+            )
+            np.testing.assert_allclose(found.times, times)
+            errors.append(abs(float(found.value[-1] - truth[-1])))
+        assert 1.85 < np.log2(errors[0] / errors[1]) < 2.15
+        assert errors[1] < 0.05
+
+
+def test_prior_is_weighed_to_the_model(getkey):
+    """A largest level at which prior and model differ, from draws of either."""
+    process = processes.VE(sigma_min=1.0, sigma_max=2.0)
+    energy, log_z, noised = gaussian_energy(process, 1.0)
+    times, n = jnp.array([2.0, 1.0]), 20_000
+    prior = processes.prior_sample(process, getkey(), (n, 1))
+    x = jnp.sqrt(noised(times))[:, None, None] * jax.random.normal(getkey(), (2, n, 1))
+    options = {"process": process, "times": times}
+    forward = thermodynamic_integration(energy, prior, getkey(), num_steps=1, **options)
+    backward = thermodynamic_integration(energy, x, **options)
+    # E[r^2] - 1 of the ratio r of N(0, a) to N(0, c), under the latter
+    variance = {
+        "forward": (lambda a, c: c / np.sqrt(a * (2 * c - a)) - 1)(5.0, 4.0),
+        "backward": (lambda a, c: c / np.sqrt(a * (2 * c - a)) - 1)(4.0, 5.0),
+    }
+    for name, result in (("forward", forward), ("backward", backward)):
+        expected = np.sqrt(variance[name] / n)
+        np.testing.assert_allclose(result.standard_error[0], expected, rtol=0.15)
+        assert abs(float(result.value[0] - log_z(2.0, 1))) < 4.5 * expected
+        # sigma_data is 1 here: the rest is exact
+        np.testing.assert_allclose(result.value[1] - result.value[0], log_z(1.0, 1) - log_z(2.0, 1))
+        np.testing.assert_allclose(result.standard_error[1], result.standard_error[0], rtol=1e-2)
+
+
+def test_errors_are_those_of_repetitions(getkey):
+    """The spread over the chains, of the prior's weight and the work together."""
+    process = processes.VE(sigma_min=0.5, sigma_max=2.0)
+    energy, _, noised = gaussian_energy(process, 1.0)
+    times = processes.time_grid(process, 4)
+
+    def one(key):
+        z = jax.random.normal(key, (5, 50, 1))
+        x = jnp.sqrt(noised(times))[:, None, None] * z
+        return thermodynamic_integration(energy, x, process=process, times=times, sigma_data=0.1)
+
+    many = jax.jit(jax.vmap(one))(jax.random.split(getkey(), 500))
+    spread = np.std(many.value, axis=0)
+    np.testing.assert_allclose(np.mean(many.standard_error, axis=0), spread, rtol=0.15)
+    assert spread[-1] > 1.2 * spread[0]
+
+
+@each_process
+def test_chains_follow_a_mixture_down_its_levels(process, getkey):
+    """A mixture of two, with MALA from the prior; the data level and those in between."""
+    data = densities.gaussian_mixture([0.7, 0.3], [[0.6], [-0.9]], [0.2, 0.3])
+
+    def energy(x, t):
+        return offset(t) - data.noised(process, t[0]).log_prob(x)
+
+    x = processes.prior_sample(process, getkey(), (4_000, 1))
+    run = jax.jit(
+        lambda x, key: thermodynamic_integration(
+            energy, x, key, process=process, num_levels=33, num_steps=8, step_size=1.0
+        )
+    )
+    with jax.debug_key_reuse(True):
+        result = run(x, getkey())
+    error = np.asarray(result.value + offset(result.times))
+    np.testing.assert_array_less(np.abs(error), 4.5 * np.asarray(result.standard_error) + 0.01)
+    np.testing.assert_array_less(result.standard_error, 0.03)
+    assert 0.5 < float(result.acceptance_rate.min()) < 0.97
+    assert len(result.times) == 33
+
+
+def test_integration_evaluations_and_defaults(getkey):
+    """Each step of MALA one evaluation, and three for the work; 65 levels by default."""
+    calls = []
+    energy = lambda x, t: calls.append(x) or jnp.sum(x**2, axis=-1) / t  # noqa: E731
+    process = PROCESSES["VE"]
+    options = {"process": process, "log_normalizer": 0.0}
+    x, key = jnp.ones((2, 1)), getkey()
+    with jax.disable_jit():
+        thermodynamic_integration(
+            energy, x, key, times=[5.0, 3.0, 1.0], num_steps=2, step_size=0.1, **options
+        )
+    assert len(calls) <= 3 * (2 + 1 + 4)
+    default = thermodynamic_integration(energy, x, key, **options)
+    explicit = thermodynamic_integration(
+        energy, x, key, num_levels=65, num_steps=10, step_size=0.5, sigma_data=1.0, **options
+    )
+    np.testing.assert_array_equal(default.value, explicit.value)
+    np.testing.assert_allclose(default.times, processes.time_grid(process, 64, rho=20.0))
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "error", "message"),
+    [
+        (jnp.ones((4, 2)), {"num_levels": 1}, ValueError, "num_levels must be at least 2"),
+        (jnp.ones((4, 2)), {"num_steps": 0}, ValueError, "num_steps must be at least 1"),
+        (jnp.ones((4, 2)), {"step_size": 0.0}, ValueError, "step_size must be positive"),
+        (jnp.ones((4, 2)), {"sigma_data": -1.0}, ValueError, "sigma_data must be positive"),
+        (jnp.ones((1, 2)), {}, ValueError, "at least two chains are needed"),
+        (jnp.ones((4, 2), int), {}, TypeError, "floating dtype"),
+        (jnp.ones((4, 2)), {"times": [1.0, 2.0]}, ValueError, "strictly decrease"),
+        (
+            jnp.ones((3, 4, 2)),
+            {"times": [2.0, 1.0], "key": None},
+            ValueError,
+            r"each of the 2 times, \[L, B, ...\], got shape \(3, 4, 2\)",
+        ),
+        (jnp.ones((3, 1, 2)), {"key": None}, ValueError, "at least two chains are needed"),
+    ],
+)
+def test_integration_bad_input(x, options, error, message, getkey):
+    options = {"key": getkey(), "process": PROCESSES["VE"], **options}
+    with pytest.raises(error, match=message):
+        thermodynamic_integration(lambda x, t: jnp.sum(x**2, axis=-1), x, **options)
