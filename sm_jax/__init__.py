@@ -9,6 +9,9 @@ The core needs only JAX, and is imported with the package:
     noise_levels      ladders of noise levels, and levels computed from data
     samplers          Langevin, annealed Langevin, reverse SDE, Heun's probability flow
     guidance          labels, classifiers, inpainting, linear inverse problems
+    composition       products, powers, quotients and mixtures of energies and scores
+    exponential_family  score matching in closed form, also of data with boundaries
+    diagnostics       asymmetry of the Jacobian of a score
     likelihood        log-densities by the probability flow; bits per dimension
     quantized         denoising of data that have levels, such as pixels
     densities         analytic densities, before and after noising
@@ -20,9 +23,12 @@ The core needs only JAX, and is imported with the package:
 """
 
 from sm_jax import (
+    composition,
     data,
     densities,
+    diagnostics,
     divergence,
+    exponential_family,
     guidance,
     likelihood,
     losses,
@@ -37,9 +43,12 @@ from sm_jax import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "composition",
     "data",
     "densities",
+    "diagnostics",
     "divergence",
+    "exponential_family",
     "guidance",
     "likelihood",
     "losses",

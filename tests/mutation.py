@@ -52,6 +52,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TESTS = {
     "_laplacian": ["laplacian"],
     "divergence": ["divergence", "laplacian", "losses", "keys"],
+    "losses/_contrastive": ["contrastive"],
     "losses/_denoising": ["losses", "noise_conditional", "keys"],
     "losses/_diffusion": ["noise_conditional", "keys"],
     "losses/_implicit": ["losses"],
@@ -68,12 +69,16 @@ TESTS = {
     "samplers/_underdamped": ["langevin"],
     "samplers/_scan": ["samplers"],
     "quantized": ["quantized"],
+    "composition": ["composition"],
+    "diagnostics": ["diagnostics"],
+    "exponential_family": ["exponential_family"],
     "guidance/_inpaint": ["inverse_problems"],
     "guidance/_inverse": ["inverse_problems"],
     "guidance/_labels": ["guidance"],
     "likelihood/_annealed_importance": ["annealed_importance"],
     "likelihood/_thermodynamic": ["annealed_importance"],
     "likelihood/_flow": ["likelihood"],
+    "likelihood/_adaptive": ["adaptive_likelihood"],
 }
 
 # Calls whose integer arguments are shapes, axes and counts.

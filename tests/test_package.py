@@ -16,9 +16,12 @@ import sm_jax
 ROOT = pathlib.Path(__file__).parents[1]
 PUBLIC = [
     "sm_jax",
+    "sm_jax.composition",
     "sm_jax.data",
     "sm_jax.densities",
+    "sm_jax.diagnostics",
     "sm_jax.divergence",
+    "sm_jax.exponential_family",
     "sm_jax.guidance",
     "sm_jax.likelihood",
     "sm_jax.losses",

@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
@@ -260,10 +261,10 @@ def _observe(score_fn, process, operator, observation, x, t) -> _Observed:
     clean, pull_denoiser, score = jax.vjp(denoise, x, has_aux=True)
     predicted, push = jax.linearize(operator, clean)
     pull = jax.linear_transpose(push, clean)
-    if jnp.shape(observation) not in (predicted.shape, predicted.shape[1:]):
+    if np.shape(observation) not in (predicted.shape, predicted.shape[1:]):
         raise ValueError(
             f"observation must have the shape of operator(x), {predicted.shape}, or of one of its "
-            f"rows, {predicted.shape[1:]}, got {jnp.shape(observation)}."
+            f"rows, {predicted.shape[1:]}, got {np.shape(observation)}."
         )
     residual = jnp.broadcast_to(jnp.asarray(observation), predicted.shape) - predicted
     return _Observed(

@@ -1,0 +1,285 @@
+r"""New densities from trained ones: products, powers, quotients and mixtures of energies or scores.
+
+With ``p_i ∝ exp(-E_i)`` and ``s_i = -grad E_i``,
+
+    prod_i p_i^w_i           E = sum_i w_i E_i,    s = sum_i w_i s_i,                  (1)
+    sum_i w_i p_i / Z_i      E = -log sum_i exp(log w_i - log Z_i - E_i),              (2)
+                             s = sum_i r_i s_i,    r = softmax(log w - log Z - E).     (3)
+
+`product` is (1), for energies and for scores alike; `temper` and `negate` are two cases of it.
+`mixture` is (2), and `mixture_score` (3), for which scores alone do not suffice.
+
+At a noise level, where densities are noised and functions take ``(x, t)``:
+
+* A mixture of noised densities is the noised mixture. (2) and (3) are exact at every level.
+* A product of noised densities is *not* the noised product. (1) then is a sequence of densities
+  that starts at nearly noise and ends at the product, and has to be sampled as such: by Markov
+  chains at each level, as in annealed Langevin dynamics. A reverse diffusion with the summed score
+  has another result. For two factors ``N(0, v)``, whose product has the variance ``v / 2``, the
+  variance exploding reverse SDE ends with ``v / 3``, and the probability flow with 0.
+
+So what `product`, `temper` and `negate` return refuses to be called with a level unless it was made
+with ``annealed=True``.
+
+References: Hinton 2002, https://doi.org/10.1162/089976602760128018; Du et al. 2020,
+https://arxiv.org/abs/2004.06030 and 2023, https://arxiv.org/abs/2302.11552
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.typing import EnergyFn, NoiseScoreFn, ScoreFn
+
+__all__ = ["mixture", "mixture_score", "negate", "product", "temper"]
+
+# An energy or a score, of one density or noise-conditional.
+_Fn = Callable[..., jax.Array]
+
+
+def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: bool = False) -> _Fn:
+    """Return the energy, or the score, of the product ``prod_i p_i^w_i``, eq. (1).
+
+    Args:
+        fns: ``K`` energies ``x [B, ...] -> [B]``, or ``K`` scores ``x [B, ...] -> [B, ...]``; also
+            with a noise level, ``(x, t)``.
+        weights: ``w [K]``, the powers; all 1 by default. They may be negative, but then the result
+            need not be the energy of a density.
+        annealed: declare that the result serves for Markov chains at each noise level
+            (`sm_jax.samplers.annealed_langevin` and the like), in which case it may be called with
+            a level. It is not the score that a diffusion sampler needs.
+
+    Returns:
+        A function of the kind of ``fns``, each call one of every factor.
+
+    Raises:
+        ValueError: ``fns`` is empty or ``weights`` is not one number for each; or, at a call,
+            if the factors return different shapes, or a level is given without ``annealed``.
+
+    Example:
+        >>> energy_fn = product([lambda x: x**2, lambda x: (x - 1.0) ** 2])
+        >>> print(energy_fn(jnp.array([0.0, 3.0])))
+        [ 1. 13.]
+
+    Reference: Hinton 2002, https://doi.org/10.1162/089976602760128018
+    """
+    fns = _several("fns", fns)
+    weights = np.ones(len(fns)) if weights is None else weights
+    if np.shape(weights) != (len(fns),):
+        raise ValueError(
+            f"weights must hold one number for each of the {len(fns)} factors, got shape "
+            f"{np.shape(weights)}."
+        )
+
+    def composed(x: jax.Array, *args: jax.Array) -> jax.Array:
+        if args and not annealed:
+            raise ValueError(
+                "the product of noised densities is not the noised product, so this sum, called "
+                "with a noise level, is no score for a diffusion sampler: compose the energies or "
+                "scores with annealed=True and sample them by Markov chains at each level, e.g. "
+                "samplers.annealed_langevin."
+            )
+        terms = _same_shape([fn(x, *args) for fn in fns])
+        total = sum(w * _checks.accumulated(term) for w, term in zip(weights, terms, strict=True))
+        return total.astype(terms[0].dtype)
+
+    return composed
+
+
+def temper(fn: _Fn, *, beta: ArrayLike, annealed: bool = False) -> _Fn:
+    """Return the energy, or the score, of the power ``p^beta``, eq. (1) with one factor.
+
+    Args:
+        fn: an energy or a score, also with a noise level.
+        beta: inverse temperature: above 1 sharpens the density, below 1 flattens it.
+        annealed: as in `product`: a power of noised densities is not the noised power.
+
+    Returns:
+        A function of the kind of ``fn``: ``beta`` times its value.
+
+    Raises:
+        ValueError: ``beta`` is no scalar; or, at a call, a level is given without ``annealed``.
+
+    Example:
+        >>> print(temper(lambda x: -x, beta=2.0)(jnp.array([3.0])))
+        [-6.]
+    """
+    if np.shape(beta) != ():
+        raise ValueError(f"beta must be a scalar, got shape {np.shape(beta)}.")
+    return product([fn], weights=jnp.asarray(beta)[None], annealed=annealed)
+
+
+def negate(fn: _Fn, other: _Fn, *, strength: ArrayLike, annealed: bool = False) -> _Fn:
+    """Return the energy, or the score, of ``p / q^strength``: what ``p`` has and ``q`` has not.
+
+    Eq. (1) with the weights ``(1, -strength)``. It is a density only where ``p`` falls off faster
+    than ``q^strength``: of Gaussians, where ``1 / v_p > strength / v_q``.
+
+    Args:
+        fn: energy or score of ``p``, also with a noise level.
+        other: energy or score of ``q``.
+        strength: the power of ``q``, positive.
+        annealed: as in `product`: a quotient of noised densities is not the noised quotient. For
+            the approximation that takes it as such see `sm_jax.guidance.classifier_free`.
+
+    Returns:
+        A function of the kind of ``fn``.
+
+    Raises:
+        ValueError: ``strength`` is not a positive scalar; or, at a call, if the two return
+            different shapes, or a level is given without ``annealed``.
+
+    Example:
+        >>> print(negate(lambda x: -x, lambda x: 1.0 - x, strength=0.5)(jnp.array([2.0])))
+        [-1.5]
+
+    Reference: Du et al. 2020, https://arxiv.org/abs/2004.06030
+    """
+    if np.shape(strength) != ():
+        raise ValueError(f"strength must be a scalar, got shape {np.shape(strength)}.")
+    _checks.check_positive("strength", strength)
+    weights = jnp.stack([jnp.ones_like(strength), -jnp.asarray(strength)])
+    return product([fn, other], weights=weights, annealed=annealed)
+
+
+def mixture(
+    energy_fns: Sequence[EnergyFn],
+    *,
+    weights: ArrayLike | None = None,
+    log_normalizers: ArrayLike | None = None,
+) -> EnergyFn:
+    """Return the energy of the mixture ``sum_i w_i p_i``, eq. (2).
+
+    Exact with a noise level too, if the energies are those of noised densities and their
+    normalizers do not change with the level.
+
+    Args:
+        energy_fns: ``K`` energies ``(x [B, ...], *args) -> [B]``.
+        weights: ``w [K]``, not negative; divided by their sum. All alike by default.
+        log_normalizers: ``log Z [K]``, ``Z_i = integral exp(-E_i)``: without them a mixture is not
+            determined. By default 0: the energies are ``-log p_i`` themselves.
+
+    Returns:
+        An energy ``(x, *args) -> [B]``, ``-log p`` of the mixture, in nats.
+
+    Raises:
+        ValueError: ``energy_fns`` is empty, ``weights`` or ``log_normalizers`` is not one number
+            for each, or a weight is negative; or, at a call, if the energies differ in shape.
+
+    Example:
+        >>> energy_fn = mixture(
+        ...     [lambda x: 0.5 * x**2, lambda x: 0.5 * (x - 4.0) ** 2],
+        ...     weights=[0.3, 0.7], log_normalizers=jnp.full(2, 0.5 * jnp.log(2.0 * jnp.pi)))
+        >>> print(f"{energy_fn(jnp.zeros(1))[0]:.4f}")  # -log(0.3 / sqrt(2 pi)), nearly
+        2.1221
+    """
+    energy_fns = _several("energy_fns", energy_fns)
+    offsets = _offsets(len(energy_fns), weights, log_normalizers)
+
+    def energy_fn(x: jax.Array, *args: jax.Array) -> jax.Array:
+        energies = _stacked_energies(energy_fns, x, args)
+        return -jax.nn.logsumexp(offsets[:, None] - energies, axis=0)
+
+    return energy_fn
+
+
+def mixture_score(
+    score_fns: Sequence[ScoreFn | NoiseScoreFn],
+    energy_fns: Sequence[EnergyFn],
+    *,
+    weights: ArrayLike | None = None,
+    log_normalizers: ArrayLike | None = None,
+) -> ScoreFn | NoiseScoreFn:
+    """Return the score of the mixture ``sum_i w_i p_i``, eq. (3).
+
+    The scores alone do not say how much of each component there is at a point, so the energies are
+    asked for too. Where only energies are at hand, ``score_from_energy(mixture(energy_fns))`` is
+    the same.
+
+    Args:
+        score_fns: ``K`` scores ``(x [B, ...], *args) -> [B, ...]``.
+        energy_fns: the energy of each, ``(x [B, ...], *args) -> [B]``, e.g. minus a log-density.
+        weights: as in `mixture`.
+        log_normalizers: as in `mixture`.
+
+    Returns:
+        A score function of the kind of ``score_fns``; exact with a noise level as well.
+
+    Raises:
+        TypeError: at a call, if a score has another dtype than ``x``.
+        ValueError: there are no scores or not as many energies, ``weights`` or ``log_normalizers``
+            is not one number for each, or a weight is negative; or, at a call, if a score has
+            another shape than ``x``, or the energies differ in shape.
+
+    Example:
+        >>> score_fn = mixture_score(
+        ...     [lambda x: -x, lambda x: 4.0 - x],
+        ...     [lambda x: 0.5 * x**2, lambda x: 0.5 * (x - 4.0) ** 2])
+        >>> print(score_fn(jnp.array([2.0])))  # half way
+        [0.]
+    """
+    score_fns = _several("score_fns", score_fns)
+    energy_fns = _several("energy_fns", energy_fns)
+    if len(score_fns) != len(energy_fns):
+        raise ValueError(
+            f"each score needs its energy, got {len(score_fns)} scores and {len(energy_fns)} "
+            "energies."
+        )
+    offsets = _offsets(len(score_fns), weights, log_normalizers)
+
+    def score_fn(x: jax.Array, *args: jax.Array) -> jax.Array:
+        scores = [_checks.check_score(fn(x, *args), x) for fn in score_fns]
+        energies = _stacked_energies(energy_fns, x, args)
+        shares = jax.nn.softmax(offsets[:, None] - energies, axis=0)
+        terms = [_checks.expand_like(r, x) * s for r, s in zip(shares, scores, strict=True)]
+        return sum(terms).astype(x.dtype)
+
+    return score_fn
+
+
+def _several(name: str, fns: Sequence[_Fn]) -> list[_Fn]:
+    """Return ``fns`` as a list, or raise unless it holds at least one function."""
+    fns = [] if callable(fns) else list(fns)
+    if not fns:
+        raise ValueError(f"{name} must be a sequence of at least one function, [f, g, ...].")
+    return fns
+
+
+def _same_shape(terms: list[jax.Array]) -> list[jax.Array]:
+    """Return ``terms``, or raise unless all have one shape."""
+    shapes = [np.shape(term) for term in terms]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"the functions of a composition must return one shape, got {shapes}: compose energies "
+            "with energies, scores with scores."
+        )
+    return terms
+
+
+def _stacked_energies(energy_fns: list[EnergyFn], x: jax.Array, args: tuple) -> jax.Array:
+    """Return the energies ``[K, B]``, in float32 at least."""
+    energies = jnp.stack(_same_shape([fn(x, *args) for fn in energy_fns]))
+    if energies.shape[1:] != x.shape[:1]:
+        raise ValueError(
+            f"an energy must be one number per example, shape {x.shape[:1]}, got "
+            f"{energies.shape[1:]}."
+        )
+    return _checks.accumulated(energies)
+
+
+def _offsets(num: int, weights: ArrayLike | None, log_normalizers: ArrayLike | None) -> jax.Array:
+    """Return ``log w - log Z [K]``, the weights divided by their sum."""
+    weights = jnp.ones(num) if weights is None else jnp.asarray(weights, float)
+    log_normalizers = jnp.zeros(num) if log_normalizers is None else jnp.asarray(log_normalizers)
+    for name, value in (("weights", weights), ("log_normalizers", log_normalizers)):
+        if value.shape != (num,):
+            raise ValueError(
+                f"{name} must hold one number for each of the {num} components, got shape "
+                f"{value.shape}."
+            )
+    _checks.check_not_negative("weights", weights)
+    return jnp.log(weights) - jnp.log(jnp.sum(weights)) - log_normalizers

@@ -1,0 +1,84 @@
+r"""Diagnostics of a trained score.
+
+The Jacobian ``J = grad s`` of a score is a Hessian, hence symmetric. A network is not made so, and
+what it lacks is its *asymmetry*: with probes ``v`` of identity covariance,
+
+    |J - J'|_F^2 = E[|J v - J' v|^2],                                                  (1)
+    |J|_F^2      = E[(|J v|^2 + |J' v|^2) / 2],                                        (2)
+
+and their ratio ``|J - J'|_F^2 / (4 |J|_F^2)`` is the share of the antisymmetric part in the squared
+norm of ``J``: 0 for a gradient, 1 for a pure rotation.
+
+Reference: Chao et al. 2022, https://arxiv.org/abs/2206.03300 (which trains with (1))
+"""
+
+from typing import NamedTuple
+
+import jax
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.divergence import draw_probes
+from sm_jax.typing import RandomFn, ScoreFn
+
+__all__ = ["Asymmetry", "asymmetry"]
+
+
+class Asymmetry(NamedTuple):
+    """How far the Jacobian of a score is from symmetric.
+
+    Attributes:
+        asymmetry: estimates of ``|J - J'|_F^2``, ``[B]``, eq. (1).
+        norm: estimates of ``|J|_F^2``, ``[B]``, eq. (2).
+        share: ``asymmetry / (4 norm)``, ``[B]``, from 0 to 1; NaN where the Jacobian is zero. A
+            ratio of two estimates: it is biased where probes are few.
+    """
+
+    asymmetry: jax.Array
+    norm: jax.Array
+    share: jax.Array
+
+
+def asymmetry(
+    score_fn: ScoreFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    num_probes: int = 1,
+    probe: RandomFn = jax.random.rademacher,
+) -> Asymmetry:
+    """Estimate the squared asymmetry of the Jacobian of a score, eqs. (1) and (2).
+
+    Args:
+        score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
+        x: points ``[B, ...]``, best from the (noised) data.
+        key: a random key.
+        num_probes: probes per row; their estimates are averaged.
+        probe: ``(key, shape [B, ...], dtype) -> probes``, with identity covariance.
+
+    Returns:
+        ``Asymmetry(asymmetry [B], norm [B], share [B])``: squared Frobenius norms, without a factor
+        1/2, the first two unbiased. One pass of the network, and two products per probe.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, or ``num_probes < 1``.
+
+    Example:
+        >>> x, turn = jax.numpy.ones((1, 2)), jax.numpy.array([[0.0, 1.0], [-1.0, 0.0]])
+        >>> result = asymmetry(lambda x: x @ turn - x, x, jax.random.key(0))
+        >>> print(result.asymmetry, result.norm, result.share)
+        [8.] [4.] [0.5]
+    """
+    x = _checks.check_data(x)
+    probes = draw_probes(key, x, num_probes, probe)
+    _, push = jax.linearize(_checks.checked(score_fn, x), x)
+    pull = jax.linear_transpose(push, x)
+
+    def one(v):
+        forward, (backward,) = push(v), pull(v)
+        norm = 0.5 * _checks.sum_data_axes(forward**2 + backward**2)
+        return _checks.sum_data_axes((forward - backward) ** 2), norm
+
+    curl, norm = (values.mean(axis=0) for values in jax.lax.map(one, probes))
+    return Asymmetry(curl, norm, curl / (4.0 * norm))
