@@ -77,6 +77,7 @@ TESTS = {
     "guidance/_labels": ["guidance"],
     "likelihood/_annealed_importance": ["annealed_importance"],
     "likelihood/_thermodynamic": ["annealed_importance"],
+    "likelihood/_elbo": ["elbo"],
     "likelihood/_flow": ["likelihood"],
     "likelihood/_adaptive": ["adaptive_likelihood"],
 }
@@ -87,7 +88,7 @@ _SHAPES = {
     *("reshape", "split", "zeros"),
 }
 # Calls whose result is not a number, so that it has no sign.
-_NOT_NUMBERS = {"Divergence", "DivergenceEstimate", "LogProb", "checkpoint", "run", "tuple"}
+_NOT_NUMBERS = {"Divergence", "DivergenceEstimate", "ExponentialFamilyFit", "LogProb", "checkpoint", "run", "tuple"}
 
 
 @dataclasses.dataclass

@@ -5,6 +5,11 @@ that its docstring states. Take ``.mean()`` of it, weigh it, mask it. To train a
 ``sm_jax.parameterization.score_from_energy(energy_fn)`` as the score function.
 """
 
+from sm_jax.losses._contrastive import (
+    contrastive_divergence,
+    noise_contrastive,
+    persistent_contrastive_divergence,
+)
 from sm_jax.losses._denoising import (
     denoising,
 )
@@ -37,6 +42,7 @@ from sm_jax.losses._sliced import (
 )
 
 __all__ = [
+    "contrastive_divergence",
     "denoising",
     "diffusion",
     "edm_weight",
@@ -50,6 +56,8 @@ __all__ = [
     "multiscale_denoising",
     "noise_conditional",
     "noise_conditional_sliced",
+    "noise_contrastive",
+    "persistent_contrastive_divergence",
     "second_order_denoising",
     "second_order_denoising_trace",
     "sliced",

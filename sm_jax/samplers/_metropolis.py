@@ -57,11 +57,7 @@ class Point(NamedTuple):
 def log_prob_and_score(energy_fn: EnergyFn, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return ``-E(x) [B]``, in float32 at least, and ``-grad E(x) [B, ...]`` from one pass."""
     energy, pull_back = jax.vjp(energy_fn, x)
-    if energy.shape != x.shape[:1]:
-        raise ValueError(
-            f"energy_fn must return one number per example, shape {x.shape[:1]}, got "
-            f"{energy.shape}: sum over the data axes, or drop trailing ones."
-        )
+    _checks.check_energy(energy, x)
     return -_checks.accumulated(energy), pull_back(-jnp.ones_like(energy))[0]
 
 

@@ -1,0 +1,214 @@
+"""Other ways to fit an energy: contrastive divergence and noise-contrastive estimation.
+
+The gradient of the log-likelihood of ``p = exp(-E) / Z`` needs samples ``x-`` of the model:
+
+    -grad log p(x) = grad E(x) - E_{x- ~ p}[grad E(x-)].                               (1)
+
+Contrastive divergence takes for ``x-`` the end of a short chain of MALA that starts at the data, or
+persistently at the end of the last one, and minimizes ``E(x) - E(x-)`` with ``x-`` held fixed. Only
+the gradient has a meaning: the value is no likelihood, and falls for ever where the chain is poor.
+
+Noise-contrastive estimation makes ``log Z`` a parameter, and learns to tell data from ``nu`` times
+as many draws of a known density ``q``, by logistic regression with the log-odds
+
+    G(x) = -E(x) - log Z - log q(x) - log nu.                                          (2)
+
+References: Hinton 2002, https://doi.org/10.1162/089976602760128018; Tieleman 2008,
+https://doi.org/10.1145/1390156.1390290; Gutmann & Hyvarinen 2012,
+https://jmlr.org/papers/v13/gutmann12a.html
+"""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.parameterization import score_from_energy
+from sm_jax.samplers import mala
+from sm_jax.typing import EnergyFn
+
+
+class NoiseDensity(Protocol):
+    """A normalized density to draw from, such as those of sm_jax.densities."""
+
+    def sample(self, key: jax.Array, n: int, /) -> jax.Array:
+        """Return ``n`` draws, ``[n, ...]``."""
+        ...
+
+    def log_prob(self, x: jax.Array, /) -> jax.Array:
+        """Return the log-density in nats, ``[B]``."""
+        ...
+
+
+def _energies(energy_fn: EnergyFn, x: jax.Array) -> jax.Array:
+    """Return the energies ``[B]`` in float32 at least, checked to be one for each example."""
+    return _checks.accumulated(_checks.check_energy(energy_fn(x), x))
+
+
+def _negatives(energy_fn, x, key, step_size, num_steps):
+    """Return the end of chains of MALA from ``x``, through which no gradient flows."""
+
+    def energy(x):
+        return jax.lax.stop_gradient(energy_fn(x))
+
+    def score(x):
+        return jax.lax.stop_gradient(score_from_energy(energy_fn)(x))
+
+    chain = mala(score, x, key, energy_fn=energy, step_size=step_size, num_steps=num_steps)
+    return jax.lax.stop_gradient(chain.x)
+
+
+def contrastive_divergence(
+    energy_fn: EnergyFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    step_size: ArrayLike,
+    num_steps: int,
+) -> jax.Array:
+    """Return ``E(x) - E(x-)``, ``x-`` the end of a chain of MALA from ``x``, eq. (1).
+
+    At the true energy the gradient vanishes in expectation, as MALA leaves its density invariant;
+    elsewhere a short chain from the data biases it: modes that the data lack are never visited.
+
+    Args:
+        energy_fn: ``x [B, ...] -> [B]``, row i depending on row i only.
+        x: data ``[B, ...]``.
+        key: a random key.
+        step_size: of the chain, in squared units of the data; see `sm_jax.samplers.mala`.
+        num_steps: length of the chain, ``k`` of CD-k.
+
+    Returns:
+        ``[B]``, in nats. No gradient flows through ``x-``, and the value itself measures nothing.
+
+    Raises:
+        TypeError: ``x`` is not floating.
+        ValueError: ``x`` is empty, the energy is not one number per example, ``num_steps < 1``, or
+            ``step_size`` is not positive.
+
+    Example:
+        >>> energy_fn = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+        >>> x, key = jnp.full((1000, 1), 2.0), jax.random.key(0)
+        >>> loss = contrastive_divergence(energy_fn, x, key, step_size=0.5, num_steps=20)
+        >>> 1.0 < loss.mean() < 2.0  # 2^2 / 2 of the data, against 1/2 of the model
+        Array(True, dtype=bool)
+
+    Reference: Hinton 2002, https://doi.org/10.1162/089976602760128018
+    """
+    x = _checks.check_data(x)
+    negatives = _negatives(energy_fn, x, key, step_size, num_steps)
+    return _energies(energy_fn, x) - _energies(energy_fn, negatives)
+
+
+def persistent_contrastive_divergence(
+    energy_fn: EnergyFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    chains: ArrayLike,
+    step_size: ArrayLike,
+    num_steps: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Return ``E(x) - mean E(x-)``, ``x-`` the moved chains, and these for the next call, eq. (1).
+
+    The chains forget the data and come to follow the model, where it changes slowly: then the
+    gradient is that of the likelihood.
+
+    Args:
+        energy_fn: ``x [B, ...] -> [B]``, row i depending on row i only.
+        x: data ``[B, ...]``.
+        key: a random key.
+        chains: where the chains stand, ``[C, ...]``: at first data or noise, then what the last
+            call returned. Their number is free.
+        step_size: of the chains, in squared units of the data; see `sm_jax.samplers.mala`.
+        num_steps: steps of each chain in this call.
+
+    Returns:
+        ``(loss [B], chains [C, ...])``, the loss in nats; no gradient flows through the chains, and
+        the value itself measures nothing. For ``jax.grad`` use ``has_aux=True``.
+
+    Raises:
+        TypeError: ``x`` or ``chains`` are not floating.
+        ValueError: they are empty, or of events of other shapes; the energy is not one number per
+            example, ``num_steps < 1``, or ``step_size`` is not positive.
+
+    Example:
+        >>> energy_fn = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+        >>> x, key = jnp.full((8, 1), 2.0), jax.random.key(0)
+        >>> loss, chains = persistent_contrastive_divergence(
+        ...     energy_fn, x, key, chains=jnp.zeros((100, 1)), step_size=0.5, num_steps=5)
+        >>> loss.shape, chains.shape
+        ((8,), (100, 1))
+
+    Reference: Tieleman 2008, https://doi.org/10.1145/1390156.1390290
+    """
+    x, chains = _checks.check_data(x), _checks.check_data(chains, "chains")
+    if chains.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"chains must hold events of the shape of those of x, {x.shape[1:]}, got "
+            f"{chains.shape[1:]}."
+        )
+    chains = _negatives(energy_fn, chains, key, step_size, num_steps)
+    return _energies(energy_fn, x) - _energies(energy_fn, chains).mean(), chains
+
+
+def noise_contrastive(
+    energy_fn: EnergyFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    noise_density: NoiseDensity,
+    num_noise: int = 1,
+    log_normalizer: ArrayLike = 0.0,
+) -> jax.Array:
+    """Return ``softplus(-G(x)) + sum_j softplus(G(y_j))``, ``y_j ~ q``, with ``G`` of eq. (2).
+
+    Its minimum is at the true energy and the true ``log Z`` together, for any ``q`` that covers the
+    data; the nearer ``q`` is to them, the more there is to learn.
+
+    Args:
+        energy_fn: ``x [B, ...] -> [B]``, row i depending on row i only.
+        x: data ``[B, ...]``.
+        key: a random key, for the noise.
+        noise_density: ``q``, with ``sample(key, n)`` and ``log_prob(x)``: e.g.
+            ``sm_jax.densities.gaussian`` with the mean and covariance of the data.
+        num_noise: ``nu``, draws of the noise for each example.
+        log_normalizer: ``log Z``, a scalar, to be learned with the energy; or 0, for an energy that
+            learns to be normalized.
+
+    Returns:
+        ``[B]``, in nats: the negative log-likelihood of the classifier for one example and its
+        ``nu`` draws. For ``E`` and ``q`` alike it is ``log(1 + nu) + nu log(1 + 1 / nu)``.
+
+    Raises:
+        TypeError: ``x`` is not floating.
+        ValueError: ``x`` is empty, the energy is not one number per example, ``num_noise < 1``, or
+            the draws of the noise are of other shapes than the data.
+
+    Example:
+        >>> from sm_jax import densities
+        >>> noise, key = densities.gaussian(jnp.zeros(2), 1.0), jax.random.key(0)
+        >>> energy_fn = lambda x: -noise.log_prob(x)
+        >>> loss = noise_contrastive(energy_fn, jnp.ones((1, 2)), key, noise_density=noise)
+        >>> print(loss.round(4))  # 2 log 2
+        [1.3863]
+
+    Reference: Gutmann & Hyvarinen 2012, https://jmlr.org/papers/v13/gutmann12a.html
+    """
+    x = _checks.check_data(x)
+    _checks.check_count("num_noise", num_noise)
+    noise = noise_density.sample(key, x.shape[0] * num_noise).astype(x.dtype)
+    if noise.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"noise_density must draw events of the shape of those of x, {x.shape[1:]}, got "
+            f"{noise.shape[1:]}."
+        )
+
+    def log_odds(x):
+        log_ratio = -_energies(energy_fn, x) - noise_density.log_prob(x)
+        return log_ratio - log_normalizer - jnp.log(float(num_noise))
+
+    of_noise = jax.nn.softplus(log_odds(noise)).reshape(x.shape[0], num_noise)
+    return jax.nn.softplus(-log_odds(x)) + of_noise.sum(axis=1)
