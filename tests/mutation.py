@@ -88,7 +88,10 @@ _SHAPES = {
     *("reshape", "split", "zeros"),
 }
 # Calls whose result is not a number, so that it has no sign.
-_NOT_NUMBERS = {"Divergence", "DivergenceEstimate", "ExponentialFamilyFit", "LogProb", "checkpoint", "run", "tuple"}
+_NOT_NUMBERS = {
+    *("Divergence", "DivergenceEstimate", "ExponentialFamilyFit", "LogProb"),
+    *("checkpoint", "run", "tuple"),
+}
 
 
 @dataclasses.dataclass

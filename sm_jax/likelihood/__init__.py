@@ -3,16 +3,20 @@
 | function | gives | needs |
 |---|---|---|
 | `log_prob` | the density of the probability flow, on a fixed grid | a noise-conditional score |
+| `adaptive_log_prob` | the same, to a given tolerance | diffrax |
+| `elbo` | the variational bound on the density of the data | a noise-conditional score |
 | `annealed_importance` | a bracket on the normalizer of an energy | a base density |
 | `thermodynamic_integration` | the normalizers at all noise levels | a noise-conditional energy |
 | `bits_per_dim` | the same number in the unit of compression | a log-density |
 """
 
+from sm_jax.likelihood._adaptive import adaptive_log_prob
 from sm_jax.likelihood._annealed_importance import (
     Bound,
     LogNormalizer,
     annealed_importance,
 )
+from sm_jax.likelihood._elbo import elbo
 from sm_jax.likelihood._flow import LogProb, bits_per_dim, log_prob
 from sm_jax.likelihood._thermodynamic import (
     LogNormalizers,
@@ -24,8 +28,10 @@ __all__ = [
     "LogNormalizer",
     "LogNormalizers",
     "LogProb",
+    "adaptive_log_prob",
     "annealed_importance",
     "bits_per_dim",
+    "elbo",
     "log_prob",
     "thermodynamic_integration",
 ]

@@ -43,12 +43,12 @@ class LogProb(NamedTuple):
         value: log-density of each example, ``[B]``, in nats.
         standard_error: standard error of ``value`` from the random divergence, ``[B]``: zero for an
             exact divergence, NaN for a single estimate.
-        num_evaluations: evaluations of the score; ``num_steps + 1`` of them with its divergence.
+        num_evaluations: evaluations of the score: an integer, or of each example, ``[B]``.
     """
 
     value: jax.Array
     standard_error: jax.Array
-    num_evaluations: int
+    num_evaluations: int | jax.Array
 
 
 def log_prob(
@@ -83,8 +83,9 @@ def log_prob(
         times: instead of the grid: strictly decreasing times from ``t_max`` to ``t_min``.
 
     Returns:
-        ``LogProb(value [B], standard_error [B], num_evaluations)``, in nats. The error of the
-        solver falls as ``num_steps^-2``: double the steps to see it.
+        ``LogProb(value [B], standard_error [B], num_evaluations)``, in nats; ``num_steps + 1`` of
+        the evaluations are with the divergence. The error of the solver falls as
+        ``num_steps^-2``: double the steps to see it.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -161,10 +162,10 @@ def log_prob(
     )
     values = (prior_log_prob(process, end * w) + dims * jnp.log(end / start))[None] - change
     num_evaluations = grid.shape[0] * (1 + 2 * num_substeps)
-    return LogProb(values.mean(axis=0), _standard_error(values, keys), num_evaluations)
+    return LogProb(values.mean(axis=0), standard_error(values, keys), num_evaluations)
 
 
-def _standard_error(values: jax.Array, keys: jax.Array | None) -> jax.Array:
+def standard_error(values: jax.Array, keys: jax.Array | None) -> jax.Array:
     """Return the standard error of the mean of ``values [K, B]``, 0 where nothing was drawn."""
     if keys is None:
         return jnp.zeros_like(values[0])
