@@ -79,6 +79,7 @@ TESTS = {
     "likelihood/_thermodynamic": ["annealed_importance"],
     "likelihood/_elbo": ["elbo"],
     "likelihood/_flow": ["likelihood"],
+    "likelihood/_dequantized": ["dequantized"],
     "likelihood/_adaptive": ["adaptive_likelihood"],
 }
 

@@ -7,6 +7,7 @@
 | `elbo` | the variational bound on the density of the data | a noise-conditional score |
 | `annealed_importance` | a bracket on the normalizer of an energy | a base density |
 | `thermodynamic_integration` | the normalizers at all noise levels | a noise-conditional energy |
+| `discrete_log_prob` | a bound on the log-probability of integer data | a log-density |
 | `bits_per_dim` | the same number in the unit of compression | a log-density |
 """
 
@@ -15,6 +16,12 @@ from sm_jax.likelihood._annealed_importance import (
     Bound,
     LogNormalizer,
     annealed_importance,
+)
+from sm_jax.likelihood._dequantized import (
+    Dequantizer,
+    discrete_log_prob,
+    logit_normal_dequantizer,
+    uniform_dequantizer,
 )
 from sm_jax.likelihood._elbo import elbo
 from sm_jax.likelihood._flow import LogProb, bits_per_dim, log_prob
@@ -25,13 +32,17 @@ from sm_jax.likelihood._thermodynamic import (
 
 __all__ = [
     "Bound",
+    "Dequantizer",
     "LogNormalizer",
     "LogNormalizers",
     "LogProb",
     "adaptive_log_prob",
     "annealed_importance",
     "bits_per_dim",
+    "discrete_log_prob",
     "elbo",
     "log_prob",
+    "logit_normal_dequantizer",
     "thermodynamic_integration",
+    "uniform_dequantizer",
 ]

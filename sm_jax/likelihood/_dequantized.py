@@ -1,0 +1,151 @@
+r"""Log-probabilities of integer data from a density: dequantization, uniform and variational.
+
+Data of ``K`` levels ``x_j in {0, ..., K - 1}`` become real numbers ``v = x + u`` with noise ``u``
+in ``[0, 1)^D`` from some ``q(u | x)``, seen by the model as ``y = 2 v / K - 1``. A density ``p(v)``
+assigns to ``x`` the probability of its cell,
+
+    P(x) = int p(x + u) du = E_q[p(x + u) / q(u | x)],                                 (1)
+    log P(x) >= E log (1/n) sum_i p(x + u_i) / q(u_i | x),    u_i ~ q,                 (2)
+
+which is tight where ``q(u | x)`` is proportional to ``p(x + u)``, and rises with ``n``. For uniform
+noise ``q = 1``. A trained ``q`` has its parameters from a network that sees ``x``, and is trained
+by (2), like the model.
+
+References: Theis et al. 2016 (uniform), https://arxiv.org/abs/1511.01844; Ho et al. 2019
+(variational), https://arxiv.org/abs/1902.00275; Hoogeboom et al. 2020 (several samples),
+https://arxiv.org/abs/2001.11235
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+
+
+class Dequantizer(Protocol):
+    """A conditional density of noise: ``(key, x [B, ...]) -> (u [B, ...], log q(u | x) [B])``."""
+
+    def __call__(self, key: jax.Array, x: jax.Array, /) -> tuple[jax.Array, jax.Array]:
+        """Return noise in the unit cube and its log-density, in nats."""
+        ...
+
+
+def uniform_dequantizer(key: jax.Array, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Return uniform noise in ``[0, 1)`` and its log-density, 0.
+
+    Args:
+        key: a random key.
+        x: levels ``[B, ...]``, floating.
+
+    Returns:
+        ``(u [B, ...], log_q [B])``.
+
+    Raises:
+        TypeError: ``x`` is not floating.
+
+    Example:
+        >>> u, log_q = uniform_dequantizer(jax.random.key(0), jnp.zeros((2, 3)))
+        >>> print(u.shape, log_q)
+        (2, 3) [0. 0.]
+    """
+    x = _checks.check_data(x)
+    return jax.random.uniform(key, x.shape, x.dtype), jnp.zeros(x.shape[0])
+
+
+def logit_normal_dequantizer(
+    parameters_fn: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+) -> Dequantizer:
+    """Return the dequantizer ``u = sigmoid(m(x) + exp(l(x)) z)``, ``z ~ N(0, I)``, to be trained.
+
+    The gradient of (2) flows through ``u`` to the parameters that ``parameters_fn`` closes over.
+
+    Args:
+        parameters_fn: ``x [B, ...] -> (m, l)``, location and log-scale of the logits, each
+            ``[B, ...]``; ``x`` are the levels as given to `discrete_log_prob`.
+
+    Returns:
+        A `Dequantizer`.
+
+    Example:
+        >>> dequantizer = logit_normal_dequantizer(lambda x: (0.1 * x, jnp.zeros_like(x)))
+        >>> u, log_q = dequantizer(jax.random.key(0), jnp.ones((2, 3)))
+        >>> u.shape, log_q.shape
+        ((2, 3), (2,))
+
+    Reference: Ho et al. 2019, https://arxiv.org/abs/1902.00275
+    """
+
+    def dequantizer(key, x):
+        location, log_scale = parameters_fn(x)
+        z = jax.random.normal(key, x.shape, x.dtype)
+        logits = location + jnp.exp(log_scale) * z
+        # du / dlogits = u (1 - u), and log u + log(1 - u) without loss for large logits.
+        log_slope = jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(-logits)
+        log_normal = -0.5 * (z**2 + jnp.log(2 * jnp.pi)) - log_scale
+        return jax.nn.sigmoid(logits), _checks.sum_data_axes(log_normal - log_slope)
+
+    return dequantizer
+
+
+def discrete_log_prob(
+    log_prob_fn: Callable[[jax.Array], jax.Array],
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    num_levels: int,
+    dequantizer: Dequantizer = uniform_dequantizer,
+    num_samples: int = 1,
+) -> jax.Array:
+    """Return a lower bound of the log-probability of integer data, eq. (2).
+
+    Args:
+        log_prob_fn: the log-density of the model, ``y [B, ...] -> [B]``, in nats, of the data
+            scaled as ``y = 2 (x + u) / num_levels - 1``; e.g. `log_prob` of a trained score.
+        x: levels ``0, ..., num_levels - 1``, as floating numbers ``[B, ...]``.
+        key: a random key.
+        num_levels: ``K``, the number of levels.
+        dequantizer: source of the noise: `uniform_dequantizer`, or one that
+            `logit_normal_dequantizer` makes of a network.
+        num_samples: ``n``; each is one evaluation of ``log_prob_fn``, one after the other.
+
+    Returns:
+        ``[B]``, in nats, of the integer data: its mean over keys is at most ``log P(x)``, and ``P``
+        sums to one over all ``x``. `bits_per_dim` of it, with no offset, counts the bits of a
+        lossless code.
+
+    Raises:
+        TypeError: ``x`` is not floating.
+        ValueError: ``x`` is empty or not within the levels, or a count is too small.
+
+    Example:
+        >>> flat = lambda y: jnp.full(y.shape[0], -3 * jnp.log(2.0))  # uniform on [-1, 1]^3
+        >>> x, key = jnp.array([[0.0, 3.0, 7.0]]), jax.random.key(0)
+        >>> bits = -discrete_log_prob(flat, x, key, num_levels=8) / jnp.log(2.0)
+        >>> print(bits.round(4))
+        [9.]
+
+    Reference: Hoogeboom et al. 2020, https://arxiv.org/abs/2001.11235
+    """
+    x = _checks.check_data(x)
+    _checks.check_count("num_levels", num_levels, minimum=2)
+    _checks.check_count("num_samples", num_samples)
+    known = _checks.concrete(x)
+    if known is not None and not (known.min() >= 0 and known.max() <= num_levels - 1):
+        raise ValueError(
+            f"x must hold levels from 0 to num_levels - 1 = {num_levels - 1}, got values from "
+            f"{known.min()} to {known.max()}: pass the integers themselves, not scaled data."
+        )
+    log_det = _checks.num_dims(x) * jnp.log(2.0 / num_levels)
+
+    def log_weight(key):
+        u, log_q = dequantizer(key, x)
+        # A number just below the next level would round up to it.
+        v = jnp.minimum(x + u, jnp.nextafter(x + 1, x))
+        return log_prob_fn(v * (2.0 / num_levels) - 1.0) + log_det - log_q
+
+    log_weights = jax.lax.map(log_weight, jax.random.split(key, num_samples))
+    return jax.nn.logsumexp(log_weights, axis=0) - jnp.log(num_samples)
