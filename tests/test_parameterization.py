@@ -145,6 +145,28 @@ def test_precondition_of_nothing_is_the_gaussian_score(process, getkey):
     np.testing.assert_allclose(score, -x / variance[:, None], rtol=2e-5)
 
 
+@each_process
+def test_precondition_energy_has_the_score_of_its_gradient(process, getkey):
+    """precondition(grad e) = -grad precondition_energy(e), and the Gaussian energy for e = 0."""
+    x = jax.random.normal(getkey(), (5, 2, 3))
+    t = jnp.geomspace(jnp.maximum(process.t_min, 1e-4), process.t_max, 5)
+
+    def network(inputs, label):
+        return jnp.sin(inputs + label[:, None, None]).sum((1, 2)) * inputs[:, 0, 0]
+
+    def gradient(inputs, label):
+        return jax.grad(lambda inputs: network(inputs, label).sum())(inputs)
+
+    energy_fn = p.precondition_energy(network, process, sigma_data=0.7)
+    expected = p.precondition(gradient, process, sigma_data=0.7)(x, t)
+    scale = np.max(np.abs(expected), axis=(1, 2), keepdims=True)
+    score = p.score_from_energy(energy_fn)(x, t)
+    np.testing.assert_allclose(score / scale, expected / scale, atol=2e-5)
+    energy = p.precondition_energy(lambda x, c: 0.0 * c, process, sigma_data=0.7)(x, t)
+    variance = 0.49 * process.alpha(t) ** 2 + process.sigma(t) ** 2
+    np.testing.assert_allclose(energy, (x**2).sum((1, 2)) / (2 * variance), rtol=2e-5)
+
+
 def test_the_data_of_edm_have_deviation_one_half():
     score = p.precondition(lambda x, c: 0.0 * x, processes.VE())(jnp.ones((1, 1)), jnp.ones(1))
     np.testing.assert_allclose(score, [[-1 / 1.25]], rtol=1e-6)
@@ -155,11 +177,18 @@ def test_dtypes_are_kept():
     process = processes.VE()
     assert p.precondition(lambda x, c: x, process)(x, t).dtype == jnp.bfloat16
     assert p.score_from_noise(x, x, t, process=process).dtype == jnp.bfloat16
+    energy_fn = p.precondition_energy(lambda x, c: x.sum(-1), process)
+    assert energy_fn(x, t).dtype == jnp.float32
+    assert p.score_from_energy(energy_fn)(x, t).dtype == jnp.bfloat16
 
 
 def test_bad_values():
     with pytest.raises(ValueError, match="sigma_data must be positive and finite"):
         p.precondition(lambda x, c: x, processes.VE(), sigma_data=0.0)
+    with pytest.raises(ValueError, match="sigma_data must be positive and finite"):
+        p.precondition_energy(lambda x, c: c, processes.VE(), sigma_data=-1.0)
+    with pytest.raises(ValueError, match=r"one number per example.*\(2, 3\)"):
+        p.precondition_energy(lambda x, c: x, processes.VE())(jnp.ones((2, 3)), jnp.ones(2))
     with pytest.raises(ValueError, match=r"energy_fn must return one number per example.*\(2, 1\)"):
         p.score_from_energy(lambda x: x[:, :1])(jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="t must be a scalar or one number per example"):

@@ -17,7 +17,6 @@ Every conversion is to or from the noise ``eps``, which stays of order one at ev
 any other pair is a composition of two.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -25,24 +24,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.processes import noise_ratio
-from sm_jax.typing import EnergyFn, NoiseScoreFn, ProcessLike, ScoreFn
-
-__all__ = [
-    "change_process",
-    "clean_from_noise",
-    "denoiser_from_score",
-    "noise_from_clean",
-    "noise_from_score",
-    "noise_from_v",
-    "noise_from_velocity",
-    "precondition",
-    "score_from_denoiser",
-    "score_from_energy",
-    "score_from_noise",
-    "v_from_noise",
-    "velocity_from_noise",
-]
+from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 
 def _coefficients(process: ProcessLike, x: jax.Array, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -297,139 +279,3 @@ def denoiser_from_score(
         return ((x + sigma**2 * score_fn(x, t)) / alpha).astype(x.dtype)
 
     return denoiser_fn
-
-
-def score_from_energy(energy_fn: EnergyFn) -> ScoreFn | NoiseScoreFn:
-    """Return the score function of an energy, ``s = -grad_x E``, where ``p ∝ exp(-E)``.
-
-    Args:
-        energy_fn: ``(x [B, ...], *args) -> [B]``, row i depending on row i only.
-
-    Returns:
-        A score function ``(x, *args) -> [B, ...]``. It carries the energy as its attribute
-        ``energy_fn``, from which `sm_jax.divergence` takes second derivatives at less cost.
-
-    Raises:
-        ValueError: at the first call, if the energy is not one number per example.
-
-    Example:
-        >>> score_fn = score_from_energy(lambda x: 0.5 * jnp.sum(x**2, axis=-1))
-        >>> print(score_fn(jnp.ones((1, 2))))
-        [[-1. -1.]]
-    """
-
-    @functools.wraps(energy_fn)
-    def score_fn(x: jax.Array, *args: jax.Array) -> jax.Array:
-        energy, pull_back = jax.vjp(lambda y: energy_fn(y, *args), x)
-        return pull_back(-jnp.ones_like(_checks.check_energy(energy, x)))[0]
-
-    score_fn.energy_fn = energy_fn  # a cheaper way to the divergence: see sm_jax.divergence
-    return score_fn
-
-
-def change_process(
-    score_fn: NoiseScoreFn, source: ProcessLike, target: ProcessLike
-) -> NoiseScoreFn:
-    """Return the score function under another process than the one a network was trained for.
-
-    The noised data of two processes differ only in scale where their ratios ``r = sigma / alpha``
-    agree. So the change is exact: with ``c = alpha_source(t') / alpha_target(t)``,
-
-        s_target(x, t) = c s_source(c x, t'),    r_source(t') = r_target(t).               (5)
-
-    Args:
-        score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]`` under ``source``.
-        source: the process that the score was trained for.
-        target: the process to sample or evaluate likelihoods with. Its ratios must lie within
-            those of ``source``, outside of which the network knows nothing.
-
-    Returns:
-        A score function ``(x_t [B, ...], t [B]) -> [B, ...]`` under ``target``.
-
-    Raises:
-        ValueError: the ratios of ``target`` (where they are not traced) leave those of ``source``.
-
-    Example:
-        >>> from sm_jax import processes
-        >>> vp = processes.VPLinear(t_min=0.01)
-        >>> score_fn = lambda x, t: -x / (1.0 + t[:, None] ** 2)  # of N(0, I) under VE
-        >>> changed = change_process(score_fn, processes.VE(sigma_max=200.0), vp)
-        >>> # N(0, I) stays as it is under VP.
-        >>> print(changed(jnp.ones((1, 2)), jnp.array([0.5])).round(5))
-        [[-1. -1.]]
-
-    Reference: Karras et al. 2022, appendix B.1, https://arxiv.org/abs/2206.00364
-    """
-    inner, outer = (
-        [_checks.concrete(noise_ratio(p, t)) for t in (p.t_min, p.t_max)] for p in (source, target)
-    )
-    slack = 1e-3  # of the ratio; rounding alone moves small ones by this much
-    if not any(ratio is None for ratio in (*inner, *outer)) and (
-        outer[0] < inner[0] * (1.0 - slack) or outer[1] > inner[1] * (1.0 + slack)
-    ):
-        raise ValueError(
-            f"the score knows noise ratios sigma / alpha from {inner[0]:.4g} to {inner[1]:.4g}, "
-            f"those of the source, but the target has {outer[0]:.4g} to {outer[1]:.4g}: raise "
-            "t_min or sigma_min of the target, or lower its t_max, sigma_max or beta_max."
-        )
-
-    def changed(x: jax.Array, t: jax.Array) -> jax.Array:
-        t = _checks.check_per_example("t", t, x)
-        source_t = source.time(noise_ratio(target, t))
-        source_t = jnp.clip(source_t, source.t_min, source.t_max)  # rounding may leave the range
-        scale = _checks.expand_like(source.alpha(source_t) / target.alpha(t), x)
-        return (scale * score_fn((scale * x).astype(x.dtype), source_t)).astype(x.dtype)
-
-    return changed
-
-
-def precondition(
-    network: Callable[[jax.Array, jax.Array], jax.Array],
-    process: ProcessLike,
-    *,
-    sigma_data: ArrayLike = 0.5,
-) -> NoiseScoreFn:
-    """Return the score function of a network ``F``, preconditioned as in EDM, for any process.
-
-    With ``y = x_t / alpha`` and ``r = sigma / alpha``, the denoiser is
-
-        D = c_skip y + c_out F(c_in y, log(r) / 4),
-        c_skip = d^2 / (r^2 + d^2),  c_out = r d / sqrt(r^2 + d^2),  c_in = 1 / sqrt(r^2 + d^2),
-
-    ``d`` being ``sigma_data``: inputs and training targets of ``F`` have unit variance at every
-    noise level, and ``F = 0`` is the exact score of data distributed as ``N(0, d^2 I)``.
-
-    Args:
-        network: ``F``, mapping inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to
-            outputs ``[B, ...]``.
-        process: any process.
-        sigma_data: standard deviation of the data, ``d``.
-
-    Returns:
-        A score function ``(x_t [B, ...], t [B]) -> [B, ...]``.
-
-    Raises:
-        ValueError: ``sigma_data`` is not positive.
-
-    Example:
-        >>> from sm_jax import processes
-        >>> score_fn = precondition(lambda x, c: 0.0 * x, processes.VE(), sigma_data=1.0)
-        >>> print(score_fn(jnp.ones((1, 2)), jnp.array([2.0])))
-        [[-0.2 -0.2]]
-
-    Reference: Karras et al. 2022, table 1, https://arxiv.org/abs/2206.00364
-    """
-    _checks.check_positive("sigma_data", sigma_data)
-
-    def score_fn(x: jax.Array, t: jax.Array) -> jax.Array:
-        t = _checks.check_per_example("t", t, x)
-        alpha, sigma = _coefficients(process, x, t)
-        ratio = noise_ratio(process, t)
-        r = _checks.expand_like(ratio, x)
-        total = jnp.sqrt(r**2 + sigma_data**2)
-        y = x / alpha
-        output = network((y / total).astype(x.dtype), 0.25 * jnp.log(ratio))
-        # (alpha D - x) / sigma^2 with the skip and output terms divided out, so nothing cancels.
-        return ((sigma_data * output / total - r * y / total**2) / sigma).astype(x.dtype)
-
-    return score_fn

@@ -1,0 +1,144 @@
+r"""From a network to a score: the gradient of an energy, and the preconditioning of EDM.
+
+With ``y = x_t / alpha``, ``r = sigma / alpha`` and ``d`` the standard deviation of the data, a
+network ``F`` predicts what the best denoiser for data from ``N(0, d^2 I)`` leaves,
+
+    D = c_skip y + c_out F(c_in y, log(r) / 4),                                        (1)
+    c_skip = d^2 / (r^2 + d^2),  c_out = r d / sqrt(r^2 + d^2),  c_in = 1 / sqrt(r^2 + d^2),
+
+so that its inputs and its training targets have unit variance at every noise level. If ``F`` is the
+gradient of ``e``, the score is the negative gradient, in ``x_t``, of the energy
+
+    E(x_t, t) = |y|^2 / (2 (r^2 + d^2)) - (d / r) e(c_in y, log(r) / 4).               (2)
+
+Reference: Karras et al. 2022, table 1, https://arxiv.org/abs/2206.00364
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.processes import noise_ratio
+from sm_jax.typing import EnergyFn, NoiseScoreFn, ProcessLike, ScoreFn
+
+
+def score_from_energy(energy_fn: EnergyFn) -> ScoreFn | NoiseScoreFn:
+    """Return the score function of an energy, ``s = -grad_x E``, where ``p ∝ exp(-E)``.
+
+    Args:
+        energy_fn: ``(x [B, ...], *args) -> [B]``, row i depending on row i only.
+
+    Returns:
+        A score function ``(x, *args) -> [B, ...]``. It carries the energy as its attribute
+        ``energy_fn``, from which `sm_jax.divergence` takes second derivatives at less cost.
+
+    Raises:
+        ValueError: at the first call, if the energy is not one number per example.
+
+    Example:
+        >>> score_fn = score_from_energy(lambda x: 0.5 * jnp.sum(x**2, axis=-1))
+        >>> print(score_fn(jnp.ones((1, 2))))
+        [[-1. -1.]]
+    """
+
+    @functools.wraps(energy_fn)
+    def score_fn(x: jax.Array, *args: jax.Array) -> jax.Array:
+        energy, pull_back = jax.vjp(lambda y: energy_fn(y, *args), x)
+        return pull_back(-jnp.ones_like(_checks.check_energy(energy, x)))[0]
+
+    score_fn.energy_fn = energy_fn  # a cheaper way to the divergence: see sm_jax.divergence
+    return score_fn
+
+
+def precondition(
+    network: Callable[[jax.Array, jax.Array], jax.Array],
+    process: ProcessLike,
+    *,
+    sigma_data: ArrayLike = 0.5,
+) -> NoiseScoreFn:
+    """Return the score function of a network ``F``, preconditioned as in EDM, for any process.
+
+    Its denoiser is (1); ``F = 0`` gives the exact score of data distributed as ``N(0, d^2 I)``.
+
+    Args:
+        network: ``F``, mapping inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to
+            outputs ``[B, ...]``.
+        process: any process.
+        sigma_data: standard deviation of the data, ``d``.
+
+    Returns:
+        A score function ``(x_t [B, ...], t [B]) -> [B, ...]``.
+
+    Raises:
+        ValueError: ``sigma_data`` is not positive.
+
+    Example:
+        >>> from sm_jax import processes
+        >>> score_fn = precondition(lambda x, c: 0.0 * x, processes.VE(), sigma_data=1.0)
+        >>> print(score_fn(jnp.ones((1, 2)), jnp.array([2.0])))
+        [[-0.2 -0.2]]
+
+    Reference: Karras et al. 2022, table 1, https://arxiv.org/abs/2206.00364
+    """
+    _checks.check_positive("sigma_data", sigma_data)
+
+    def score_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+        t = _checks.check_per_example("t", t, x)
+        alpha, sigma = (_checks.expand_like(c(t), x) for c in (process.alpha, process.sigma))
+        ratio = noise_ratio(process, t)
+        r = _checks.expand_like(ratio, x)
+        total = jnp.sqrt(r**2 + sigma_data**2)
+        y = x / alpha
+        output = network((y / total).astype(x.dtype), 0.25 * jnp.log(ratio))
+        # (alpha D - x) / sigma^2 with the skip and output terms divided out, so nothing cancels.
+        return ((sigma_data * output / total - r * y / total**2) / sigma).astype(x.dtype)
+
+    return score_fn
+
+
+def precondition_energy(
+    network: Callable[[jax.Array, jax.Array], jax.Array],
+    process: ProcessLike,
+    *,
+    sigma_data: ArrayLike = 0.5,
+) -> EnergyFn:
+    """Return the noise-conditional energy of a scalar network ``e``, preconditioned, eq. (2).
+
+    Its score, by `score_from_energy`, is `precondition` of the gradient of ``e``: it is trained by
+    the losses of scores, and it is an energy, up to one constant for each noise level.
+
+    Args:
+        network: ``e``, mapping inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to
+            numbers ``[B]``.
+        process: any process.
+        sigma_data: standard deviation of the data, ``d``.
+
+    Returns:
+        An energy ``(x_t [B, ...], t [B]) -> [B]``, in nats, in float32 at least.
+
+    Raises:
+        ValueError: ``sigma_data`` is not positive, or at the first call, the network does not
+            return one number per example.
+
+    Example:
+        >>> from sm_jax import processes
+        >>> energy_fn = precondition_energy(lambda x, c: 0.0 * c, processes.VE(), sigma_data=1.0)
+        >>> print(energy_fn(jnp.ones((1, 2)), jnp.array([2.0])).round(6))
+        [0.2]
+    """
+    _checks.check_positive("sigma_data", sigma_data)
+
+    def energy_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+        t = _checks.check_per_example("t", t, x)
+        r = noise_ratio(process, t)
+        total = jnp.sqrt(r**2 + sigma_data**2)
+        inputs = x / _checks.expand_like(process.alpha(t) * total, x)
+        output = network(inputs.astype(x.dtype), 0.25 * jnp.log(r))
+        square = _checks.sum_data_axes(_checks.accumulated(inputs) ** 2)
+        return 0.5 * square - sigma_data / r * _checks.check_energy(output, x)
+
+    return energy_fn

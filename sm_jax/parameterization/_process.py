@@ -1,0 +1,64 @@
+"""The score of one noising process from that of another."""
+
+import jax
+import jax.numpy as jnp
+
+from sm_jax import _checks
+from sm_jax.processes import noise_ratio
+from sm_jax.typing import NoiseScoreFn, ProcessLike
+
+
+def change_process(
+    score_fn: NoiseScoreFn, source: ProcessLike, target: ProcessLike
+) -> NoiseScoreFn:
+    """Return the score function under another process than the one a network was trained for.
+
+    The noised data of two processes differ only in scale where their ratios ``r = sigma / alpha``
+    agree. So the change is exact: with ``c = alpha_source(t') / alpha_target(t)``,
+
+        s_target(x, t) = c s_source(c x, t'),    r_source(t') = r_target(t).               (1)
+
+    Args:
+        score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]`` under ``source``.
+        source: the process that the score was trained for.
+        target: the process to sample or evaluate likelihoods with. Its ratios must lie within
+            those of ``source``, outside of which the network knows nothing.
+
+    Returns:
+        A score function ``(x_t [B, ...], t [B]) -> [B, ...]`` under ``target``.
+
+    Raises:
+        ValueError: the ratios of ``target`` (where they are not traced) leave those of ``source``.
+
+    Example:
+        >>> from sm_jax import processes
+        >>> vp = processes.VPLinear(t_min=0.01)
+        >>> score_fn = lambda x, t: -x / (1.0 + t[:, None] ** 2)  # of N(0, I) under VE
+        >>> changed = change_process(score_fn, processes.VE(sigma_max=200.0), vp)
+        >>> # N(0, I) stays as it is under VP.
+        >>> print(changed(jnp.ones((1, 2)), jnp.array([0.5])).round(5))
+        [[-1. -1.]]
+
+    Reference: Karras et al. 2022, appendix B.1, https://arxiv.org/abs/2206.00364
+    """
+    inner, outer = (
+        [_checks.concrete(noise_ratio(p, t)) for t in (p.t_min, p.t_max)] for p in (source, target)
+    )
+    slack = 1e-3  # of the ratio; rounding alone moves small ones by this much
+    if not any(ratio is None for ratio in (*inner, *outer)) and (
+        outer[0] < inner[0] * (1.0 - slack) or outer[1] > inner[1] * (1.0 + slack)
+    ):
+        raise ValueError(
+            f"the score knows noise ratios sigma / alpha from {inner[0]:.4g} to {inner[1]:.4g}, "
+            f"those of the source, but the target has {outer[0]:.4g} to {outer[1]:.4g}: raise "
+            "t_min or sigma_min of the target, or lower its t_max, sigma_max or beta_max."
+        )
+
+    def changed(x: jax.Array, t: jax.Array) -> jax.Array:
+        t = _checks.check_per_example("t", t, x)
+        source_t = source.time(noise_ratio(target, t))
+        source_t = jnp.clip(source_t, source.t_min, source.t_max)  # rounding may leave the range
+        scale = _checks.expand_like(source.alpha(source_t) / target.alpha(t), x)
+        return (scale * score_fn((scale * x).astype(x.dtype), source_t)).astype(x.dtype)
+
+    return changed
