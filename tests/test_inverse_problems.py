@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate
+from scipy import integrate, stats
 
 from sm_jax import guidance, processes, samplers
 from tests.oracles import COV, MEAN, PROCESSES, gaussian_noised_score
@@ -171,19 +171,27 @@ def test_samples_have_the_exact_posterior(sampler, getkey):
     assert np.all(np.abs(np.cov(out.T) - cov) < 4.5 * spread + slack)
 
 
+WEIGHTS, MODES = np.array([0.7, 0.3]), np.array([[-1.0, -2.0], [1.0, 2.0]])
+
+
+def mixture_score(x, t, v):
+    """Score of the mixture of N(MODES, v I) with WEIGHTS, noised by ``t``."""
+    variance = v + t[:, None] ** 2
+    square = jnp.sum((x[:, None] - jnp.asarray(MODES, x.dtype)[None]) ** 2, axis=-1)
+    share = jax.nn.softmax(jnp.log(WEIGHTS)[None] - 0.5 * square / variance)
+    return (share @ jnp.asarray(MODES, x.dtype) - x) / variance
+
+
+def posterior_weights(observed, variance):
+    """Weights of the modes given the first coordinate, whose variance in a mode is given."""
+    joint = WEIGHTS * np.exp(-0.5 * (observed - MODES[:, 0]) ** 2 / variance)
+    return joint / joint.sum()
+
+
 def test_weights_of_the_modes_of_a_mixture(getkey):
     """A coordinate seen through noise: the exact weights change from 0.7 to 0.48."""
-    weights, means, v = np.array([0.7, 0.3]), np.array([[-1.0, -2.0], [1.0, 2.0]]), 0.09
-    observed, noise_std, n = 0.5, 1.0, 4_000
-
-    def score_fn(x, t):
-        variance = v + t[:, None] ** 2
-        square = jnp.sum((x[:, None] - jnp.asarray(means, x.dtype)[None]) ** 2, axis=-1)
-        weight = jax.nn.softmax(jnp.log(weights)[None] - 0.5 * square / variance)
-        return (weight @ jnp.asarray(means, x.dtype) - x) / variance
-
-    likelihood = np.exp(-0.5 * (observed - means[:, 0]) ** 2 / (v + noise_std**2))
-    exact = (weights * likelihood / np.sum(weights * likelihood))[0]
+    v, observed, noise_std, n = 0.09, 0.5, 1.0, 4_000
+    exact = posterior_weights(observed, v + noise_std**2)[0]
     x = processes.prior_sample(VE, getkey(), (n, 2))
     shares = {}
     for name, method in {
@@ -192,7 +200,7 @@ def test_weights_of_the_modes_of_a_mixture(getkey):
         "moment_matching": partial(guidance.moment_matching, num_iterations=1),
     }.items():
         guided = method(
-            score_fn,
+            partial(mixture_score, v=v),
             process=VE,
             operator=lambda x: x[:, :1],
             observation=jnp.array([observed]),
@@ -381,6 +389,33 @@ def test_resampling_makes_inpainting_exact():
     assert 0.1 < coarse < 0.2
     assert 3.0 < coarse / fine < 5.0
     assert finest < 0.03
+
+
+def test_resampling_moves_weights_between_modes(getkey):
+    """From near the prior's 0.7 towards the exact 0.33, slowly: modes mix worse than a Gaussian."""
+    v, n = 0.64, 2_000
+    x = processes.prior_sample(VE, getkey(), (n, 2))
+
+    def share(num_resamples):
+        out = jax.jit(
+            partial(
+                guidance.inpaint,
+                partial(mixture_score, v=v),
+                known=jnp.array([0.5, 0.0]),
+                mask=jnp.array([True, False]),
+                process=VE,
+                num_resamples=num_resamples,
+            )
+        )(x, getkey())
+        return float((out[:, 1] < 0).mean())
+
+    exact = np.sum(posterior_weights(0.5, v) * stats.norm.cdf(-MODES[:, 1] / np.sqrt(v)))
+    error = 4.5 * np.sqrt(0.25 / n)
+    assert abs(exact - 0.33) < 0.002
+    once, ten, forty = map(share, (1, 10, 40))
+    assert exact - error < forty < exact + error + 0.1
+    assert forty + 0.05 < ten < once - 0.05
+    assert once > 0.55
 
 
 def test_inpainting_takes_masks_of_rows_events_and_images(getkey):

@@ -52,7 +52,8 @@ def inpaint(
     `moment_matching`, which are more accurate for the same number of evaluations and allow noise in
     what is known. With one pass, ``num_resamples=1``, the unknown part hardly depends on the known
     one. On Gaussian data that is cured in proportion to ``num_resamples``; what then remains is a
-    variance too small by a share of order ``1 / num_steps``, 15 % at 64 steps.
+    variance too small by a share of order ``1 / num_steps``, 15 % at 64 steps. The weights of modes
+    that are far apart take many more.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
