@@ -123,10 +123,7 @@ def _solve(slopes, bends, h, h_slope) -> ExponentialFamilyFit:
     each_linear = jnp.sum(h * bends + h_slope * slopes, axis=0)
     linear = each_linear.mean(axis=0)
     _check_regular(quadratic)
-
-    # Statistics may differ much in size: solve with a unit diagonal.
-    scale = 1.0 / jnp.sqrt(jnp.diagonal(quadratic))
-    inverse = jnp.linalg.inv(quadratic * jnp.outer(scale, scale)) * jnp.outer(scale, scale)
+    inverse = jnp.linalg.inv(quadratic)
     theta = -inverse @ linear
     gradients = jnp.einsum("dnk,dnl,l->nk", h * slopes, slopes, theta) + each_linear
     covariance = inverse @ (gradients.T @ gradients) @ inverse / n**2
