@@ -55,6 +55,17 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Conditioning:
+    """Labels of the examples, such as which digit it is."""
+
+    conditional: bool = False
+    """Tell the network the label of each example, so that samples of a label can be asked for."""
+    label_dropout: float = 0.1
+    """Share of the examples whose label is withheld while training: from these the same network
+    learns the density of all examples, which guidance needs; 0.1 to 0.2 is usual."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Samples and likelihoods."""
 
@@ -103,6 +114,7 @@ class Digits:
     """Handwritten digits of scikit-learn: 8 x 8 pixels of 17 levels."""
 
     data: DigitsData = DigitsData()
+    conditioning: Conditioning = Conditioning()
     model: Model = Model(network="levels", dropout=0.3)
     training: Training = Training(num_steps=4000)
     evaluation: Evaluation = Evaluation()
@@ -151,10 +163,20 @@ class ArrayData:
 
 
 @dataclass(frozen=True)
+class ArrayConditioning(Conditioning):
+    """Labels, where the file holds them beside the examples."""
+
+    labels: str | None = None
+    """Name of the array of labels in the .npz file of --data: integers 0, 1, 2, ..., one for each
+    example."""
+
+
+@dataclass(frozen=True)
 class Array:
     """Your own data. The noise levels are computed from it."""
 
     data: ArrayData
+    conditioning: ArrayConditioning = ArrayConditioning()
     model: Model = Model(network="auto", width=128, depth=3, dropout=0.3)
     training: Training = Training(num_steps=2000)
     evaluation: Evaluation = Evaluation()
@@ -179,6 +201,7 @@ class Tfds:
     """Images of TensorFlow Datasets, by a U-Net. TensorFlow is not needed."""
 
     data: TfdsData
+    conditioning: Conditioning = Conditioning()
     model: Model = Model(network="unet", width=64, depth=2, dropout=0.1)
     training: Training = Training(num_steps=50_000, batch_size=128, learning_rate=5e-4)
     evaluation: Evaluation = Evaluation(likelihood_examples=256, every=2500)
@@ -224,6 +247,11 @@ def recipe_class(recipe: str) -> type[Config]:
     """Returns the configuration class of a recipe by its name, such as "tfds:mnist"."""
     kinds = {"digits": Digits, "array": Array, "tfds": Tfds} | dict.fromkeys(TOYS, Toy)
     return kinds[recipe.partition(":")[0]]
+
+
+def is_conditional(config: Config) -> bool:
+    """Returns whether the network is told the labels; the toys have none."""
+    return not isinstance(config, Toy) and config.conditioning.conditional
 
 
 def to_dict(config: Config) -> dict[str, Any]:

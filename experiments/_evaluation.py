@@ -14,7 +14,6 @@ from experiments._problem import Examples, Problem
 from experiments._run import Run
 from sm_jax import divergence, likelihood, losses, samplers
 from sm_jax.processes import perturb, prior_sample, time_grid
-from sm_jax.typing import NoiseScoreFn
 
 _MOST_EXACT_DIMS = 128
 _BLOCK_SIZE = 2048  # numbers in the examples evaluated together: more leave the cache of a CPU
@@ -33,13 +32,19 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
     train = np.asarray(scaled(problem.rows(examples.train), train_key))
 
     print(f"log-likelihood of {num} held-out and {num} training examples")
-    log_probs, errors = log_likelihood(
-        run.score_fn, problem, np.concatenate([held_out, train[:num]]), probe_key, options
-    )
-    held_out_row, train_row = (
-        _row(problem, log_probs[part], errors[part]) for part in (slice(num), slice(num, None))
-    )
+    both = np.concatenate([held_out, train[:num]])
+    parts = slice(num), slice(num, None)
+    log_probs, errors = log_likelihood(run, both, probe_key, options)
+    held_out_row, train_row = (_row(problem, log_probs[part], errors[part]) for part in parts)
     rows = {"score model": held_out_row, "score model (train)": train_row}
+    gain = {}
+    if problem.num_labels:
+        print("the same given their labels")
+        labels = np.concatenate([examples.held_out_labels[:num], examples.train_labels[:num]])
+        given, errors = log_likelihood(run, both, probe_key, options, labels)
+        for name, part in zip(("", " (train)"), parts, strict=True):
+            rows[f"score model given label{name}"] = _row(problem, given[part], errors[part])
+        gain = {"label_gain": _label_gain((given - log_probs)[:num], labels[:num])}
     if examples.density is not None:
         rows["exact density"] = _row(
             problem, np.asarray(jax.jit(examples.density.log_prob)(held_out))
@@ -59,6 +64,7 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
         "overfitting_gap_standard_error": math.hypot(
             train_row["standard_error"], held_out_row["standard_error"]
         ),
+        **gain,
         "levels": run.model.levels.tolist(),
         "loss_per_level": loss_per_level(run, examples, level_key),
     }
@@ -93,21 +99,40 @@ def _row(problem: Problem, log_probs: np.ndarray, errors: np.ndarray | None = No
     return row
 
 
+def _label_gain(gain: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """What the labels tell of the examples, in nats, and the most that they can: their entropy."""
+    share = np.bincount(labels) / len(labels)
+    share = share[share > 0]
+    return {
+        "nats": float(gain.mean()),
+        "standard_error": float(gain.std(ddof=1) / math.sqrt(len(gain))),
+        "entropy_of_labels": float(-(share * np.log(share)).sum()),
+    }
+
+
 def _is_exact(problem: Problem, options: Evaluation) -> bool:
     automatic = "exact" if problem.num_dims <= _MOST_EXACT_DIMS else "hutchinson"
     return (automatic if options.divergence == "auto" else options.divergence) == "exact"
 
 
 def log_likelihood(
-    score_fn: NoiseScoreFn, problem: Problem, x: np.ndarray, key: jax.Array, options: Evaluation
+    run: Run,
+    x: np.ndarray,
+    key: jax.Array,
+    options: Evaluation,
+    labels: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the log-density of scaled examples `[N]`, in nats, and its standard error `[N]`."""
+    """Returns the log-density of scaled examples `[N]`, in nats, and its standard error `[N]`.
+
+    The density is that of all examples, or with labels `[N]`, of those of the same label.
+    """
+    problem = run.problem
     exact = _is_exact(problem, options)
 
     @jax.jit
-    def log_prob(x, key):
+    def log_prob(x, labels, key):
         return likelihood.log_prob(
-            score_fn,
+            run.score_given(labels),
             problem.process,
             x,
             None if exact else key,
@@ -119,9 +144,12 @@ def log_likelihood(
 
     num_blocks = -(-len(x) // max(16, _BLOCK_SIZE // problem.num_dims))
     size = -(-len(x) // num_blocks)
-    padded = np.concatenate([x, x[: num_blocks * size - len(x)]])
+    rows = np.arange(num_blocks * size).reshape(num_blocks, size) % len(x)
     keys = jax.random.split(key, num_blocks)
-    blocks = [log_prob(padded[i * size : (i + 1) * size], keys[i]) for i in range(num_blocks)]
+    blocks = [
+        log_prob(x[chosen], None if labels is None else labels[chosen], key)
+        for chosen, key in zip(rows, keys, strict=True)
+    ]
     join = functools.partial(np.concatenate, dtype=np.float64)
     values = join([block.value for block in blocks])[: len(x)]
     return values, join([block.standard_error for block in blocks])[: len(x)]
@@ -175,12 +203,13 @@ def loss_per_level(run: Run, examples: Examples, key: jax.Array) -> dict[str, li
     num = min(len(examples.held_out), len(examples.train), 1000)
     level_loss = jax.jit(run.model.level_loss)
 
-    def losses_of(x):
-        return np.asarray(level_loss(run.params, run.problem.rows(x[:num]), key))
+    def losses_of(x, labels):
+        batch = run.problem.batch(x[:num], None if labels is None else labels[:num])
+        return np.asarray(level_loss(run.params, batch, key))
 
     return {
-        "training": losses_of(examples.train).tolist(),
-        "held out": losses_of(examples.held_out).tolist(),
+        "training": losses_of(examples.train, examples.train_labels).tolist(),
+        "held out": losses_of(examples.held_out, examples.held_out_labels).tolist(),
     }
 
 
@@ -202,10 +231,17 @@ def fisher_divergence(
     return {"score model": [float(v) for v in model], "zero score": [float(v) for v in zero]}
 
 
+def labels_to_draw(problem: Problem, num: int) -> np.ndarray | None:
+    """Returns labels in order, each equally often, `num` in all or a few more; None without any."""
+    if problem.num_labels is None:
+        return None
+    return np.repeat(np.arange(problem.num_labels), -(-num // problem.num_labels))
+
+
 def sample(
-    run: Run, key: jax.Array, num: int, num_steps: int
+    run: Run, key: jax.Array, num: int, num_steps: int, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws scaled samples by Heun's method.
+    """Draws scaled samples by Heun's method, of labels `[N]` if these are given.
 
     Returns:
         The samples `[N, ...]`, the path `[steps + 1, N, ...]`, and its noise levels.
@@ -216,8 +252,37 @@ def sample(
     def draw(key):
         x = prior_sample(process, key, (num, *run.problem.event_shape))
         x, path = samplers.heun(
-            run.score_fn, x, process=process, num_steps=num_steps, trajectory=True
+            run.score_given(labels), x, process=process, num_steps=num_steps, trajectory=True
         )
         return x, path, time_grid(process, num_steps)
 
     return tuple(map(np.asarray, draw(key)))
+
+
+def recognized(
+    problem: Problem, examples: Examples, x: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """Returns how often a classifier takes scaled samples, and held-out examples, for their label.
+
+    It is fitted to the training examples, and what it sees is in the units of the data.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    neighbors = min(3, len(examples.train))
+    classifier = KNeighborsClassifier(neighbors, algorithm="brute")
+    num = min(len(examples.held_out), 1000)
+
+    def flat(x):
+        return np.asarray(x, np.float32).reshape(len(x), -1)
+
+    def share(x, labels):
+        hits = classifier.predict(flat(x)) == labels
+        error = float(hits.std() / math.sqrt(len(hits)))
+        return {"share": float(hits.mean()), "standard_error": error, "num": len(hits)}
+
+    classifier.fit(flat(examples.train), examples.train_labels)
+    return {
+        "classifier": f"{neighbors} nearest training examples",
+        "samples": share(problem.unscaled(x), labels),
+        "held out": share(examples.held_out[:num], examples.held_out_labels[:num]),
+    }

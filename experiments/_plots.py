@@ -77,10 +77,21 @@ def _log_scale(axes: Axes) -> None:
 
 
 def samples(
-    path: pathlib.Path, problem: Problem, x: np.ndarray, examples: Examples | None = None
+    path: pathlib.Path,
+    problem: Problem,
+    x: np.ndarray,
+    examples: Examples | None = None,
+    labels: np.ndarray | None = None,
+    title: str = "",
 ) -> None:
-    """Writes the picture of scaled samples, beside data where these are given."""
-    if problem.is_image:
+    """Writes the picture of scaled samples, beside data where these are given.
+
+    Images are arranged by their labels `[N]` where there are any: these must be in groups of one
+    size. The title is of such a picture.
+    """
+    if problem.is_image and labels is not None:
+        _labelled(path, problem, _grey(x), labels, title)
+    elif problem.is_image:
         _save_image(path, _tiles(_grey(x)), factor=_factor(problem, len(x)))
     elif problem.event_shape == (2,):
         _plane(path, x, examples)
@@ -88,7 +99,13 @@ def samples(
         _marginals(path, problem, x, examples)
 
 
-def gif(path: pathlib.Path, problem: Problem, trajectory: np.ndarray, levels: np.ndarray) -> None:
+def gif(
+    path: pathlib.Path,
+    problem: Problem,
+    trajectory: np.ndarray,
+    levels: np.ndarray,
+    labels: np.ndarray | None = None,
+) -> None:
     """Writes noise becoming samples, from a path `[steps + 1, N, ...]` of scaled points."""
     # At each level the noised data are brought to one range: it is the picture that emerges.
     spread = np.sqrt(1 + (levels / problem.sigma_data) ** 2)
@@ -98,7 +115,8 @@ def gif(path: pathlib.Path, problem: Problem, trajectory: np.ndarray, levels: np
     chosen = np.unique([0, *seen[:: max(1, len(seen) // 40)], len(levels) - 1])
     if problem.is_image:
         factor = max(1, _factor(problem, trajectory.shape[1]) // 2)  # a smaller file
-        frames = [_to_pil(_tiles(_grey(scaled[i])), factor) for i in chosen]
+        columns = None if labels is None else len(labels) // len(np.unique(labels))
+        frames = [_to_pil(_tiles(_grey(scaled[i]), columns), factor) for i in chosen]
     elif problem.event_shape == (2,):
         frames = _scatter_frames(scaled[chosen], levels[chosen])
     else:
@@ -106,6 +124,28 @@ def gif(path: pathlib.Path, problem: Problem, trajectory: np.ndarray, levels: np
     frames = [frame if frame.mode == "L" else frame.quantize(64, dither=0) for frame in frames]
     durations = [70] * (len(frames) - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def completions(
+    path: pathlib.Path, known: np.ndarray, originals: np.ndarray, completed: np.ndarray, title: str
+) -> None:
+    """Writes, row by row, a scaled image `[N, ...]`, what is known of it, and its completions.
+
+    The mask `known [...]` is true where the completions `[N, C, ...]` have the original's pixels.
+    """
+    color = np.array([0.36, 0.48, 0.62])  # of what is not known: no grey
+    originals, completed = _rgb(_grey(originals)), _rgb(_grey(completed))
+    shown = known.reshape(*known.shape[:2], -1)[..., :1]
+    parts = {
+        "original": originals[:, None],
+        "known": np.where(shown, originals, color)[:, None],
+        "completions": completed,
+    }
+    blocks = [_tiles(x.reshape(-1, *x.shape[2:]), x.shape[1]) for x in parts.values()]
+    widths = np.array([block.shape[1] for block in blocks])
+    centers = np.cumsum(widths) - widths / 2
+    factor = _factor_of_width(sum(widths))
+    _framed(path, np.concatenate(blocks, axis=1), factor, title, top=(centers, list(parts)))
 
 
 def scores_per_level(
@@ -127,13 +167,13 @@ def scores_per_level(
 
 def _grey(x: np.ndarray) -> np.ndarray:
     """Brings scaled images to `[N, H, W]` or `[N, H, W, 3]` of 0 to 1."""
-    x = x[..., 0] if x.ndim == 4 and x.shape[-1] == 1 else x
+    x = x[..., 0] if x.ndim > 3 and x.shape[-1] == 1 else x
     return np.clip((x + 1) / 2, 0, 1)
 
 
-def _tiles(x: np.ndarray, gap: int = 1) -> np.ndarray:
-    """Arranges images `[N, H, W, ...]` in a nearly square grid."""
-    columns = math.ceil(math.sqrt(len(x)))
+def _tiles(x: np.ndarray, columns: int | None = None, gap: int = 1) -> np.ndarray:
+    """Arranges images `[N, H, W, ...]` in a grid, a nearly square one by default."""
+    columns = columns or math.ceil(math.sqrt(len(x)))
     rows = -(-len(x) // columns)
     height, width = x.shape[1] + gap, x.shape[2] + gap
     grid = np.full((rows * height + gap, columns * width + gap, *x.shape[3:]), 0.2)
@@ -144,7 +184,11 @@ def _tiles(x: np.ndarray, gap: int = 1) -> np.ndarray:
 
 
 def _factor(problem: Problem, num: int) -> int:
-    return max(1, round(640 / (math.ceil(math.sqrt(num)) * problem.event_shape[1])))
+    return _factor_of_width(math.ceil(math.sqrt(num)) * problem.event_shape[1])
+
+
+def _factor_of_width(pixels: int) -> int:
+    return max(1, round(640 / pixels))
 
 
 def _to_pil(grid: np.ndarray, factor: int) -> Any:
@@ -156,6 +200,49 @@ def _to_pil(grid: np.ndarray, factor: int) -> Any:
 
 def _save_image(path: pathlib.Path, grid: np.ndarray, factor: int) -> None:
     _to_pil(grid, factor).save(path)
+
+
+def _labelled(path, problem, images, labels, title):
+    """Writes a grid with a block of rows for each label, and the labels at its side."""
+    names = list(dict.fromkeys(labels.tolist()))
+    groups = images.reshape(len(names), -1, *images.shape[1:])
+    # One row each, unless the picture would be wider than high.
+    columns = min(groups.shape[1], math.ceil(math.sqrt(len(images))))
+    blocks = [_tiles(group, columns) for group in groups]
+    height, width = blocks[0].shape[:2]
+    centers = height * (np.arange(len(names)) + 0.5)
+    factor = _factor_of_width(width)
+    _framed(path, np.concatenate(blocks), factor, title, left=(centers, [str(n) for n in names]))
+
+
+def _framed(path, grid, factor, title="", *, left=((), ()), top=((), ())):
+    """Writes a grid of pixels enlarged by a whole factor, with words beside and above it."""
+    dpi = 100
+    image = np.asarray(_to_pil(grid, factor))
+    height, width = image.shape[:2]
+    beside = 34 if len(left[0]) else 10
+    above = 10 + 26 * bool(title) + 24 * bool(len(top[0]))
+    total_width, total_height = beside + width + 10, above + height + 10
+    with plt.rc_context(_STYLE | {"figure.constrained_layout.use": False}):
+        figure = plt.figure(figsize=(total_width / dpi, total_height / dpi), dpi=dpi)
+        figure.figimage(image, beside, 10, origin="upper", cmap="gray", vmin=0, vmax=255)
+
+        def write(x, y, words, **options):
+            figure.text(x / total_width, 1 - y / total_height, words, va="center", **options)
+
+        if title:
+            write(total_width / 2, 18, title, ha="center", fontsize=11)
+        for center, name in zip(*left, strict=True):
+            write(beside - 10, above + factor * center, name, ha="right", fontsize=12)
+        for center, name in zip(*top, strict=True):
+            write(beside + factor * center, above - 13, name, ha="center", fontsize=10)
+        figure.savefig(path, dpi=dpi)
+        plt.close(figure)
+
+
+def _rgb(x: np.ndarray) -> np.ndarray:
+    """Brings images `[..., H, W]` or `[..., H, W, 3]` to the latter; H and W exceed 3."""
+    return x if x.shape[-1] == 3 else np.repeat(x[..., None], 3, axis=-1)
 
 
 def _scores_of_images(path, run, examples, results, key):

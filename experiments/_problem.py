@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments._config import Array, Config, Digits, Tfds, Toy
+from experiments._config import Array, Config, Digits, Tfds, Toy, is_conditional
 from sm_jax import (
     data,
     densities,
+    guidance,
     losses,
     models,
     noise_levels,
@@ -30,6 +31,7 @@ from sm_jax import (
 from sm_jax.typing import NoiseScoreFn
 
 DIGIT_LEVELS, IMAGE_LEVELS = 17, 256
+NO_LABEL = -1  # what takes the place of a label that is withheld
 
 
 class Examples(NamedTuple):
@@ -38,6 +40,8 @@ class Examples(NamedTuple):
     train: np.ndarray
     held_out: np.ndarray
     density: Any = None  # the exact one, for a toy
+    train_labels: np.ndarray | None = None  # [N], of a conditional run
+    held_out_labels: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Problem:
         sigma_data: standard deviation of the scaled data, over all numbers.
         sigma_min: the smallest noise level, in units of the scaled data.
         sigma_max: the largest.
+        num_labels: the number of labels, 0 to `num_labels - 1`; None for an unconditional run.
     """
 
     event_shape: tuple[int, ...]
@@ -59,6 +64,7 @@ class Problem:
     sigma_data: float
     sigma_min: float
     sigma_max: float
+    num_labels: int | None = None
 
     @property
     def num_dims(self) -> int:
@@ -88,6 +94,11 @@ class Problem:
         if self.standardizer:
             x = self.standardizer(x)
         return np.asarray(x, np.float32)
+
+    def batch(self, x: np.ndarray, labels: np.ndarray | None) -> Any:
+        """Returns stored examples and their labels as the loss takes them: see `ScoreModel`."""
+        rows = self.rows(x)
+        return rows if labels is None else (rows, labels)
 
     def scaled(self, rows: jax.Array, key: jax.Array) -> jax.Array:
         """Returns rows as the network sees them; levels are dequantized with fresh noise."""
@@ -123,6 +134,34 @@ def load(config: Config) -> Examples:
     Raises:
         ValueError: naming what is wrong with the data, or with the options that choose them.
     """
+    examples = _load(config)
+    if not is_conditional(config):
+        return examples._replace(train_labels=None, held_out_labels=None)
+    if not 0 < config.conditioning.label_dropout < 1:
+        raise ValueError(
+            "--label-dropout is a share of the examples, above 0 and below 1, got "
+            f"{config.conditioning.label_dropout}"
+        )
+    return examples._replace(
+        train_labels=_checked_labels(examples.train_labels, examples.train),
+        held_out_labels=_checked_labels(examples.held_out_labels, examples.held_out),
+    )
+
+
+def _checked_labels(labels: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+    if labels is None:
+        raise ValueError("--conditional needs labels, and these data have none: leave it out")
+    if labels.dtype.kind not in "iu" or labels.shape != x.shape[:1]:
+        raise ValueError(
+            f"labels must be one integer for each of the {len(x)} examples, got {labels.dtype} of "
+            f"shape {labels.shape}"
+        )
+    if labels.min() < 0:
+        raise ValueError(f"labels must be 0, 1, 2, ..., got {labels.min()}: number them so")
+    return labels.astype(np.int32)
+
+
+def _load(config: Config) -> Examples:
     match config:
         case Digits():
             return _load_digits()
@@ -138,17 +177,20 @@ def load(config: Config) -> Examples:
             read = functools.partial(
                 data.load_tfds, config.data.name, data_dir=config.data.data_dir
             )
-            train, _ = read(split=config.data.train_split)
-            held_out, _ = read(split=config.data.held_out_split)
-            return Examples(train, held_out)
+            train, train_labels = read(split=config.data.train_split)
+            held_out, held_out_labels = read(split=config.data.held_out_split)
+            return Examples(train, held_out, None, train_labels, held_out_labels)
 
 
 def _load_digits() -> Examples:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    train, held_out = train_test_split(load_digits().images, test_size=297, random_state=0)
-    return Examples(train, held_out)
+    digits = load_digits()
+    train, held_out, train_labels, held_out_labels = train_test_split(
+        digits.images, digits.target, test_size=297, random_state=0
+    )
+    return Examples(train, held_out, None, train_labels, held_out_labels)
 
 
 def _load_array(config: Array) -> Examples:
@@ -159,6 +201,7 @@ def _load_array(config: Array) -> Examples:
         )
     try:
         x = data.load(options.path, array=options.array)
+        labels = _array_labels(config, x)
     except TypeError as error:  # of the numbers in the file, so the user's to mend
         raise ValueError(str(error)) from error
     order = np.random.default_rng(config.training.seed).permutation(len(x))[: options.max_examples]
@@ -168,7 +211,24 @@ def _load_array(config: Array) -> Examples:
             f"{str(options.path)!r} leaves {len(order) - num_held_out} of {len(order)} examples "
             "to train on, and at least 2 are needed: add examples, or lower --held-out"
         )
-    return Examples(x[order[num_held_out:]], x[order[:num_held_out]])
+    train, held_out = order[num_held_out:], order[:num_held_out]
+    if labels is None:
+        return Examples(x[train], x[held_out])
+    return Examples(x[train], x[held_out], None, labels[train], labels[held_out])
+
+
+def _array_labels(config: Array, x: np.ndarray) -> np.ndarray | None:
+    name, path = config.conditioning.labels, config.data.path
+    if name is None:
+        if config.conditioning.conditional:
+            raise ValueError("--conditional needs labels: name their array by --labels NAME")
+        return None
+    if not config.conditioning.conditional:
+        raise ValueError(f"--labels {name} is for --conditional: add it, or leave both out")
+    if path.suffix.lower() != ".npz":
+        raise ValueError(f"--labels names an array of an .npz file, and {str(path)!r} is none")
+    labels = data.load(path, array=name)
+    return _checked_labels(labels, x)
 
 
 def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
@@ -185,6 +245,7 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
         sigma_data=1.0,
         sigma_min=0.002,
         sigma_max=80.0,
+        num_labels=_num_labels(examples),
     )
     if isinstance(config, Toy):
         return dataclasses.replace(problem, sigma_min=0.005, sigma_max=50.0), ""
@@ -208,21 +269,36 @@ def _num_levels(x: np.ndarray) -> int | None:
     return IMAGE_LEVELS if x.dtype == np.uint8 else None
 
 
+def _num_labels(examples: Examples) -> int | None:
+    if examples.train_labels is None:
+        return None
+    num = 1 + int(max(examples.train_labels.max(), examples.held_out_labels.max()))
+    if num > len(examples.train):
+        raise ValueError(
+            f"labels go up to {num - 1}, with {len(examples.train)} examples to learn them from: "
+            "number the labels 0, 1, 2, ..."
+        )
+    return num
+
+
 class ScoreModel(NamedTuple):
     """A network as pure functions of its parameters.
 
     Attributes:
         params: the initial parameters.
-        score: `score(params)` -> the score function `(x [B, ...], t [B]) -> [B, ...]`.
-        loss: `loss(params, rows [B, ...], key)` -> [B], as `fit` takes it.
-        level_loss: `level_loss(params, rows, key)` -> [L], the mean loss at each of `levels`.
+        score: `score(params, labels=None)` -> the score function `(x [B, ...], t [B]) -> [B, ...]`
+            of the density given labels `[B]`, or of all examples.
+        loss: `loss(params, batch, key)` -> [B], as `fit` takes it. A batch is rows `[B, ...]`, or
+            `(rows, labels [B])` of a conditional run.
+        level_loss: `level_loss(params, batch, key)` -> [L], the mean loss at each of `levels`,
+            given the labels if there are any.
         levels: noise levels [L] at which the loss is reported, in units of the scaled data.
     """
 
     params: Any
-    score: Callable[[Any], NoiseScoreFn]
-    loss: Callable[[Any, jax.Array, jax.Array], jax.Array]
-    level_loss: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    score: Callable[..., NoiseScoreFn]
+    loss: Callable[[Any, Any, jax.Array], jax.Array]
+    level_loss: Callable[[Any, Any, jax.Array], jax.Array]
     levels: np.ndarray
 
 
@@ -237,9 +313,18 @@ def build(config: Config, problem: Problem) -> ScoreModel:
     else:
         precondition = parameterization.precondition
 
-    def score(params, cond=None, key=None):
+    def features(labels, shifts):
+        if labels is None:  # nothing told is the same as zeros
+            return shifts
+        told = jax.nn.one_hot(labels, problem.num_labels)  # zeros for NO_LABEL
+        if not _augmented(config):
+            return told
+        shifts = jnp.zeros((len(labels), 2)) if shifts is None else shifts
+        return jnp.concatenate([told, shifts], axis=-1)
+
+    def score(params, labels=None, shifts=None, key=None):
         def network(x, c_noise):
-            return apply(params, x, c_noise, cond, key=key)
+            return apply(params, x, c_noise, features(labels, shifts), key=key)
 
         return precondition(network, process, sigma_data=problem.sigma_data)
 
@@ -256,17 +341,25 @@ def build(config: Config, problem: Problem) -> ScoreModel:
     )
     shift = config.data.shift if _augmented(config) else 0
 
-    def loss(params, rows, key):
-        shift_key, scale_key, loss_key, dropout_key = jax.random.split(key, 4)
-        cond = None
+    def loss(params, batch, key):
+        rows, labels = _rows_and_labels(batch)
+        shift_key, scale_key, loss_key, dropout_key, *label_key = jax.random.split(
+            key, 4 + (labels is not None)
+        )
+        if labels is not None:
+            rate = config.conditioning.label_dropout
+            labels = guidance.drop_labels(labels, *label_key, rate=rate, null=NO_LABEL)
+        shifts = None
         if shift:
-            rows, cond = shifted(rows, shift_key, shift)
+            rows, shifts = shifted(rows, shift_key, shift)
         x = problem.scaled(rows, scale_key)
-        return loss_at(score(params, cond, dropout_key), x, loss_key, sample_t=sample_t)
+        score_fn = score(params, labels, shifts, dropout_key)
+        return loss_at(score_fn, x, loss_key, sample_t=sample_t)
 
     levels = np.geomspace(max(problem.sigma_min, 0.01), min(problem.sigma_max, 20.0), 12)
 
-    def level_loss(params, rows, key):
+    def level_loss(params, batch, key):
+        rows, labels = _rows_and_labels(batch)
         scale_key, loss_key = jax.random.split(key)
         x = problem.scaled(rows, scale_key)
 
@@ -274,11 +367,15 @@ def build(config: Config, problem: Problem) -> ScoreModel:
             def fixed(process, key, shape, dtype):
                 return jnp.full(shape, sigma, dtype), jnp.ones(shape, dtype)
 
-            return loss_at(score(params), x, loss_key, sample_t=fixed).mean()
+            return loss_at(score(params, labels), x, loss_key, sample_t=fixed).mean()
 
         return jax.lax.map(at, jnp.asarray(levels, jnp.float32))
 
     return ScoreModel(params, score, loss, level_loss, levels)
+
+
+def _rows_and_labels(batch: Any) -> tuple[jax.Array, jax.Array | None]:
+    return batch if isinstance(batch, tuple) else (batch, None)
 
 
 def _network(config: Config, problem: Problem) -> nnx.Module:
@@ -287,7 +384,8 @@ def _network(config: Config, problem: Problem) -> nnx.Module:
     kind = model.network
     if kind == "auto":
         kind = "unet" if len(shape) == 3 and min(shape[:2]) >= 8 else "mlp"
-    sizes = {"dropout": model.dropout, "cond_dims": 2 * _augmented(config), "rngs": rngs}
+    cond_dims = (problem.num_labels or 0) + 2 * _augmented(config)
+    sizes = {"dropout": model.dropout, "cond_dims": cond_dims, "rngs": rngs}
     if kind == "unet":
         return models.UNet(
             shape,

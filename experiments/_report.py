@@ -67,6 +67,28 @@ def gap(results: dict[str, Any]) -> str:
     )
 
 
+def of_labels(results: dict[str, Any]) -> list[str]:
+    """Returns sentences on the labels, for a conditional run."""
+    sentences = []
+    if gain := results.get("label_gain"):
+        sentences.append(
+            f"The label tells {gain['nats']:.2f} ± {gain['standard_error']:.2f} nats of a held-out "
+            f"example, log p(x | label) - log p(x); all it can tell is its entropy, "
+            f"{gain['entropy_of_labels']:.2f}"
+        )
+    if seen := results.get("recognized"):
+        samples, real = (
+            f"{100 * seen[name]['share']:.1f} ± {100 * seen[name]['standard_error']:.1f} %"
+            for name in ("samples", "held out")
+        )
+        sentences.append(
+            f"Recognized as their label by the {seen['classifier']}: {samples} of "
+            f"{seen['samples']['num']} samples, {real} of {seen['held out']['num']} held-out "
+            "examples"
+        )
+    return sentences
+
+
 def method(results: dict[str, Any]) -> str:
     """Returns a sentence on how the likelihoods were computed."""
     trace = {"exact": "exact trace", "hutchinson": "Hutchinson's estimate of the trace"}
@@ -99,7 +121,8 @@ def show(directory: pathlib.Path, results: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print()
     console.print(shown)
-    console.print(gap(results))
+    for sentence in (gap(results), *of_labels(results)):
+        console.print(sentence)
     console.print(method(results), style="dim")
     if "wall_seconds" in results:
         console.print(f"{results['wall_seconds']:.0f} s in all", style="dim")
@@ -113,7 +136,12 @@ def write(run: Run, results: dict[str, Any]) -> None:
     """Writes report.html: pictures, results and configuration, with nothing outside the page."""
     directory, recipe, config = run.directory, run.recipe, run.config
     figures = (
-        ("samples.png", "Samples, by Heun's method on the probability flow", ""),
+        (
+            "samples.png",
+            f"Samples{' of each label' if run.problem.num_labels else ''}, by Heun's method on "
+            "the probability flow",
+            "",
+        ),
         ("sampling.gif", "Noise becoming samples, brought to one range at every level", ""),
         (
             "scores_per_level.png",
@@ -155,7 +183,7 @@ def write(run: Run, results: dict[str, Any]) -> None:
 <h2>Log-likelihood</h2>
 <div class="scroll"><table><tr><th></th><th class="number">nats</th>
 <th class="number">bits/dim</th><th></th></tr>{rows}</table></div>
-<p>{html.escape(gap(results))}. {html.escape(method(results))}</p>
+<p>{html.escape(". ".join((gap(results), *of_labels(results))))}. {html.escape(method(results))}</p>
 <h2>Scores and training</h2>
 <div class="figures">{second}</div>
 <h2>Configuration</h2>

@@ -33,8 +33,12 @@ class Run(NamedTuple):
 
     @property
     def score_fn(self) -> NoiseScoreFn:
-        """The trained score function."""
+        """The trained score function, of all examples together."""
         return self.model.score(self.params)
+
+    def score_given(self, labels: jax.Array | None) -> NoiseScoreFn:
+        """Returns the score function given a label for each row `[B]`; with None, `score_fn`."""
+        return self.model.score(self.params, labels)
 
 
 def load(directory: pathlib.Path) -> Run:

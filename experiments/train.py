@@ -45,20 +45,28 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
     examples = _problem.load(config)
     problem, explanation = _problem.examine(config, examples)
     model = _problem.build(config, problem)
-    rows = problem.rows(examples.train)
+    dataset = problem.batch(examples.train, examples.train_labels)
     _run.write_config(directory, recipe, config, problem)
-    print(f"{recipe}: {len(rows):,} examples of shape {problem.event_shape}; run in {directory}")
+    labelled = f" with {problem.num_labels} labels" if problem.num_labels else ""
+    print(
+        f"{recipe}: {len(examples.train):,} examples of shape {problem.event_shape}{labelled}; "
+        f"run in {directory}"
+    )
     if explanation:
         print(explanation)
 
     options = config.training
     # On CPU, XLA runs convolutions within loops tens of times slower: then step by step.
     convolutional = any(leaf.ndim == 4 for leaf in jax.tree.leaves(model.params))
-    what_matters = {part: _config.to_dict(config)[part] for part in ("data", "model", "training")}
+    parts = ["data", "model", "training"] + ["conditioning"] * _config.is_conditional(config)
+    what_matters = {part: _config.to_dict(config)[part] for part in parts}
+    checksum = 0
+    for array in jax.tree.leaves(dataset):
+        checksum = zlib.crc32(array.tobytes(), checksum)
     state = training.fit(
         model.loss,
         model.params,
-        rows,
+        dataset,
         optimizer=training.adamw(
             options.learning_rate, options.num_steps, weight_decay=options.weight_decay
         ),
@@ -72,7 +80,7 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
         directory=directory,
         resume=config.run.resume,
         steps_per_dispatch=1 if convolutional and jax.default_backend() == "cpu" else 50,
-        config={"recipe": recipe, "checksum": zlib.crc32(rows.tobytes()), **what_matters},
+        config={"recipe": recipe, "checksum": checksum, **what_matters},
     )
     return _run.Run(directory, recipe, config, problem, model, state.ema), examples
 
@@ -85,11 +93,15 @@ def finish(run: "Run", examples: "Examples", start: float) -> None:
     evaluation_key, sample_key, picture_key = _run.keys(run.config, 3)
     results = _evaluation.evaluate(run, examples, evaluation_key)
 
+    labels = _evaluation.labels_to_draw(run.problem, options.num_samples)
+    num_samples = options.num_samples if labels is None else len(labels)
     x, path, levels = _evaluation.sample(
-        run, sample_key, options.num_samples, options.sampling_steps
+        run, sample_key, num_samples, options.sampling_steps, labels
     )
-    _plots.samples(directory / "samples.png", run.problem, x, examples)
-    _plots.gif(directory / "sampling.gif", run.problem, path, levels)
+    if labels is not None:
+        results["recognized"] = _evaluation.recognized(run.problem, examples, x, labels)
+    _plots.samples(directory / "samples.png", run.problem, x, examples, labels)
+    _plots.gif(directory / "sampling.gif", run.problem, path, levels, labels)
     _plots.scores_per_level(directory / "scores_per_level.png", run, examples, results, picture_key)
     _plots.loss_curve(directory)
 
