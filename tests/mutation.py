@@ -4,7 +4,7 @@ of the broken versions the tests notice.
     python tests/mutation.py                                      every mutant of every module
     python tests/mutation.py --limit 250 --seed 1                 a sample, spread over the modules
     python tests/mutation.py --module losses/_sliced --list       the mutants of a module, not run
-    python tests/mutation.py --at processes.py:123 --at ...       the mutants of some lines
+    python tests/mutation.py --at divergence.py:123 --at ...       the mutants of some lines
 
 The tree and the tests are copied to a temporary folder, so the working tree may change meanwhile.
 One parent process imports what takes long to import and forks a child for each mutant (before any
@@ -59,7 +59,9 @@ TESTS = {
     "losses/_noise_conditional": ["noise_conditional", "keys"],
     "losses/_second_order": ["losses", "keys"],
     "losses/_sliced": ["losses", "noise_conditional", "keys"],
-    "processes": ["processes", "noise_conditional", "samplers"],
+    "mcmc": ["mcmc"],
+    "processes/_derived": ["processes", "noise_conditional", "samplers"],
+    "processes/_processes": ["processes", "noise_conditional", "samplers"],
     "parameterization/_conversions": ["parameterization"],
     "parameterization/_networks": ["parameterization", "losses"],
     "parameterization/_process": ["change_process", "samplers_diffusion"],

@@ -59,8 +59,8 @@ def test_largest_and_smallest_level_are_the_distances(getkey, shape, monkeypatch
     flat = x.reshape(60, -1).astype(np.float64)
     distances = scipy.spatial.distance.cdist(flat, flat)
     nearest = np.where(distances > 0, distances, np.inf).min(1)
-    for chunk in (noise_levels._CHUNK, 60 * 7):
-        monkeypatch.setattr(noise_levels, "_CHUNK", chunk)
+    for chunk in (2**22, 60 * 7):
+        monkeypatch.setattr("sm_jax.noise_levels._from_data._CHUNK", chunk)
         value = noise_levels.largest_level(jnp.asarray(x), getkey(), max_points=60)
         np.testing.assert_allclose(value, distances.max(), rtol=1e-12)
         value = noise_levels.smallest_level(x, getkey())

@@ -1,35 +1,6 @@
-r"""Ladders of noise levels, and the numbers in them computed from the data instead of guessed.
+"""The numbers of a ladder from the data and its dimension.
 
-A ladder is ``sigma_1 > sigma_2 > ... > sigma_L > 0``, largest noise first. Song & Ermon 2020
-("NCSNv2", https://arxiv.org/abs/2006.09011) choose its numbers from the data and its dimension:
-
-1. ``sigma_1``: the largest distance between two examples, so that the chain can go from any example
-   to any other (Technique 1).
-2. The ratio ``g = sigma_{i-1} / sigma_i``: noise of level ``i`` in ``D`` dimensions has a radius
-   close to ``N(sqrt(D) sigma_i, sigma_i^2 / 2)``. Of it, the share that falls within three standard
-   deviations of the mean radius of level ``i - 1`` is one half (Technique 2),
-
-       Phi(sqrt(2 D) (g - 1) + 3 g) - Phi(sqrt(2 D) (g - 1) - 3 g) = 1/2.                   (1)
-
-3. The step size of annealed Langevin dynamics (Technique 4). At level ``i`` it takes ``T`` steps
-
-       x <- x + a_i s(x) + sqrt(2 a_i) z,    a_i = e sigma_i^2 / sigma_L^2.                 (2)
-
-   For data at one point, ``s(x) = -x / sigma_i^2``; with ``h = e / sigma_L^2`` one step takes a
-   variance ``v sigma_i^2`` to ``((1 - h)^2 v + 2 h) sigma_i^2``. It enters as that of level
-   ``i - 1``, ``v = g^2``, and leaves after ``T`` steps as
-
-       v_T = (1 - h)^(2 T) (g^2 - 2 / (2 - h)) + 2 / (2 - h),                               (3)
-
-   which should be 1. (The paper's ``2 e / (sigma_L^2 - sigma_L^2 (1 - e / sigma_L^2)^2)`` is
-   ``2 / (2 - h)``.) In a stable chain, ``0 < h < 2``, it never is: (3) is an average of ``g^2`` and
-   ``2 / (2 - h)``, both above 1. The step closest to it minimises ``v_T``. As long as
-   ``2 / (2 - h) < g^2`` and ``h < 1``, ``v_T`` is strictly convex in ``h`` with a falling start and
-   a rising end, and beyond, it is larger; so the minimum is one, and a root of the derivative.
-4. ``sigma_L`` is not chosen by the paper beyond "small enough": 0.01 for images in [0, 1]. Here it
-   is a tenth of the distance to a neighbour: see `smallest_level`.
-
-These are functions for setting up, of concrete numbers: they run in float64 NumPy, outside ``jit``.
+Equation numbers are those of sm_jax.noise_levels.
 """
 
 import math
@@ -43,78 +14,10 @@ import scipy.stats
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-
-__all__ = [
-    "NoiseLevels",
-    "geometric",
-    "karras",
-    "langevin_step_size",
-    "langevin_variance",
-    "largest_level",
-    "level_ratio",
-    "noise_levels_from_data",
-    "num_levels",
-    "smallest_level",
-]
+from sm_jax.noise_levels._ladders import check_ends, geometric
 
 _LARGEST_RATIO = 1.5
 _CHUNK = 2**22  # distances held at once
-
-
-def geometric(sigma_max: float, sigma_min: float, num_levels: int) -> jax.Array:
-    """Return levels in geometric progression, ``sigma_max (sigma_min / sigma_max)^(i / (L - 1))``.
-
-    Args:
-        sigma_max: the first level, in units of the data.
-        sigma_min: the last level.
-        num_levels: how many, at least 2.
-
-    Returns:
-        Strictly decreasing levels ``[L]``, with exactly these ends.
-
-    Raises:
-        ValueError: levels not positive, ``sigma_min >= sigma_max``, fewer than two levels, or so
-            many that neighbours coincide in the default float type.
-
-    Example:
-        >>> print(geometric(10.0, 0.1, 3))
-        [10.   1.   0.1]
-
-    References:
-        Song & Ermon 2019, https://arxiv.org/abs/1907.05600.
-    """
-    _check_ends(sigma_max, sigma_min, num_levels)
-    return _ladder(np.geomspace(sigma_max, sigma_min, num_levels), sigma_max, sigma_min)
-
-
-def karras(sigma_max: float, sigma_min: float, num_levels: int, rho: float = 7.0) -> jax.Array:
-    """Return levels evenly spaced in ``sigma^(1 / rho)``.
-
-    With ``rho = 1`` they are evenly spaced, with ``rho -> inf`` geometric.
-
-    Args:
-        sigma_max: the first level, in units of the data.
-        sigma_min: the last level.
-        num_levels: how many, at least 2.
-        rho: concentration at the small levels, positive.
-
-    Returns:
-        Strictly decreasing levels ``[L]``, with exactly these ends.
-
-    Raises:
-        ValueError: as for `geometric`, or ``rho`` not positive.
-
-    Example:
-        >>> print(karras(80.0, 0.002, 3).round(2))
-        [80.    2.52  0.  ]
-
-    References:
-        Karras et al. 2022, equation (5), https://arxiv.org/abs/2206.00364.
-    """
-    _check_ends(sigma_max, sigma_min, num_levels)
-    _checks.check_positive("rho", rho)
-    levels = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_levels) ** rho
-    return _ladder(levels, sigma_max, sigma_min)
 
 
 def largest_level(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> float:
@@ -241,7 +144,7 @@ def num_levels(sigma_max: float, sigma_min: float, ratio: float) -> int:
         >>> num_levels(8.0, 1.0, 2.0), num_levels(8.1, 1.0, 2.0)
         (4, 5)
     """
-    _check_ends(sigma_max, sigma_min)
+    check_ends(sigma_max, sigma_min)
     if not 1 < ratio < math.inf:
         raise ValueError(
             f"ratio must be above 1 and finite, got {ratio}: in up to 4 dimensions, where "
@@ -426,23 +329,6 @@ def _relative_step(ratio, num_steps):
 
     # At the upper end the chain forgets its start, or its start is the stationary variance.
     return scipy.optimize.brentq(derivative, 0.0, min(1.0, 2 - 2 / ratio**2), xtol=1e-15)
-
-
-def _check_ends(sigma_max, sigma_min, num_levels=2):
-    _checks.check_positive("sigma_max", sigma_max)
-    _checks.check_positive("sigma_min", sigma_min)
-    if sigma_min >= sigma_max:
-        raise ValueError(
-            f"sigma_min must be below sigma_max, got sigma_min={sigma_min} and "
-            f"sigma_max={sigma_max}: swap them."
-        )
-    _checks.check_count("num_levels", num_levels, minimum=2)
-
-
-def _ladder(levels, sigma_max, sigma_min):
-    """Return ``levels`` in the default float type, with exact ends, checked to decrease still."""
-    levels[0], levels[-1] = sigma_max, sigma_min
-    return _checks.check_levels("the levels, rounded,", jnp.asarray(levels, float))
 
 
 def _subset(x, key, max_points):

@@ -1,0 +1,227 @@
+"""What follows from scale and noise level: noising, drift and diffusion, prior, grids of times.
+
+Equation numbers are those of sm_jax.processes.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+
+from sm_jax import _checks
+from sm_jax.typing import ProcessLike, RandomFn
+
+
+def noise_ratio(process: ProcessLike, t: ArrayLike) -> jax.Array:
+    """Return ``r(t) = sigma(t) / alpha(t)``, eq. (4): the noise per unit of signal.
+
+    Args:
+        process: any process.
+        t: times, any shape.
+
+    Returns:
+        The ratio at each time; ``r^-2`` is the signal-to-noise ratio of the field.
+
+    Example:
+        >>> from sm_jax.processes import VE
+        >>> print(noise_ratio(VE(), 2.0))
+        2.0
+    """
+    return process.sigma(t) / process.alpha(t)
+
+
+def perturb(
+    process: ProcessLike,
+    x0: ArrayLike,
+    t: ArrayLike,
+    key: jax.Array,
+    *,
+    noise: RandomFn = jax.random.normal,
+) -> tuple[jax.Array, jax.Array]:
+    """Noise clean data to time ``t``, eq. (1).
+
+    Args:
+        process: any process.
+        x0: clean data ``[B, ...]``.
+        t: times, a scalar or ``[B]``.
+        key: a random key.
+        noise: source of the unit noise, with the signature of ``jax.random.normal``.
+
+    Returns:
+        ``(x_t, z)``, both ``[B, ...]``: the noised data and the unit noise that is in them.
+
+    Raises:
+        TypeError: ``x0`` is not floating.
+        ValueError: ``x0`` is empty, or ``t`` is negative or neither scalar nor ``[B]``.
+
+    Example:
+        >>> from sm_jax.processes import VE
+        >>> x_t, z = perturb(VE(), jnp.zeros((4, 2)), 3.0, jax.random.key(0))
+        >>> bool(jnp.allclose(x_t, 3.0 * z))
+        True
+    """
+    x0 = _checks.check_data(x0, "x0")
+    t = _checks.check_per_example("t", t, x0)
+    _checks.check_not_negative("t", t)
+    z = noise(key, x0.shape, x0.dtype)
+    alpha, sigma = (_checks.expand_like(c, x0) for c in (process.alpha(t), process.sigma(t)))
+    return (alpha * x0 + sigma * z).astype(x0.dtype), z
+
+
+def _log_derivative(function, t: jax.Array) -> jax.Array:
+    """Return ``(log function)'(t)`` elementwise."""
+    value, slope = jax.jvp(function, (t,), (jnp.ones_like(t),))
+    return slope / value
+
+
+def drift(process: ProcessLike, x: ArrayLike, t: ArrayLike) -> jax.Array:
+    """Return the drift ``f(t) x`` of the forward process, eq. (2).
+
+    Args:
+        process: any process.
+        x: points ``[B, ...]``.
+        t: times, a scalar or ``[B]``.
+
+    Returns:
+        ``[B, ...]``, per unit of time.
+
+    Example:
+        >>> from sm_jax.processes import VPLinear
+        >>> print(drift(VPLinear(), jnp.ones((1, 2)), 0.0))
+        [[-0.05 -0.05]]
+    """
+    x = _checks.check_data(x)
+    rate = _log_derivative(process.alpha, _checks.check_per_example("t", t, x))
+    return (_checks.expand_like(rate, x) * x).astype(x.dtype)
+
+
+def diffusion_squared(process: ProcessLike, t: ArrayLike) -> jax.Array:
+    """Return ``g(t)^2``, the variance of noise added per unit of time, eq. (3).
+
+    Args:
+        process: any process.
+        t: times, any shape.
+
+    Returns:
+        ``g^2`` at each time.
+
+    Example:
+        >>> from sm_jax.processes import VPLinear
+        >>> print(diffusion_squared(VPLinear(beta_min=0.1, beta_max=20.0), 1.0).round(3))
+        20.0
+    """
+    t = _checks.as_floating(t)
+    growth = _log_derivative(process.sigma, t) - _log_derivative(process.alpha, t)
+    return 2.0 * process.sigma(t) ** 2 * growth
+
+
+def prior_sample(
+    process: ProcessLike, key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """Draw from the prior ``N(0, sigma(t_max)^2 I)``, where sampling starts.
+
+    Args:
+        process: any process.
+        key: a random key.
+        shape: ``(B, ...)``.
+        dtype: floating dtype of the draws.
+
+    Returns:
+        Draws of the given shape.
+
+    Example:
+        >>> from sm_jax.processes import VE
+        >>> prior_sample(VE(), jax.random.key(0), (4, 2)).shape
+        (4, 2)
+    """
+    return process.sigma(process.t_max).astype(dtype) * jax.random.normal(key, shape, dtype)
+
+
+def prior_log_prob(process: ProcessLike, x: ArrayLike) -> jax.Array:
+    """Return the log-density of the prior ``N(0, sigma(t_max)^2 I)``.
+
+    Args:
+        process: any process.
+        x: points ``[B, ...]`` at time ``t_max``.
+
+    Returns:
+        ``[B]``, in nats, summed over the data axes.
+
+    Example:
+        >>> from sm_jax.processes import VE
+        >>> print(f"{prior_log_prob(VE(sigma_max=1.0), jnp.zeros((1, 2)))[0]:.4f}")
+        -1.8379
+    """
+    x = _checks.check_data(x)
+    sigma = process.sigma(process.t_max)
+    normaliser = _checks.num_dims(x) * (jnp.log(sigma) + 0.5 * jnp.log(2.0 * jnp.pi))
+    return -0.5 * _checks.sum_data_axes((x / sigma.astype(x.dtype)) ** 2) - normaliser
+
+
+def time_grid(process: ProcessLike, num_steps: int, *, rho: float = 7.0) -> jax.Array:
+    """Return the times of a solver, from ``t_max`` down to ``t_min``, dense where noise is small.
+
+    The noise ratios ``r = sigma / alpha`` are spaced as Karras et al. space their noise levels,
+    equally in ``r^(1 / rho)``, and mapped back to times; so it serves every process.
+
+    Args:
+        process: any process.
+        num_steps: number of steps, at least 1.
+        rho: 1 is equal spacing; 7 puts many steps at small noise; towards infinity, geometric.
+
+    Returns:
+        ``[num_steps + 1]`` strictly decreasing times.
+
+    Raises:
+        ValueError: ``num_steps < 1`` or ``rho`` is not positive.
+
+    Example:
+        >>> from sm_jax.processes import VE
+        >>> print(time_grid(VE(sigma_min=1.0, sigma_max=3.0), 2, rho=1.0))
+        [3. 2. 1.]
+
+    Reference: Karras et al. 2022, eq. 5, https://arxiv.org/abs/2206.00364
+    """
+    _checks.check_count("num_steps", num_steps)
+    _checks.check_positive("rho", rho)
+    high, low = (noise_ratio(process, t) ** (1.0 / rho) for t in (process.t_max, process.t_min))
+    inner = jnp.linspace(high, low, num_steps + 1)[1:-1] ** rho
+    ends = [jnp.asarray(t, inner.dtype) for t in (process.t_max, process.t_min)]
+    return jnp.concatenate([ends[0][None], process.time(inner), ends[1][None]])
+
+
+def check_times(process: ProcessLike, times: ArrayLike) -> jax.Array:
+    """Return solver times as an array, or raise unless they are a decreasing grid of the process.
+
+    Args:
+        process: any process.
+        times: ``[num_steps + 1]`` strictly decreasing times within ``[t_min, t_max]``.
+
+    Returns:
+        The times, in floating point.
+
+    Raises:
+        ValueError: there are fewer than two times, or (where they are not traced) they do not
+            decrease or leave the range.
+
+    Example:
+        >>> from sm_jax.processes import VE
+        >>> print(check_times(VE(sigma_min=1.0, sigma_max=9.0), [9.0, 3.0, 1.0]))
+        [9. 3. 1.]
+    """
+    times = _checks.as_floating(times)
+    if times.ndim != 1 or times.shape[0] < 2:
+        raise ValueError(f"times must be a vector of at least two times, got shape {times.shape}.")
+    known = _checks.concrete(times)
+    if known is not None and not np.all(np.diff(known) < 0):
+        raise ValueError(f"times must strictly decrease, from t_max to t_min, got {known}.")
+    low, high = (_checks.concrete(t) for t in (process.t_min, process.t_max))
+    if known is None or low is None or high is None:
+        return times
+    slack = 1e-6 * high
+    if known[0] > high + slack or known[-1] < low - slack:
+        raise ValueError(
+            f"times must lie in the range of the process, [{low}, {high}], got {known[-1]} to "
+            f"{known[0]}: the score was not trained outside it."
+        )
+    return times

@@ -1,0 +1,248 @@
+"""The processes: their scale, their noise level, and the inverse of the ratio of the two."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.typing import ProcessLike
+
+
+def _check_increasing(process: ProcessLike, low: str, high: str) -> None:
+    for name in (low, high):
+        _checks.check_positive(name, getattr(process, name))
+    smallest = _checks.concrete(getattr(process, low))
+    largest = _checks.concrete(getattr(process, high))
+    if smallest is not None and largest is not None and smallest >= largest:
+        raise ValueError(
+            f"{low} must be below {high}, got {low}={smallest} and {high}={largest}: swap them."
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VE:
+    """Variance exploding, its time being the noise level: ``alpha = 1``, ``sigma(t) = t``.
+
+    Args:
+        sigma_min: smallest noise level, in units of the data.
+        sigma_max: largest noise level; well above the spread of the data.
+
+    Raises:
+        ValueError: a level is not positive, or ``sigma_min >= sigma_max``.
+
+    Example:
+        >>> from sm_jax.processes import diffusion_squared
+        >>> process = VE(sigma_min=0.01, sigma_max=50.0)
+        >>> float(process.sigma(3.0)), float(diffusion_squared(process, 3.0))
+        (3.0, 6.0)
+    """
+
+    sigma_min: ArrayLike = 0.01
+    sigma_max: ArrayLike = 50.0
+
+    def __post_init__(self):
+        _check_increasing(self, "sigma_min", "sigma_max")
+
+    @property
+    def t_min(self) -> ArrayLike:
+        """The smallest time, ``sigma_min``."""
+        return self.sigma_min
+
+    @property
+    def t_max(self) -> ArrayLike:
+        """The largest time, ``sigma_max``."""
+        return self.sigma_max
+
+    def alpha(self, t: ArrayLike) -> jax.Array:
+        """Return the scale of the data, 1."""
+        return jnp.ones_like(_checks.as_floating(t))
+
+    def sigma(self, t: ArrayLike) -> jax.Array:
+        """Return the noise level, ``t`` itself."""
+        return _checks.as_floating(t)
+
+    def time(self, ratio: ArrayLike) -> jax.Array:
+        """Return the time at which ``sigma / alpha`` equals ``ratio``: ``ratio`` itself."""
+        return _checks.as_floating(ratio)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EDM(VE):
+    """The process of EDM: ``VE`` between the noise levels that Karras et al. use for images.
+
+    Args:
+        sigma_min: smallest noise level, for data of standard deviation near 0.5.
+        sigma_max: largest noise level.
+
+    Example:
+        >>> from sm_jax.processes import time_grid
+        >>> print(time_grid(EDM(), num_steps=2).round(2))
+        [80.    2.52  0.  ]
+    """
+
+    sigma_min: ArrayLike = 0.002
+    sigma_max: ArrayLike = 80.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GeometricVE:
+    """Variance exploding with noise geometric in time: ``sigma(t) = s_min (s_max / s_min)^t``.
+
+    Args:
+        sigma_min: noise level at ``t = 0``.
+        sigma_max: noise level at ``t = 1``.
+
+    Example:
+        >>> print(GeometricVE(sigma_min=0.01, sigma_max=100.0).sigma(0.5).round(6))
+        1.0
+    """
+
+    sigma_min: ArrayLike = 0.01
+    sigma_max: ArrayLike = 50.0
+
+    def __post_init__(self):
+        _check_increasing(self, "sigma_min", "sigma_max")
+
+    @property
+    def t_min(self) -> float:
+        """The smallest time, 0."""
+        return 0.0
+
+    @property
+    def t_max(self) -> float:
+        """The largest time, 1."""
+        return 1.0
+
+    def _log_growth(self) -> jax.Array:
+        return jnp.log(self.sigma_max / self.sigma_min)
+
+    def alpha(self, t: ArrayLike) -> jax.Array:
+        """Return the scale of the data, 1."""
+        return jnp.ones_like(_checks.as_floating(t))
+
+    def sigma(self, t: ArrayLike) -> jax.Array:
+        """Return the noise level ``sigma_min (sigma_max / sigma_min)^t``."""
+        return self.sigma_min * jnp.exp(t * self._log_growth())
+
+    def time(self, ratio: ArrayLike) -> jax.Array:
+        """Return the time at which ``sigma / alpha`` equals ``ratio``."""
+        return jnp.log(ratio / self.sigma_min) / self._log_growth()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VPLinear:
+    """Variance preserving with a linear rate: ``alpha^2 + sigma^2 = 1``, ``g^2 = beta(t)``.
+
+    The rate is ``beta(t) = beta_min + (beta_max - beta_min) t``; its integral is ``b(t)``.
+
+    Args:
+        beta_min: rate at ``t = 0``, per unit of time.
+        beta_max: rate at ``t = 1``.
+        t_min: smallest time; ``t_max`` is 1.
+
+    Example:
+        >>> process = VPLinear()
+        >>> print((process.alpha(0.3) ** 2 + process.sigma(0.3) ** 2).round(6))
+        1.0
+    """
+
+    beta_min: ArrayLike = 0.1
+    beta_max: ArrayLike = 20.0
+    t_min: ArrayLike = 1e-5
+
+    def __post_init__(self):
+        _check_increasing(self, "beta_min", "beta_max")
+        _check_increasing(self, "t_min", "t_max")
+
+    @property
+    def t_max(self) -> float:
+        """The largest time, 1."""
+        return 1.0
+
+    def _integrated_rate(self, t: ArrayLike) -> jax.Array:
+        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * jnp.asarray(t))
+
+    def _time_of_integrated_rate(self, b: jax.Array) -> jax.Array:
+        # The root of (beta_max - beta_min) t^2 / 2 + beta_min t - b that does not cancel.
+        slope = self.beta_max - self.beta_min
+        return 2.0 * b / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * b))
+
+    def alpha(self, t: ArrayLike) -> jax.Array:
+        """Return the scale of the data, ``exp(-b(t) / 2)``."""
+        return jnp.exp(-0.5 * self._integrated_rate(t))
+
+    def sigma(self, t: ArrayLike) -> jax.Array:
+        """Return the noise level, ``sqrt(1 - exp(-b(t)))``."""
+        return jnp.sqrt(-jnp.expm1(-self._integrated_rate(t)))
+
+    def time(self, ratio: ArrayLike) -> jax.Array:
+        """Return the time at which ``sigma / alpha = sqrt(exp(b) - 1)`` equals ``ratio``."""
+        return self._time_of_integrated_rate(jnp.log1p(jnp.square(ratio)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SubVP(VPLinear):
+    """Sub-variance preserving: the scale of `VPLinear` with ``sigma = 1 - exp(-b(t))``.
+
+    Args:
+        beta_min: rate at ``t = 0``, per unit of time.
+        beta_max: rate at ``t = 1``.
+        t_min: smallest time; ``t_max`` is 1.
+
+    Example:
+        >>> sub, full = SubVP(), VPLinear()
+        >>> bool(jnp.allclose(sub.sigma(0.3), full.sigma(0.3) ** 2))
+        True
+    """
+
+    def sigma(self, t: ArrayLike) -> jax.Array:
+        """Return the noise level, ``1 - exp(-b(t))``."""
+        return -jnp.expm1(-self._integrated_rate(t))
+
+    def time(self, ratio: ArrayLike) -> jax.Array:
+        """Return the time at which ``sigma / alpha = 2 sinh(b / 2)`` equals ``ratio``."""
+        return self._time_of_integrated_rate(2.0 * jnp.arcsinh(0.5 * jnp.asarray(ratio)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """Variance preserving along a quarter of a circle: ``alpha = cos(pi t / 2)``, ``sigma = sin``.
+
+    Args:
+        t_min: smallest time, above 0.
+        t_max: largest time, below 1, where nothing of the data would be left.
+
+    Example:
+        >>> from sm_jax.processes import noise_ratio
+        >>> print(noise_ratio(Cosine(), 0.5).round(6))
+        1.0
+    """
+
+    t_min: ArrayLike = 1e-4
+    t_max: ArrayLike = 0.999
+
+    def __post_init__(self):
+        _check_increasing(self, "t_min", "t_max")
+        largest = _checks.concrete(self.t_max)
+        if largest is not None and largest >= 1.0:
+            raise ValueError(f"t_max must be below 1, where alpha is zero, got {self.t_max}.")
+
+    def alpha(self, t: ArrayLike) -> jax.Array:
+        """Return the scale of the data, ``cos(pi t / 2)``."""
+        return jnp.cos(0.5 * jnp.pi * jnp.asarray(t))
+
+    def sigma(self, t: ArrayLike) -> jax.Array:
+        """Return the noise level, ``sin(pi t / 2)``."""
+        return jnp.sin(0.5 * jnp.pi * jnp.asarray(t))
+
+    def time(self, ratio: ArrayLike) -> jax.Array:
+        """Return the time at which ``sigma / alpha = tan(pi t / 2)`` equals ``ratio``."""
+        return jnp.arctan(ratio) * (2.0 / jnp.pi)
