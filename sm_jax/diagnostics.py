@@ -9,7 +9,7 @@ what it lacks is its *asymmetry*: with probes ``v`` of identity covariance,
 and their ratio ``|J - J'|_F^2 / (4 |J|_F^2)`` is the share of the antisymmetric part in the squared
 norm of ``J``: 0 for a gradient, 1 for a pure rotation.
 
-Reference: Chao et al. 2022, https://arxiv.org/abs/2206.03300 (which trains with (1))
+Reference: Chao et al. 2023, https://arxiv.org/abs/2209.12753
 """
 
 from typing import NamedTuple

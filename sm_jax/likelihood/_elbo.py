@@ -80,7 +80,7 @@ def elbo(
         >>> print(f"{result.value.mean():.0f} nats, {result.num_evaluations} evaluations")
         -3 nats, 65 evaluations
 
-    Reference: Kingma et al. 2021, eqs. 11 and 15, https://arxiv.org/abs/2107.00630
+    Reference: Kingma et al. 2021, https://arxiv.org/abs/2107.00630
     """
     x = _checks.check_data(x)
     for name, count in (("num_steps", num_steps), ("num_samples", num_samples)):
