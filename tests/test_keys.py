@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sm_jax import divergence, losses, processes, samplers
+from sm_jax import (
+    densities,
+    diagnostics,
+    divergence,
+    guidance,
+    likelihood,
+    losses,
+    metrics,
+    processes,
+    samplers,
+)
 
 SIGMAS = [2.0, 1.0]
 VP = processes.VPLinear()
@@ -14,6 +24,13 @@ VP = processes.VPLinear()
 
 def score_fn(x, *_):
     return -x
+
+
+def energy_fn(x, *_):
+    return 0.5 * (x**2).sum(-1)
+
+
+STANDARD = densities.gaussian(jnp.zeros(2), jnp.eye(2))
 
 
 # Not likelihood.log_prob, whose probes are the same along the path on purpose.
@@ -50,6 +67,61 @@ CALLS = {
     ),
     "reverse_sde": partial(samplers.reverse_sde, score_fn, process=VP, num_steps=2),
     "heun": partial(samplers.heun, score_fn, process=VP, num_steps=2, churn=1.0),
+    **{
+        name: partial(getattr(samplers, name), score_fn, process=VP, num_steps=2)
+        for name in ("ancestral", "dpm_solver_sde", "predictor_corrector", "reverse_diffusion")
+    },
+    "ddim": partial(samplers.ddim, score_fn, process=VP, num_steps=2, eta=0.5),
+    "adaptive_sde": partial(samplers.adaptive_sde, score_fn, process=VP, max_steps=2),
+    "mala": partial(samplers.mala, score_fn, step_size=0.1, num_steps=2),
+    "underdamped": partial(samplers.underdamped, score_fn, step_size=0.1, num_steps=2),
+    "consistent_annealed": partial(
+        samplers.consistent_annealed, score_fn, sigmas=[2.0, 1.0, 0.5], step_size=0.2
+    ),
+    "tempered_langevin": partial(
+        samplers.tempered_langevin,
+        score_fn,
+        inverse_temperatures=[0.5, 1.0],
+        step_size=0.1,
+        num_steps=2,
+    ),
+    "adapt_step_size": partial(samplers.adapt_step_size, score_fn, step_size=0.1, num_steps=2),
+    "generate's one_sample": lambda x, key: samplers.one_sample(
+        samplers.ancestral, score_fn, process=VP, event_shape=(2,), num_steps=2
+    )(key),
+    "inpaint": lambda x, key: guidance.inpaint(
+        score_fn, x, key, known=x, mask=x > 0, process=VP, num_steps=3, num_resamples=2
+    ),
+    "drop_labels": partial(guidance.drop_labels, rate=0.5, null=jnp.zeros(2)),
+    "asymmetry": partial(diagnostics.asymmetry, score_fn, num_probes=2),
+    "sliced_wasserstein": lambda x, key: metrics.sliced_wasserstein(x, x + 1.0, key),
+    "contrastive_divergence": partial(
+        losses.contrastive_divergence, energy_fn, step_size=0.1, num_steps=2
+    ),
+    "persistent_contrastive_divergence": lambda x, key: losses.persistent_contrastive_divergence(
+        energy_fn, x, key, chains=x, step_size=0.1, num_steps=2
+    ),
+    "noise_contrastive": partial(
+        losses.noise_contrastive, energy_fn, noise_density=STANDARD, num_noise=2
+    ),
+    "elbo": partial(likelihood.elbo, score_fn, VP, num_samples=2, num_estimates=2),
+    "annealed_importance": lambda x, key: likelihood.annealed_importance(
+        energy_fn,
+        key,
+        base=STANDARD,
+        step_size=0.1,
+        num_chains=3,
+        num_temperatures=3,
+        samples=x,
+    ),
+    "discrete_log_prob": lambda x, key: likelihood.discrete_log_prob(
+        energy_fn,
+        x,
+        key,
+        num_levels=2,
+        dequantizer=likelihood.logit_normal_dequantizer(lambda x: (x, x)),
+        num_samples=2,
+    ),
 }
 
 
