@@ -13,6 +13,7 @@ The core needs only JAX, and is imported with the package:
     exponential_family  score matching in closed form, also of data with boundaries
     diagnostics       asymmetry of the Jacobian of a score
     likelihood        log-densities by the probability flow; bits per dimension
+    mcmc              energies under blackjax (NUTS, MCLMC, SMC); diagnostics of chains
     quantized         denoising of data that have levels, such as pixels
     densities         analytic densities, before and after noising
     metrics           sliced Wasserstein distance
@@ -32,6 +33,7 @@ from sm_jax import (
     guidance,
     likelihood,
     losses,
+    mcmc,
     metrics,
     noise_levels,
     parameterization,
@@ -52,6 +54,7 @@ __all__ = [
     "guidance",
     "likelihood",
     "losses",
+    "mcmc",
     "metrics",
     "noise_levels",
     "parameterization",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sm_jax import densities, processes
+from sm_jax import densities, processes, samplers
 from sm_jax.likelihood import annealed_importance, thermodynamic_integration
 
 MIXTURE = densities.gaussian_mixture(
@@ -109,6 +109,24 @@ def test_weights_are_exact_where_the_base_is_the_model(getkey):
         np.testing.assert_allclose(bound.effective_sample_size, n, rtol=1e-5)
         assert bound.standard_error < 1e-3
         assert 0.0 < bound.acceptance_rate < 1.0
+
+
+def test_transitions_are_those_of_mala(getkey):
+    """On the base itself, at every temperature: they are accepted as often."""
+    x, h = BASE.sample(getkey(), 2_000), 8.0
+    chain = jax.jit(partial(samplers.mala, lambda x: -x / 9.0, step_size=h, num_steps=5))
+    expected = chain(x, getkey()).acceptance_rate
+    result = annealed_importance(
+        lambda x: -BASE.log_prob(x),
+        getkey(),
+        base=BASE,
+        step_size=h,
+        num_chains=2_000,
+        inverse_temperatures=[0.0, 0.1, 0.2, 1.0],
+    )
+    assert 0.5 < expected.mean() < 0.95
+    error = float(expected.std()) * np.sqrt(2 / 2_000)
+    assert abs(float(result.lower.acceptance_rate - expected.mean())) < 5 * error
 
 
 def test_weights_with_fixed_chains(getkey):
@@ -295,6 +313,54 @@ def test_prior_is_weighed_to_the_model(getkey):
         # sigma_data is 1 here: the rest is exact
         np.testing.assert_allclose(result.value[1] - result.value[0], log_z(1.0, 1) - log_z(2.0, 1))
         np.testing.assert_allclose(result.standard_error[1], result.standard_error[0], rtol=1e-2)
+
+
+def test_chains_start_at_the_scaled_end_of_the_level_above(getkey):
+    """Chains that MALA does not move: the work along scaled points, and its spread, by hand."""
+    process, d = processes.VE(sigma_min=0.5, sigma_max=4.0), 0.7
+    times = np.array([4.0, 2.0, 1.0, 0.5])
+    x = np.array([[3.0, -1.0], [-2.0, 0.5], [1.0, 4.0]])
+
+    def energy(x, t):
+        return jnp.sum((x - 1.0) ** 2, axis=-1) / (1.0 + t) + offset(t)
+
+    result = thermodynamic_integration(
+        energy,
+        jnp.asarray(x, jnp.float32),
+        getkey(),
+        process=process,
+        times=times,
+        step_size=1e-13,
+        num_steps=1,
+        sigma_data=d,
+        log_normalizer=0.3,
+    )
+    k = np.sqrt(d**2 + times**2)
+    path = x[None] * (k / k[0])[:, None, None]
+    energies = [np.asarray(energy(points, t)) for points, t in zip(path, times, strict=True)]
+    work = np.diff(energies, axis=0) - 2 * np.diff(np.log(k))[:, None]
+    integrals = -np.cumsum(work, axis=0)
+    np.testing.assert_allclose(result.value[1:], 0.3 + integrals.mean(axis=1), rtol=1e-4)
+    error = integrals.std(axis=1, ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(result.standard_error[1:], error, rtol=1e-3)
+    np.testing.assert_allclose(result.value[0], 0.3, rtol=1e-6)
+
+
+def test_steps_grow_with_the_variance_of_the_noise(getkey):
+    """For data at one point every level is the same but for its scale."""
+    process = processes.VE(sigma_min=0.5, sigma_max=8.0)
+    result = thermodynamic_integration(
+        lambda x, t: 0.5 * jnp.sum(x**2, axis=-1) / t**2,
+        processes.prior_sample(process, getkey(), (2_000, 1)),
+        getkey(),
+        process=process,
+        num_levels=5,
+        num_steps=2,
+        step_size=1.5,
+        sigma_data=1e-3,
+    )
+    assert 0.3 < float(result.acceptance_rate.mean()) < 0.9
+    assert float(np.ptp(result.acceptance_rate)) < 0.04
 
 
 def test_errors_are_those_of_repetitions(getkey):

@@ -101,6 +101,21 @@ def test_mala_never_leaves_the_support(getkey):
     assert np.isfinite(chain.acceptance_rate).all()
 
 
+def test_mala_counts_what_is_not_a_number_as_rejected(getkey):
+    """An energy that exists at the start only."""
+    x = jnp.array([[1.0], [2.0]])
+    chain = samplers.mala(
+        lambda x: 0 * x,
+        x,
+        getkey(),
+        energy_fn=lambda y: jnp.where(y == x, 0.0, jnp.nan)[:, 0],
+        step_size=0.5,
+        num_steps=3,
+    )
+    np.testing.assert_array_equal(chain.x, x)
+    np.testing.assert_array_equal(chain.acceptance_rate, 0.0)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_mala_accepts_as_often_as_quadrature_says(form, getkey):
     """The mean of min(1, a) over the density and the proposal, from the densities themselves."""
@@ -175,6 +190,10 @@ def test_underdamped_follows_its_transition_law(getkey):
 
     start = np.concatenate([1.5 - MEAN, np.full(3, -0.5)])
     assert_normal(np.concatenate([x_n, v_n], axis=1), *law(start, np.zeros((6, 6))))
+    key = getkey()
+    default = samplers.underdamped(score_fn, x[:2], key, step_size=h, num_steps=2)
+    given = samplers.underdamped(score_fn, x[:2], key, step_size=h, num_steps=2, friction=1.0)
+    np.testing.assert_array_equal(default, given)
     # a velocity that is drawn has mean 0 and variance 1
     drawn = samplers.underdamped(score_fn, x, getkey(), **options)
     mean, cov = law(np.append(1.5 - MEAN, np.zeros(3)), np.diag([0.0] * 3 + [1.0] * 3))

@@ -25,6 +25,7 @@ PUBLIC = [
     "sm_jax.guidance",
     "sm_jax.likelihood",
     "sm_jax.losses",
+    "sm_jax.mcmc",
     "sm_jax.metrics",
     "sm_jax.models",
     "sm_jax.noise_levels",

@@ -1,0 +1,406 @@
+"""Markov chain Monte Carlo on energies by blackjax, and the diagnostics of any chain.
+
+The bridge is `log_density`: it turns an energy over a batch, ``E: [B, ...] -> [B]``, be it learned,
+analytic or a sum of others, into the log-density of one point that blackjax wants. The functions
+below run its samplers with it: `nuts`, `mclmc` and, for the normalizer, `smc`; any other one takes
+``log_density(energy_fn)`` directly. For a score without an energy, see `sm_jax.samplers.mala`.
+
+blackjax is imported when a function is called: ``pip install sm_jax[mcmc]``.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sm_jax import _checks
+from sm_jax.typing import EnergyFn
+
+__all__ = [
+    "Diagnostics",
+    "Draws",
+    "Particles",
+    "diagnostics",
+    "log_density",
+    "mclmc",
+    "nuts",
+    "smc",
+]
+
+
+class BaseDensity(Protocol):
+    """A normalized density to start from, such as those of sm_jax.densities."""
+
+    def sample(self, key: jax.Array, n: int, /) -> jax.Array:
+        """Return ``n`` draws, ``[n, ...]``."""
+        ...
+
+    def log_prob(self, x: jax.Array, /) -> jax.Array:
+        """Return the log-density in nats, ``[B]``."""
+        ...
+
+
+class Diagnostics(NamedTuple):
+    """What a path says of its own convergence.
+
+    Attributes:
+        effective_sample_size: of the mean of each number of the event, all chains together,
+            ``[...]``: independent draws of the same standard error.
+        split_rhat: rank-normalized split R-hat of each, ``[...]``: 1 for chains that have
+            converged and agree; above 1.01 they have not, or one of them drifts.
+        acceptance_rate: share of the steps of each chain that moved, ``[B]``.
+    """
+
+    effective_sample_size: jax.Array
+    split_rhat: jax.Array
+    acceptance_rate: jax.Array
+
+
+class Draws(NamedTuple):
+    """Chains of draws.
+
+    Attributes:
+        samples: ``[num_samples, B, ...]``, without the warm-up.
+        acceptance_rate: mean probability of acceptance along the trajectories, ``[B]``.
+        num_divergent: number of draws at which the integrator lost the energy, ``[B]``: above 0, do
+            not trust the samples.
+    """
+
+    samples: jax.Array
+    acceptance_rate: jax.Array
+    num_divergent: jax.Array
+
+
+class Particles(NamedTuple):
+    """A population that has come from the base to the model.
+
+    Attributes:
+        x: equally weighted particles, ``[N, ...]``; they are not independent.
+        log_normalizer: estimate of ``log Z`` in nats, a scalar; ``Z`` itself is estimated almost
+            without bias, so that this one is low on average.
+        num_temperatures: how many were needed.
+    """
+
+    x: jax.Array
+    log_normalizer: jax.Array
+    num_temperatures: jax.Array
+
+
+def _blackjax():
+    try:
+        import blackjax
+        import blackjax.smc.resampling
+    except ImportError as error:
+        raise ImportError("sm_jax.mcmc needs blackjax: pip install sm_jax[mcmc]") from error
+    return blackjax
+
+
+def log_density(energy_fn: EnergyFn) -> Callable[[jax.Array], jax.Array]:
+    """Return the unbatched log-density ``x [...] -> -E(x)`` of a batched energy, for blackjax.
+
+    Args:
+        energy_fn: ``x [B, ...] -> [B]``.
+
+    Returns:
+        A function of one event to a scalar, in nats, up to the normalizer.
+
+    Raises:
+        ValueError: at the first call, if the energy is not one number per example.
+
+    Example:
+        >>> density_fn = log_density(lambda x: 0.5 * jnp.sum(x**2, axis=-1))
+        >>> print(density_fn(jnp.array([1.0, 2.0])))
+        -2.5
+    """
+
+    def density_fn(x):
+        x = jnp.asarray(x)[None]
+        return -_checks.check_energy(energy_fn(x), x)[0]
+
+    return density_fn
+
+
+def diagnostics(path: ArrayLike) -> Diagnostics:
+    """Return effective sample size, split R-hat and acceptance of chains, by blackjax.
+
+    Args:
+        path: ``[num_steps, B, ...]``, as samplers return it with ``trajectory=True``, without the
+            steps of the warm-up: ``path[1000:]``.
+
+    Returns:
+        ``Diagnostics(effective_sample_size [...], split_rhat [...], acceptance_rate [B])``.
+
+    Raises:
+        TypeError: ``path`` is not floating.
+        ValueError: ``path`` has no chain axis, or fewer than four steps.
+        ImportError: blackjax is not installed.
+
+    Example:
+        >>> path = jax.random.normal(jax.random.key(0), (1000, 4, 2))
+        >>> result = diagnostics(path)
+        >>> bool((result.split_rhat < 1.01).all()), result.acceptance_rate.shape
+        (True, (4,))
+
+    Reference: Vehtari et al. 2021, https://arxiv.org/abs/1903.08008
+    """
+    blackjax = _blackjax()
+    path = _checks.check_data(path, "path")
+    if path.ndim < 2 or path.shape[0] < 4:
+        raise ValueError(
+            f"path must be [num_steps, B, ...] with at least 4 steps, got shape {path.shape}."
+        )
+    event = path.shape[2:]
+    flat = _checks.accumulated(path).reshape(*path.shape[:2], -1)
+
+    def of_each_number(statistic):
+        return jax.vmap(lambda path: statistic(path, chain_axis=1, sample_axis=0), -1)(flat)
+
+    size, rhat = of_each_number(blackjax.ess), of_each_number(blackjax.rhat)
+    moved = jnp.any(flat[1:] != flat[:-1], axis=-1).mean(axis=0)
+    return Diagnostics(size.reshape(event), rhat.reshape(event), moved)
+
+
+def nuts(
+    energy_fn: EnergyFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    num_samples: int,
+    num_warmup: int = 500,
+    target_acceptance: float = 0.8,
+    max_doublings: int = 10,
+) -> Draws:
+    """Run the no-U-turn sampler of blackjax, each chain with its own window adaptation.
+
+    The first choice for an energy of a few to some thousand dimensions and one mode, or modes that
+    are not far apart: step, metric and length are found, the density is invariant. It fails between
+    separate modes (`smc`), and costs up to ``2^max_doublings`` gradients for each draw.
+
+    Args:
+        energy_fn: ``x [B, ...] -> [B]``.
+        x: starting points of the chains ``[B, ...]``.
+        key: a random key.
+        num_samples: draws of each chain.
+        num_warmup: steps of the adaptation of step size and diagonal metric, which are discarded.
+        target_acceptance: wanted acceptance; nearer to 1, smaller steps.
+        max_doublings: limit of the length of a trajectory, ``2^max_doublings`` steps.
+
+    Returns:
+        ``Draws(samples [num_samples, B, ...], acceptance_rate [B], num_divergent [B])``.
+
+    Raises:
+        TypeError: ``x`` is not floating.
+        ValueError: ``x`` is empty, the energy is not one number per example, or a count is below 1.
+        ImportError: blackjax is not installed.
+
+    Example:
+        >>> energy_fn = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+        >>> draws = nuts(energy_fn, jnp.zeros((2, 3)), jax.random.key(0),
+        ...     num_samples=10, num_warmup=50)
+        >>> draws.samples.shape
+        (10, 2, 3)
+
+    Reference: Hoffman & Gelman 2014, https://arxiv.org/abs/1111.4246
+    """
+    blackjax = _blackjax()
+    x = _checks.check_data(x)
+    _checks.check_count("num_samples", num_samples)
+    _checks.check_count("num_warmup", num_warmup)
+    density_fn = log_density(energy_fn)
+
+    def chain(x, key):
+        key_warmup, key_run = jax.random.split(key)
+        warmup = blackjax.window_adaptation(
+            blackjax.nuts,
+            density_fn,
+            target_acceptance_rate=target_acceptance,
+            max_num_doublings=max_doublings,
+        )
+        (state, parameters), _ = warmup.run(key_warmup, x, num_steps=num_warmup)
+        kernel = blackjax.nuts(density_fn, **parameters)
+
+        def step(state, key):
+            state, info = kernel.step(key, state)
+            return state, (state.position, info.acceptance_rate, info.is_divergent)
+
+        return jax.lax.scan(step, state, jax.random.split(key_run, num_samples))[1]
+
+    keys = jax.random.split(key, x.shape[0])
+    samples, accepted, divergent = jax.vmap(chain, out_axes=1)(x, keys)
+    return Draws(samples, accepted.mean(axis=0), divergent.sum(axis=0))
+
+
+def mclmc(
+    energy_fn: EnergyFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    num_samples: int,
+    num_warmup: int = 1000,
+) -> jax.Array:
+    """Run microcanonical Langevin Monte Carlo of blackjax, unadjusted, each chain tuned by itself.
+
+    Prefer it in many dimensions, where it needs far fewer gradients than `nuts`: two for each step.
+    It rejects nothing, so that a bias remains, which its tuning keeps small. It fails where a small
+    bias matters, in one dimension (it needs two), and between separate modes.
+
+    Args:
+        energy_fn: ``x [B, ...] -> [B]``.
+        x: starting points of the chains ``[B, ...]``, of events with at least two numbers.
+        key: a random key.
+        num_samples: steps of each chain, all of which are returned.
+        num_warmup: steps of the tuning of step size, metric and decoherence length, about a third
+            for each, which are discarded.
+
+    Returns:
+        Samples ``[num_samples, B, ...]``.
+
+    Raises:
+        TypeError: ``x`` is not floating.
+        ValueError: ``x`` is empty or of fewer than two numbers per event, the energy is not one
+            number per example, ``num_samples < 1`` or ``num_warmup < 10``.
+        ImportError: blackjax is not installed.
+
+    Example:
+        >>> energy_fn = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+        >>> mclmc(energy_fn, jnp.zeros((2, 3)), jax.random.key(0), num_samples=10).shape
+        (10, 2, 3)
+
+    Reference: Robnik et al. 2023, https://arxiv.org/abs/2212.08549
+    """
+    blackjax = _blackjax()
+    x = _checks.check_data(x)
+    _checks.check_count("num_samples", num_samples)
+    _checks.check_count("num_warmup", num_warmup, minimum=10)
+    if _checks.num_dims(x) < 2:
+        raise ValueError(f"mclmc needs events of at least two numbers, got x of shape {x.shape}.")
+    density_fn = log_density(energy_fn)
+    kernel = blackjax.mclmc.build_kernel()
+    share = 1.0 / 3.0
+
+    def chain(x, key):
+        key_init, key_tune, key_run = jax.random.split(key, 3)
+        state, tuned, _ = blackjax.mclmc_find_L_and_step_size(
+            mclmc_kernel=kernel,
+            num_steps=num_warmup,
+            state=blackjax.mclmc.init(x, density_fn, key_init),
+            rng_key=key_tune,
+            logdensity_fn=density_fn,
+            frac_tune1=share,
+            frac_tune2=share,
+            frac_tune3=share,
+        )
+
+        def step(state, key):
+            state, _ = kernel(
+                key, state, density_fn, tuned.inverse_mass_matrix, tuned.L, tuned.step_size
+            )
+            return state, state.position
+
+        return jax.lax.scan(step, state, jax.random.split(key_run, num_samples))[1]
+
+    return jax.vmap(chain, out_axes=1)(x, jax.random.split(key, x.shape[0]))
+
+
+def smc(
+    energy_fn: EnergyFn,
+    key: jax.Array,
+    *,
+    base: BaseDensity,
+    num_particles: int = 1024,
+    num_steps: int = 5,
+    step_size: ArrayLike = 0.5,
+    num_integration_steps: int = 5,
+    target_ess: float = 0.7,
+) -> Particles:
+    """Run adaptive tempered sequential Monte Carlo of blackjax from a base density to the model.
+
+    Particles from the base are weighed, resampled and moved by Hamiltonian Monte Carlo, through
+    ``base^(1 - b) exp(-b E)``, each ``b`` as far from the last as the effective sample size allows.
+    Prefer it for several modes, and for ``log Z``, of which `sm_jax.likelihood.annealed_importance`
+    gives a bracket. It fails where the base does not cover the model, or the particles are too few
+    to hold every mode.
+
+    Args:
+        energy_fn: ``x [B, ...] -> [B]``.
+        key: a random key.
+        base: a normalized density wider than the model, with ``sample(key, n)`` and
+            ``log_prob(x)``: e.g. ``sm_jax.densities.gaussian``.
+        num_particles: size of the population.
+        num_steps: moves of each particle at each temperature.
+        step_size: of the leapfrog integrator, in standard deviations of the particles, to which the
+            metric is adapted.
+        num_integration_steps: leapfrog steps of each move: evaluations of the gradient.
+        target_ess: effective sample size over the number of particles that the next temperature is
+            chosen for; nearer to 1, more temperatures.
+
+    Returns:
+        ``Particles(x [num_particles, ...], log_normalizer [], num_temperatures [])``.
+
+    Raises:
+        ValueError: the energy is not one number per example, a count is below 1, ``step_size`` is
+            not positive, or ``target_ess`` is not between 0 and 1.
+        ImportError: blackjax is not installed.
+
+    Example:
+        >>> from sm_jax import densities
+        >>> base, key = densities.gaussian(jnp.zeros(2), 9.0), jax.random.key(0)
+        >>> energy_fn = lambda x: 0.5 * jnp.sum(x**2, axis=-1)  # log Z = log(2 pi) = 1.84
+        >>> particles = smc(energy_fn, key, base=base)
+        >>> abs(particles.log_normalizer - 1.84) < 0.2
+        Array(True, dtype=bool)
+
+    Reference: Del Moral, Doucet & Jasra 2006, https://doi.org/10.1111/j.1467-9868.2006.00553.x
+    """
+    blackjax = _blackjax()
+    _checks.check_count("num_particles", num_particles, minimum=2)
+    _checks.check_count("num_steps", num_steps)
+    _checks.check_count("num_integration_steps", num_integration_steps)
+    _checks.check_positive("step_size", step_size)
+    known = _checks.concrete(target_ess)
+    if known is not None and not 0.0 < known < 1.0:
+        raise ValueError(f"target_ess must be between 0 and 1, got {target_ess}.")
+    density_fn = log_density(energy_fn)
+    key_base, key_loop = jax.random.split(key)
+    x = _checks.check_data(base.sample(key_base, num_particles), "base.sample(key, n)")
+
+    def base_fn(x):
+        return base.log_prob(x[None])[0]
+
+    def advance(key, state):
+        """Move on to the next temperature, with the metric of the weighted particles."""
+        weights = _checks.expand_like(state.weights, state.particles)
+        mean = jnp.sum(weights * state.particles, axis=0, keepdims=True)
+        variance = jnp.sum(weights * (state.particles - mean) ** 2, axis=0)
+        parameters = {
+            "step_size": jnp.asarray(step_size, variance.dtype)[None],
+            "inverse_mass_matrix": variance.reshape(1, -1),
+            "num_integration_steps": jnp.array([num_integration_steps]),
+        }
+        return blackjax.adaptive_tempered_smc(
+            base_fn,
+            lambda x: density_fn(x) - base_fn(x),
+            blackjax.hmc.build_kernel(),
+            blackjax.hmc.init,
+            parameters,
+            blackjax.smc.resampling.systematic,
+            target_ess,
+            num_mcmc_steps=num_steps,
+        ).step(key, state)
+
+    def body(carry):
+        state, _, log_normalizer, count, key = carry
+        key, key_step = jax.random.split(key)
+        new, info = advance(key_step, state)
+        log_normalizer = log_normalizer + info.log_likelihood_increment
+        return new, state.tempering_param, log_normalizer, count + 1, key
+
+    zero = jnp.zeros((), _checks.accumulator(x.dtype))
+    state = blackjax.smc.tempered.init(x)._replace(tempering_param=zero)
+    # Once more at the last temperature: the weights become equal, and copies part.
+    state, _, log_normalizer, count, _ = jax.lax.while_loop(
+        lambda carry: carry[1] < 1.0, body, (state, zero, zero, 0, key_loop)
+    )
+    return Particles(state.particles, log_normalizer, count - 1)

@@ -1,0 +1,251 @@
+"""The bridge to blackjax: moments and normalizers that are known, diagnostics in closed form."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sm_jax import mcmc
+from tests.oracles import COV, MEAN
+
+pytest.importorskip("blackjax")
+
+PRECISION = np.linalg.inv(COV.astype(np.float64)).astype(np.float32)
+
+
+def gaussian_energy(x):
+    away = x - MEAN[None]
+    return 0.5 * jnp.sum(away * (away @ PRECISION), axis=-1)
+
+
+def banana_energy(x):
+    """x1 ~ N(0, 1), x2 = x1^2 / 2 + N(0, 1): mean (0, 1/2), E[x2^2] = 3/4 + 1."""
+    return 0.5 * x[:, 0] ** 2 + 0.5 * (x[:, 1] - 0.5 * x[:, 0] ** 2) ** 2
+
+
+def assert_moments(samples, mean, second):
+    """First and second moments of ``[N, B, D]`` within 4.5 errors, from long stretches."""
+    samples = np.asarray(samples, np.float64)
+    for power, expected in ((1, mean), (2, second)):
+        stretches = (samples**power).reshape(10, -1, *samples.shape[1:]).mean(axis=1)
+        stretches = stretches.reshape(-1, samples.shape[-1])
+        error = stretches.std(axis=0, ddof=1) / np.sqrt(len(stretches))
+        np.testing.assert_array_less(error, 0.1 * (1.0 + np.abs(expected)))
+        np.testing.assert_array_less(np.abs(stretches.mean(axis=0) - expected), 4.5 * error)
+
+
+def test_nuts_finds_the_moments_of_a_banana(getkey):
+    x = jnp.array([[0.0, 1.0], [3.0, 3.0], [-1.0, 0.0], [1.0, 4.0]])
+    run = jax.jit(
+        lambda x, key: mcmc.nuts(banana_energy, x, key, num_samples=1_500, num_warmup=300)
+    )
+    draws = run(x, getkey())
+    assert draws.samples.shape == (1_500, 4, 2)
+    assert_moments(draws.samples, np.array([0.0, 0.5]), np.array([1.0, 1.75]))
+    assert draws.acceptance_rate.shape == draws.num_divergent.shape == (4,)
+    assert np.all((draws.acceptance_rate > 0.6) & (draws.acceptance_rate < 0.99))
+    assert np.all((draws.num_divergent >= 0) & (draws.num_divergent < 100))
+    # every chain has its own key
+    assert np.abs(np.corrcoef(np.asarray(draws.samples[..., 0]).T)[0, 1]) < 0.2
+    other = run(jnp.zeros((4, 2)), getkey()).samples[-1]
+    assert len(np.unique(np.asarray(other)[:, 0])) == 4
+
+
+def test_mclmc_finds_the_moments_of_a_gaussian(getkey):
+    x = jax.random.normal(getkey(), (4, 3))
+    run = jax.jit(
+        lambda x, key: mcmc.mclmc(gaussian_energy, x, key, num_samples=2_000, num_warmup=900)
+    )
+    samples = run(x, getkey())
+    assert samples.shape == (2_000, 4, 3)
+    assert_moments(samples, MEAN, np.diag(COV) + MEAN**2)
+    assert len(np.unique(np.asarray(run(jnp.zeros((4, 3)), getkey())[-1])[:, 0])) == 4
+
+
+class Base:
+    """The Gaussian of variance 16 in 2-D."""
+
+    def sample(self, key, n):
+        return 4.0 * jax.random.normal(key, (n, 2))
+
+    def log_prob(self, x):
+        return -jnp.sum(x**2, axis=-1) / 32.0 - jnp.log(32.0 * jnp.pi)
+
+
+def modes_energy(x):
+    """Two modes of weights 0.8 and 0.2, and a normalizer of exp(-3)."""
+    near = jnp.sum((x - 3.0) ** 2, axis=-1) / 0.5
+    far = jnp.sum((x + 3.0) ** 2, axis=-1) / 0.5
+    return 3.0 - jnp.logaddexp(jnp.log(0.8) - near, jnp.log(0.2) - far) + jnp.log(0.5 * jnp.pi)
+
+
+def test_smc_finds_the_normalizer_and_the_weights_of_modes(getkey):
+    """Several populations, whose spread is the error."""
+    run = jax.jit(
+        jax.vmap(
+            lambda key: mcmc.smc(
+                modes_energy, key, base=Base(), num_particles=800, num_steps=3, step_size=0.4
+            )
+        )
+    )
+    x, log_normalizer, count = run(jax.random.split(getkey(), 6))
+    assert x.shape == (6, 800, 2)
+    assert np.all((count >= 4) & (count < 30))
+    ratio = np.exp(np.asarray(log_normalizer, np.float64) + 3.0)
+    error = ratio.std(ddof=1) / np.sqrt(6)
+    assert error < 0.08
+    assert abs(ratio.mean() - 1.0) < 4.5 * error + 0.01
+    share = np.mean(np.asarray(x[..., 0]) > 0, axis=1)
+    error = share.std(ddof=1) / np.sqrt(6)
+    assert error < 0.04
+    assert abs(share.mean() - 0.8) < 4.5 * error + 0.01
+    # within the mode: its variance, and no copies left by the resampling
+    inside = np.asarray(x[0])[np.asarray(x[0, :, 0]) > 0]
+    assert len(np.unique(inside[:, 0])) > 0.95 * len(inside)
+    pooled = np.asarray(x)[np.asarray(x[..., 0]) > 0]
+    np.testing.assert_allclose(pooled.var(axis=0), 0.25, rtol=0.15)
+    np.testing.assert_allclose(pooled.mean(axis=0), 3.0, atol=0.05)
+
+
+def test_smc_from_the_model_itself_needs_one_temperature(getkey):
+    """Equal weights: the normalizer is exact."""
+    particles = mcmc.smc(
+        lambda x: 0.6 - Base().log_prob(x), getkey(), base=Base(), num_particles=16, num_steps=1
+    )
+    np.testing.assert_allclose(particles.log_normalizer, -0.6, atol=1e-5)
+    assert int(particles.num_temperatures) == 1
+
+
+def autoregressive(key, shape, rho):
+    """A stationary path ``[N, B, ...]`` of unit variance with autocorrelation ``rho^lag``."""
+    key_start, key_path = jax.random.split(key)
+    start = jax.random.normal(key_start, shape[1:])
+    noise = jax.random.normal(key_path, shape)
+
+    def step(x, z):
+        x = rho * x + jnp.sqrt(1 - rho**2) * z
+        return x, x
+
+    return jax.lax.scan(step, start, noise)[1]
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.8])
+def test_effective_sample_size_of_an_autoregression(rho, getkey):
+    """``N (1 - rho) / (1 + rho)`` draws; the estimate is good to some percent."""
+    path = autoregressive(getkey(), (5_000, 4, 2, 3), rho)
+    result = mcmc.diagnostics(path)
+    expected = 20_000 * (1 - rho) / (1 + rho)
+    assert result.effective_sample_size.shape == result.split_rhat.shape == (2, 3)
+    np.testing.assert_allclose(result.effective_sample_size, expected, rtol=0.2)
+    np.testing.assert_allclose(result.effective_sample_size.mean(), expected, rtol=0.08)
+    np.testing.assert_array_less(result.split_rhat, 1.01)
+    np.testing.assert_array_equal(result.acceptance_rate, 1.0)
+
+
+def test_split_rhat_sees_drift_and_disagreement(getkey):
+    """Of the numbers of an event the first drifts, the second differs between the chains."""
+    path = jax.random.normal(getkey(), (5_000, 4, 2, 3))
+    path = path.at[..., 0, 0].add(jnp.linspace(-1.0, 1.0, 5_000)[:, None])
+    path = path.at[..., 0, 1].add(jnp.arange(4.0)[None])
+    rhat = mcmc.diagnostics(path).split_rhat
+    # The means of the halves are 1 apart: they add 1/4 to a variance of 1 + 1/12 within; of the
+    # chains, 5/4 to 1. Ranks make little difference.
+    np.testing.assert_allclose(rhat[0, 0], np.sqrt(1 + 0.25 / (1 + 1 / 12)), rtol=0.05)
+    np.testing.assert_allclose(rhat[0, 1], np.sqrt(1 + 1.25 * 8 / 7), rtol=0.1)
+    np.testing.assert_array_less(rhat[0, 2:], 1.01)
+    np.testing.assert_array_less(rhat[1], 1.01)
+
+
+def test_acceptance_is_the_share_of_moves(getkey):
+    """Of the first number of the event, the others standing still or not moving alone."""
+    moves = jax.random.bernoulli(getkey(), jnp.array([[0.2, 0.5, 0.9, 1.0]]), (4_999, 4))
+    steps = moves[:, :, None] * jnp.array([1.0, 0.0, -1.0, 0.0, 2.0, 0.0])[None, None]
+    path = jnp.concatenate([jnp.zeros((1, 4, 6)), jnp.cumsum(steps, axis=0)])
+    result = mcmc.diagnostics(path.reshape(5_000, 4, 2, 3))
+    np.testing.assert_allclose(result.acceptance_rate, moves.mean(axis=0), rtol=1e-5)
+
+
+def test_diagnostics_of_scalar_events():
+    result = jax.eval_shape(mcmc.diagnostics, jnp.ones((20, 3), jnp.bfloat16))
+    assert result.effective_sample_size.shape == result.split_rhat.shape == ()
+    assert result.acceptance_rate.shape == (3,)
+
+
+def test_log_density_is_of_one_point():
+    density_fn = mcmc.log_density(gaussian_energy)
+    x = jnp.array([1.0, 2.0, -0.5])
+    np.testing.assert_allclose(density_fn(x), -gaussian_energy(x[None])[0], rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(density_fn)(x), -(x - MEAN) @ PRECISION, rtol=1e-5)
+    with pytest.raises(ValueError, match="one number per example"):
+        mcmc.log_density(lambda x: x)(x)
+
+
+def test_missing_blackjax_is_named(monkeypatch, getkey):
+    monkeypatch.setitem(sys.modules, "blackjax", None)
+    with pytest.raises(ImportError, match=r"pip install sm_jax\[mcmc\]"):
+        mcmc.diagnostics(jnp.ones((5, 2)))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda k: mcmc.diagnostics(jnp.ones((5,))), ValueError, r"got shape \(5,\)"),
+        (lambda k: mcmc.diagnostics(jnp.ones((3, 2))), ValueError, r"got shape \(3, 2\)"),
+        (lambda k: mcmc.diagnostics(jnp.ones((5, 2), int)), TypeError, "path must have a floating"),
+        (
+            lambda k: mcmc.nuts(gaussian_energy, jnp.ones((2, 3)), k, num_samples=0),
+            ValueError,
+            "num_samples must be at least 1",
+        ),
+        (
+            lambda k: mcmc.nuts(gaussian_energy, jnp.ones((2, 3)), k, num_samples=1, num_warmup=0),
+            ValueError,
+            "num_warmup must be at least 1",
+        ),
+        (
+            lambda k: mcmc.mclmc(gaussian_energy, jnp.ones((2, 1)), k, num_samples=1),
+            ValueError,
+            r"at least two numbers, got x of shape \(2, 1\)",
+        ),
+        (
+            lambda k: mcmc.mclmc(gaussian_energy, jnp.ones((2, 3)), k, num_samples=0),
+            ValueError,
+            "num_samples must be at least 1",
+        ),
+        (
+            lambda k: mcmc.mclmc(gaussian_energy, jnp.ones((2, 3)), k, num_samples=1, num_warmup=9),
+            ValueError,
+            "num_warmup must be at least 10",
+        ),
+        (
+            lambda k: mcmc.smc(gaussian_energy, k, base=Base(), num_particles=1),
+            ValueError,
+            "num_particles must be at least 2",
+        ),
+        (
+            lambda k: mcmc.smc(gaussian_energy, k, base=Base(), num_steps=0),
+            ValueError,
+            "num_steps must be at least 1",
+        ),
+        (
+            lambda k: mcmc.smc(gaussian_energy, k, base=Base(), num_integration_steps=0),
+            ValueError,
+            "num_integration_steps must be at least 1",
+        ),
+        (
+            lambda k: mcmc.smc(gaussian_energy, k, base=Base(), step_size=0.0),
+            ValueError,
+            "step_size must be positive",
+        ),
+        (
+            lambda k: mcmc.smc(gaussian_energy, k, base=Base(), target_ess=1.0),
+            ValueError,
+            "between 0 and 1, got 1.0",
+        ),
+    ],
+)
+def test_bad_input(call, error, message, getkey):
+    with pytest.raises(error, match=message):
+        call(getkey())
