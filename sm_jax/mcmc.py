@@ -9,14 +9,14 @@ blackjax is imported when a function is called: ``pip install sm_jax[mcmc]``.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.typing import EnergyFn
+from sm_jax.typing import DensityLike, EnergyFn
 
 __all__ = [
     "Diagnostics",
@@ -28,18 +28,6 @@ __all__ = [
     "nuts",
     "smc",
 ]
-
-
-class BaseDensity(Protocol):
-    """A normalized density to start from, such as those of sm_jax.densities."""
-
-    def sample(self, key: jax.Array, n: int, /) -> jax.Array:
-        """Return ``n`` draws, ``[n, ...]``."""
-        ...
-
-    def log_prob(self, x: jax.Array, /) -> jax.Array:
-        """Return the log-density in nats, ``[B]``."""
-        ...
 
 
 class Diagnostics(NamedTuple):
@@ -308,7 +296,7 @@ def smc(
     energy_fn: EnergyFn,
     key: jax.Array,
     *,
-    base: BaseDensity,
+    base: DensityLike,
     num_particles: int = 1024,
     num_steps: int = 5,
     step_size: ArrayLike = 0.5,

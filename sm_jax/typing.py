@@ -15,6 +15,7 @@ import jax
 from jax.typing import ArrayLike, DTypeLike
 
 __all__ = [
+    "DensityLike",
     "Divergence",
     "DivergenceFn",
     "EnergyFn",
@@ -52,6 +53,18 @@ class EnergyFn(Protocol):
 
     def __call__(self, x: jax.Array, /, *args: jax.Array) -> jax.Array:
         """Return the energy of each row of ``x``."""
+        ...
+
+
+class DensityLike(Protocol):
+    """A normalized density that can be drawn from; see sm_jax.densities."""
+
+    def sample(self, key: jax.Array, n: int, /) -> jax.Array:
+        """Return ``n`` independent draws, ``[n, ...]``."""
+        ...
+
+    def log_prob(self, x: jax.Array, /) -> jax.Array:
+        """Return the log-density in nats, ``[B]``, for ``x [B, ...]``."""
         ...
 
 

@@ -19,7 +19,7 @@ References: Neal 2001, https://arxiv.org/abs/physics/9803008; the way back, Gros
 Adams 2015, https://arxiv.org/abs/1511.02543
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,19 +28,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax.samplers._metropolis import Point, log_prob_and_score, metropolis_step
-from sm_jax.typing import EnergyFn
-
-
-class BaseDensity(Protocol):
-    """A normalized density to draw from, such as those of sm_jax.densities."""
-
-    def sample(self, key: jax.Array, n: int, /) -> jax.Array:
-        """Return ``n`` draws, ``[n, ...]``."""
-        ...
-
-    def log_prob(self, x: jax.Array, /) -> jax.Array:
-        """Return the log-density in nats, ``[B]``."""
-        ...
+from sm_jax.typing import DensityLike, EnergyFn
 
 
 class Bound(NamedTuple):
@@ -77,7 +65,7 @@ def annealed_importance(
     energy_fn: EnergyFn,
     key: jax.Array,
     *,
-    base: BaseDensity,
+    base: DensityLike,
     step_size: ArrayLike,
     num_chains: int = 1024,
     num_temperatures: int = 256,

@@ -18,8 +18,6 @@ https://doi.org/10.1145/1390156.1390290; Gutmann & Hyvarinen 2012,
 https://jmlr.org/papers/v13/gutmann12a.html
 """
 
-from typing import Protocol
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -27,19 +25,7 @@ from jax.typing import ArrayLike
 from sm_jax import _checks
 from sm_jax.parameterization import score_from_energy
 from sm_jax.samplers import mala
-from sm_jax.typing import EnergyFn
-
-
-class NoiseDensity(Protocol):
-    """A normalized density to draw from, such as those of sm_jax.densities."""
-
-    def sample(self, key: jax.Array, n: int, /) -> jax.Array:
-        """Return ``n`` draws, ``[n, ...]``."""
-        ...
-
-    def log_prob(self, x: jax.Array, /) -> jax.Array:
-        """Return the log-density in nats, ``[B]``."""
-        ...
+from sm_jax.typing import DensityLike, EnergyFn
 
 
 def _energies(energy_fn: EnergyFn, x: jax.Array) -> jax.Array:
@@ -159,7 +145,7 @@ def noise_contrastive(
     x: ArrayLike,
     key: jax.Array,
     *,
-    noise_density: NoiseDensity,
+    noise_density: DensityLike,
     num_noise: int = 1,
     log_normalizer: ArrayLike = 0.0,
 ) -> jax.Array:
