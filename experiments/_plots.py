@@ -144,8 +144,7 @@ def completions(
     blocks = [_tiles(x.reshape(-1, *x.shape[2:]), x.shape[1]) for x in parts.values()]
     widths = np.array([block.shape[1] for block in blocks])
     centers = np.cumsum(widths) - widths / 2
-    factor = _factor_of_width(sum(widths))
-    _framed(path, np.concatenate(blocks, axis=1), factor, title, top=(centers, list(parts)))
+    _framed(path, np.concatenate(blocks, axis=1), title, top=(centers, list(parts)))
 
 
 def scores_per_level(
@@ -184,10 +183,10 @@ def _tiles(x: np.ndarray, columns: int | None = None, gap: int = 1) -> np.ndarra
 
 
 def _factor(problem: Problem, num: int) -> int:
-    return _factor_of_width(math.ceil(math.sqrt(num)) * problem.event_shape[1])
+    return _enlargement(math.ceil(math.sqrt(num)) * problem.event_shape[1])
 
 
-def _factor_of_width(pixels: int) -> int:
+def _enlargement(pixels: int) -> int:
     return max(1, round(640 / pixels))
 
 
@@ -209,15 +208,13 @@ def _labelled(path, problem, images, labels, title):
     # One row each, unless the picture would be wider than high.
     columns = min(groups.shape[1], math.ceil(math.sqrt(len(images))))
     blocks = [_tiles(group, columns) for group in groups]
-    height, width = blocks[0].shape[:2]
-    centers = height * (np.arange(len(names)) + 0.5)
-    factor = _factor_of_width(width)
-    _framed(path, np.concatenate(blocks), factor, title, left=(centers, [str(n) for n in names]))
+    centers = len(blocks[0]) * (np.arange(len(names)) + 0.5)
+    _framed(path, np.concatenate(blocks), title, left=(centers, [str(n) for n in names]))
 
 
-def _framed(path, grid, factor, title="", *, left=((), ()), top=((), ())):
-    """Writes a grid of pixels enlarged by a whole factor, with words beside and above it."""
-    dpi = 100
+def _framed(path, grid, title="", *, left=((), ()), top=((), ())):
+    """Writes a grid, its pixels enlarged by a whole factor, with words beside and above it."""
+    dpi, factor = 100, _enlargement(max(grid.shape[:2]))
     image = np.asarray(_to_pil(grid, factor))
     height, width = image.shape[:2]
     beside = 34 if len(left[0]) else 10

@@ -1,4 +1,8 @@
-"""Draw samples from a run: `python -m experiments.sample RUN --num 64`."""
+"""Draw samples from a run: `python -m experiments.sample RUN --num 64`.
+
+`--label` and `--guidance` choose what is drawn from a run with labels; `--inpaint` completes
+held-out images.
+"""
 
 import dataclasses
 import pathlib
@@ -8,11 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from experiments import _cli
+from experiments._samplers import SAMPLERS
 
 if TYPE_CHECKING:  # slow to import
-    from jax import Array
+    import jax
+    import numpy as np
 
     from experiments._run import Run
+    from sm_jax.typing import NoiseScoreFn
+
+_MOST_TOGETHER = 256  # samples drawn at a time
+_SAMPLER_HELP = "; ".join(f"{name}: {text}" for name, text in SAMPLERS.items()) + "."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,26 +31,40 @@ class Sample:
 
     run: Annotated[pathlib.Path, tyro.conf.Positional]
     """Run directory that experiments.train wrote."""
-    num: int = 64
-    """Number of samples."""
-    sampler: Literal["heun", "reverse_sde", "annealed_langevin"] = "heun"
-    """Heun on the probability flow; Euler-Maruyama on the reverse SDE; Langevin, level by level."""
+    num: int | None = None
+    """Number of samples, 64 by default, shared out among the labels and rounded up; with --inpaint,
+    number of held-out images, 8 by default."""
+    label: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Draw samples of this label, of a run trained with --conditional; may be given several times,
+    or as "all"."""
+    guidance: float | None = None
+    """Exaggerate the label: 1 leaves its density as it is, 2 is usual, more is less varied."""
+    guidance_interval: tuple[float, float] | None = None
+    """Noise levels LOW HIGH within which to guide, in units of the scaled data; all by default."""
+    inpaint: Literal["left", "right", "top", "bottom", "center"] | None = None
+    """Complete held-out images of which this part is hidden, instead of drawing new ones."""
+    completions: int = 6
+    """Completions of each image, with --inpaint."""
+    sampler: Annotated[Literal[tuple(SAMPLERS)], tyro.conf.arg(help=_SAMPLER_HELP)] = "heun"
     num_steps: int | None = None
-    """Steps of the sampler: 32 for heun, 256 for reverse_sde, 5 at each level for Langevin."""
+    """Steps of the sampler, by default as many as it takes for good samples; for annealed_langevin,
+    at each level."""
     churn: float = 0.0
     """Noise added by heun over all steps together (EDM's S_churn); 0 is deterministic."""
     seed: int = 0
     """Seed of the samples."""
     output: pathlib.Path | None = None
-    """Where to write, without a suffix; RUN/samples-SAMPLER by default."""
+    """Where to write, without a suffix; by default RUN/samples-SAMPLER or RUN/inpaint-PART."""
 
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line, which is `sys.argv` by default."""
     with _cli.one_line_errors():
         options = tyro.cli(Sample, prog="python -m experiments.sample", args=args)
-        output = options.output or options.run / f"samples-{options.sampler}"
-        sample(options, output)
+        if options.inpaint:
+            inpaint(options, options.output or options.run / f"inpaint-{options.inpaint}")
+        else:
+            sample(options, options.output or options.run / f"samples-{options.sampler}")
 
 
 def sample(options: Sample, output: pathlib.Path) -> None:
@@ -48,62 +72,183 @@ def sample(options: Sample, output: pathlib.Path) -> None:
     import jax
     import numpy as np
 
-    from experiments import _plots, _run
-    from sm_jax import noise_levels, samplers
+    from experiments import _plots, _run, _samplers
+    from sm_jax import samplers
+
+    num = 64 if options.num is None else options.num
+    if num < 1:
+        raise ValueError(f"--num must be at least 1, got {num}")
+    run = _run.load(options.run)
+    labels = _labels(run, options)
+    sampler, settings = _samplers.choose(run, options.sampler, options.num_steps, options.churn)
+
+    def one(key, label):
+        draw = samplers.one_sample(
+            sampler,
+            _score_fn(run, options, label[None]),
+            process=run.problem.process,
+            event_shape=run.problem.event_shape,
+            **settings,
+        )
+        return draw(key)
+
+    # Drawn at once: a sample, or one of each label.
+    def draw(key):
+        return jax.vmap(one)(jax.random.split(key, len(labels)), labels)
+
+    each = -(-num // len(labels))
+    x = samplers.generate(
+        draw,
+        jax.random.key(options.seed),
+        each,
+        batch_size=max(1, _MOST_TOGETHER // len(labels)),
+    )
+    x = np.swapaxes(x, 0, 1).reshape(-1, *run.problem.event_shape)
+    if not np.all(np.isfinite(x)):
+        raise ValueError(f"{options.sampler} did not come to its end: choose another --sampler")
+    _save(output, run.problem.unscaled(x))
+    shown = np.repeat(labels, each) if options.label else None
+    _plots.samples(output.with_suffix(".png"), run.problem, x, labels=shown, title=_title(options))
+    _tell(f"{len(x)} samples by {options.sampler}", output)
+
+
+def inpaint(options: Sample, output: pathlib.Path) -> None:
+    """Completes held-out images; writes OUTPUT.npy `[N, completions, ...]` and OUTPUT.png."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from experiments import _plots, _problem, _run
+    from sm_jax import guidance, samplers
     from sm_jax.processes import prior_sample
 
-    if options.num < 1:
-        raise ValueError(f"--num must be at least 1, got {options.num}")
-    if options.churn and options.sampler != "heun":
-        raise ValueError(f"--churn is of heun, not of {options.sampler}: leave one of them out")
+    num = 8 if options.num is None else options.num
+    for name, value in (("--num", num), ("--completions", options.completions)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if options.sampler != "heun" or options.churn:
+        raise ValueError("--inpaint has a sampler of its own: leave --sampler and --churn out")
     run = _run.load(options.run)
-    process = run.problem.process
-    langevin_steps = options.num_steps or 5
-    sigmas = _ladder(run)
-    step_size = noise_levels.langevin_step_size(sigmas, langevin_steps)
-    prior_key, sample_key = jax.random.split(jax.random.key(options.seed))
+    problem = run.problem
+    if not problem.is_image:
+        raise ValueError(
+            f"--inpaint is for images, and the examples of this run have shape "
+            f"{problem.event_shape}: leave it out"
+        )
+    labels = _labels(run, options)
+    if len(labels) > 1:
+        raise ValueError(f"--inpaint takes one --label at most, got {len(labels)}")
+    rows = problem.rows(_problem.load(run.config).held_out[:num])
+    data_key, key = jax.random.split(jax.random.key(options.seed))
+    originals = jax.jit(problem.scaled)(rows, data_key)
+    known = known_part(problem.event_shape, options.inpaint)
+    score_fn = _score_fn(run, options, jnp.repeat(jnp.asarray(labels), len(rows)))
 
-    def draw(x, key):
-        match options.sampler:
-            case "heun":
-                return samplers.heun(
-                    run.score_fn,
-                    x,
-                    key,
-                    process=process,
-                    num_steps=options.num_steps,
-                    churn=options.churn,
-                )
-            case "reverse_sde":
-                return samplers.reverse_sde(
-                    run.score_fn, x, key, process=process, num_steps=options.num_steps
-                )
-            case "annealed_langevin":
-                return samplers.annealed_langevin(
-                    run.score_fn,
-                    x,
-                    key,
-                    sigmas=sigmas,
-                    step_size=step_size,
-                    num_steps=langevin_steps,
-                )
+    # Drawn at once: a completion of each image.
+    def draw(key):
+        noise_key, sample_key = jax.random.split(key)
+        return guidance.inpaint(
+            score_fn,
+            prior_sample(problem.process, noise_key, originals.shape),
+            sample_key,
+            known=originals,
+            mask=known,
+            process=problem.process,
+            num_steps=options.num_steps,
+        )
 
-    noise = prior_sample(process, prior_key, (options.num, *run.problem.event_shape))
-    x = np.asarray(jax.jit(draw)(noise, sample_key))
-    np.save(output.with_suffix(".npy"), run.problem.unscaled(x))
-    _plots.samples(output.with_suffix(".png"), run.problem, x)
-    print(f"{options.num} samples by {options.sampler}:")
+    together = max(1, _MOST_TOGETHER // len(rows))
+    x = samplers.generate(draw, key, options.completions, batch_size=together).swapaxes(0, 1)
+    _save(output, problem.unscaled(x))
+    place = "center" if options.inpaint == "center" else f"{options.inpaint} half"
+    title = ", ".join(filter(None, [f"{place} hidden", _title(options)]))
+    _plots.completions(output.with_suffix(".png"), known, np.asarray(originals), x, title)
+    _tell(f"{options.completions} completions of each of {len(rows)} held-out images", output)
+
+
+def known_part(event_shape: tuple[int, ...], hidden: str) -> "np.ndarray":
+    """Returns the mask of an image, true where it is known, by the name of the hidden part."""
+    import numpy as np
+
+    height, width = event_shape[:2]
+    known = np.ones(event_shape, bool)
+    part = {
+        "left": np.s_[:, : width // 2],
+        "right": np.s_[:, width - width // 2 :],
+        "top": np.s_[: height // 2],
+        "bottom": np.s_[height - height // 2 :],
+        "center": np.s_[height // 4 : height - height // 4, width // 4 : width - width // 4],
+    }
+    known[part[hidden]] = False
+    return known
+
+
+def _labels(run: "Run", options: Sample) -> "np.ndarray":
+    """Returns the labels asked for, or what stands for none."""
+    import numpy as np
+
+    from experiments import _problem
+
+    if options.guidance is not None and not options.label:
+        raise ValueError("--guidance needs a label to guide to: add --label")
+    if options.guidance_interval is not None and options.guidance is None:
+        raise ValueError("--guidance-interval needs --guidance: add it")
+    if not options.label:
+        return np.array([_problem.NO_LABEL])
+    num = run.problem.num_labels
+    if num is None:
+        raise ValueError(
+            f"{str(options.run)!r} was trained without labels: leave --label out, or train with "
+            "--conditional"
+        )
+    if "all" in options.label:
+        return np.arange(num)
+    known = [str(label) for label in range(num)]
+    for label in options.label:
+        if label not in known:
+            raise ValueError(f"there is no label {label!r}: they are 0 to {num - 1}, or all")
+    return np.array([int(label) for label in dict.fromkeys(options.label)])
+
+
+def _score_fn(run: "Run", options: Sample, labels: "jax.Array") -> "NoiseScoreFn":
+    """Returns the score given labels `[B]`, guided as asked; that of all examples without any."""
+    from sm_jax import guidance
+
+    if not options.label:
+        return run.score_fn
+    score_fn = run.score_given(labels)
+    if options.guidance is None:
+        return score_fn
+    interval = options.guidance_interval
+    if interval is not None:
+        interval = tuple(run.problem.process.time(sigma) for sigma in interval)
+    return guidance.classifier_free(
+        score_fn, run.score_fn, scale=options.guidance, interval=interval
+    )
+
+
+def _title(options: Sample) -> str:
+    if options.guidance is None:
+        return f"label {options.label[0]}" if options.inpaint and options.label else ""
+    words = f"guidance {options.guidance:g}"
+    if options.inpaint:
+        words = f"label {options.label[0]}, {words}"
+    if options.guidance_interval is None:
+        return words
+    low, high = options.guidance_interval
+    return rf"{words} within $\sigma$ = {low:g} to {high:g}"
+
+
+def _save(output: pathlib.Path, x: "np.ndarray") -> None:
+    import numpy as np
+
+    np.save(output.with_suffix(".npy"), x)
+
+
+def _tell(what: str, output: pathlib.Path) -> None:
+    print(f"{what}:")
     for suffix in (".npy", ".png"):
         print(f"  {output.with_suffix(suffix)}")
-
-
-def _ladder(run: "Run") -> "Array":
-    """Returns the noise levels of annealed Langevin, as many as the dimension asks for."""
-    from sm_jax import noise_levels
-
-    low, high = run.problem.sigma_min, run.problem.sigma_max
-    ratio = min(noise_levels.level_ratio(run.problem.num_dims), 1.5)
-    return noise_levels.geometric(high, low, noise_levels.num_levels(high, low, ratio))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Images from TensorFlow Datasets prepared as array_record, read without TensorFlow."""
 
+import contextlib
 import importlib
+import logging
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -54,12 +57,13 @@ def load_tfds(
     source = builder.as_data_source(split=split)
     images = np.empty((len(source), *info.features[image].shape), info.features[image].np_dtype)
     labels = np.empty(len(source), np.int64) if "label" in info.features else None
-    for start in range(0, len(source), _CHUNK):
-        stop = min(start + _CHUNK, len(source))
-        for i, record in enumerate(source.__getitems__(range(start, stop)), start):
-            images[i] = record[image]
-            if labels is not None:
-                labels[i] = record["label"]
+    with _without_advice():
+        for start in range(0, len(source), _CHUNK):
+            stop = min(start + _CHUNK, len(source))
+            for i, record in enumerate(source.__getitems__(range(start, stop)), start):
+                images[i] = record[image]
+                if labels is not None:
+                    labels[i] = record["label"]
     check_numbers(images, f"{info.full_name}, split {split!r},")
     return images, labels
 
@@ -73,6 +77,21 @@ def _import_tfds():
         raise ImportError(
             f"reading TensorFlow Datasets: {error}. Run pip install 'sm_jax[tfds]'."
         ) from error
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep TFDS from recommending OpenCV; all else that it logs passes."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("OpenCV is not installed")
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _find(name: str, data_dir: pathlib.Path) -> pathlib.Path:
