@@ -384,6 +384,30 @@ def test_contract(name, getkey):
     assert (half.x if isinstance(half, samplers.Chain) else half).dtype == jnp.bfloat16
 
 
+def test_mala_keeps_the_dtype_of_the_points(getkey):
+    """With a step and an energy of higher precision."""
+    with jax.enable_x64(True):
+        for form in ("energy", "score"):
+            x = jnp.ones((4, 1), jnp.float32)
+            chain = jax.eval_shape(
+                FORMS[form](step_size=jnp.float64(0.1), num_steps=2), x, getkey()
+            )
+            assert chain.x.dtype == chain.acceptance_rate.dtype == jnp.float32
+        found = jax.eval_shape(
+            lambda x, key: samplers.adapt_step_size(
+                None,
+                x,
+                key,
+                energy_fn=lambda x: quartic_energy(x.astype(jnp.float64)),
+                step_size=jnp.float64(0.1),
+                num_steps=2,
+            ),
+            x,
+            getkey(),
+        )
+        assert found.x.dtype == found.step_size.dtype == jnp.float32
+
+
 FLAT = {
     "mala": partial(samplers.mala, lambda x: 0 * x, step_size=0.5),
     "underdamped": partial(samplers.underdamped, lambda x: 0 * x, step_size=2.0, friction=50.0),

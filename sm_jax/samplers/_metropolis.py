@@ -91,6 +91,8 @@ def metropolis_step(
 ) -> tuple[Point, jax.Array]:
     """Return the next point of the chain and the probability of acceptance ``[B]``, eq. (1)."""
     key_proposal, key_accept = jax.random.split(key)
+    dtype = _checks.accumulator(point.x.dtype)
+    step_size = jnp.asarray(step_size, dtype)
     y = langevin_step(point.score, point.x, step_size, key_proposal).astype(point.x.dtype)
     new = evaluate(y)
 
@@ -98,7 +100,7 @@ def metropolis_step(
     away = away - point.x
     # Both other terms of (1) at once: |s_y|^2 - |s_x|^2 = (s_y - s_x)'(s_y + s_x).
     imbalance = _checks.sum_data_axes((s_x + s_y) * (0.5 * away + 0.25 * step_size * (s_y - s_x)))
-    log_ratio = gain(point, new) - imbalance
+    log_ratio = (gain(point, new) - imbalance).astype(dtype)
 
     # A proposal of zero density, or where anything is NaN, is never accepted.
     accept = -jax.random.exponential(key_accept, log_ratio.shape, log_ratio.dtype) < log_ratio
