@@ -129,12 +129,7 @@ def all_samplers() -> list[Sampler]:
         Sampler("heun", False, fixed(samplers.heun), per_step=2),
         Sampler("dpm_solver_pp, order 2", False, fixed(samplers.dpm_solver_pp)),
         Sampler("dpm_solver_pp, order 3", False, fixed(samplers.dpm_solver_pp, order=3)),
-        Sampler(
-            "probability_flow",
-            False,
-            adaptive(samplers.probability_flow, 1 / 30, 1 / 30),
-            adaptive=True,
-        ),
+        Sampler("probability_flow", False, flow, adaptive=True),
         Sampler("reverse_sde", True, fixed(samplers.reverse_sde)),
         Sampler("reverse_diffusion", True, fixed(samplers.reverse_diffusion)),
         Sampler("predictor_corrector", True, fixed(samplers.predictor_corrector), per_step=2),
