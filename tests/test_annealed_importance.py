@@ -404,7 +404,7 @@ def test_chains_follow_a_mixture_down_its_levels(process, getkey):
 
 
 def test_integration_evaluations_and_defaults(getkey):
-    """Each step of MALA one evaluation, and three for the work; 65 levels by default."""
+    """Each step of MALA one evaluation, and four for the work; 65 levels by default."""
     calls = []
     energy = lambda x, t: calls.append(x) or jnp.sum(x**2, axis=-1) / t  # noqa: E731
     process = PROCESSES["VE"]
@@ -414,7 +414,7 @@ def test_integration_evaluations_and_defaults(getkey):
         thermodynamic_integration(
             energy, x, key, times=[5.0, 3.0, 1.0], num_steps=2, step_size=0.1, **options
         )
-    assert len(calls) <= 3 * (2 + 1 + 4)
+    assert len(calls) == 3 * (2 + 1 + 4)
     default = thermodynamic_integration(energy, x, key, **options)
     explicit = thermodynamic_integration(
         energy, x, key, num_levels=65, num_steps=10, step_size=0.5, sigma_data=1.0, **options
@@ -446,3 +446,9 @@ def test_integration_bad_input(x, options, error, message, getkey):
     options = {"key": getkey(), "process": PROCESSES["VE"], **options}
     with pytest.raises(error, match=message):
         thermodynamic_integration(lambda x, t: jnp.sum(x**2, axis=-1), x, **options)
+
+
+def test_integration_wants_one_energy_per_example():
+    x = jnp.ones((3, 4, 2))
+    with pytest.raises(ValueError, match=r"one number per example, shape \(4,\), got \(4, 2\)"):
+        thermodynamic_integration(lambda x, t: x, x, process=PROCESSES["VE"])

@@ -84,7 +84,7 @@ def thermodynamic_integration(
         times: instead of the grid: strictly decreasing times ``[L]``.
         step_size: step of MALA over ``sigma(t)^2``, the same at all levels.
         num_steps: steps of MALA at each level: in all ``L (num_steps + 1)`` evaluations of the
-            energy with its gradient, and ``3 L`` of the energy; only these for given samples.
+            energy with its gradient, and ``4 L`` of the energy; only these for given samples.
         sigma_data: standard deviation of the data, ``d`` in (1); the nearer, the fewer levels are
             needed.
         log_normalizer: ``log Z`` at the first time, if known; by default eq. (3).
@@ -133,7 +133,8 @@ def thermodynamic_integration(
     dims = _checks.num_dims(start)
 
     def energy_at(x, t):
-        return _checks.accumulated(energy_fn(x, jnp.broadcast_to(t, x.shape[:1])))
+        energy = energy_fn(x, jnp.broadcast_to(t, x.shape[:1]))
+        return _checks.accumulated(_checks.check_energy(energy, x))
 
     def work(x, here, there):
         """Return ``W`` of every row of ``x`` from its own level to another, eq. (1)."""
@@ -173,9 +174,7 @@ def thermodynamic_integration(
     increments = -0.5 * (forth[:-1] - back[1:])
     integrals = jnp.concatenate([jnp.zeros_like(forth[:1]), jnp.cumsum(increments, axis=0)])
     if log_normalizer is None:
-        log_ratio = -_checks.accumulated(energy_at(start, times[0])) - prior_log_prob(
-            process, start
-        )
+        log_ratio = -energy_at(start, times[0]) - prior_log_prob(process, start)
         first, influence = _log_mean_ratio(log_ratio, from_model=given)
     else:
         first, influence = jnp.asarray(log_normalizer), jnp.zeros_like(integrals[0])
