@@ -45,6 +45,8 @@ def test_it_is_unbiased(probe, getkey):
     assert np.all((result.share >= 0) & (result.share <= 1 + 1e-6))
     np.testing.assert_allclose(result.share, result.asymmetry / result.norm / 4, rtol=1e-5)
     many = diagnostics.asymmetry(linear_score, x[:2], getkey(), num_probes=4_000, probe=probe)
+    np.testing.assert_allclose(many.asymmetry, CURL, rtol=0.1)
+    np.testing.assert_allclose(many.norm, NORM, rtol=0.1)
     np.testing.assert_allclose(many.share, CURL / NORM / 4, rtol=0.1)
 
 
