@@ -60,9 +60,9 @@ class Conditioning:
 
     conditional: bool = False
     """Tell the network the label of each example, so that samples of a label can be asked for."""
-    label_dropout: float = 0.1
+    label_dropout: float = 0.2
     """Share of the examples whose label is withheld while training: from these the same network
-    learns the density of all examples, which guidance needs; 0.1 to 0.2 is usual."""
+    learns the density of all examples, which guidance needs."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,9 @@ class ArrayData:
     """Name of the array, in an .npz file that holds several."""
     held_out: float = 0.1
     """Share of the examples held out, between 0 and 1."""
+    validation: float = 0.1
+    """Share of the others set aside to choose among the checkpoints by, with the variational bound
+    on their likelihood; 0 takes the last checkpoint."""
     max_examples: int | None = None
     """Use so many examples, chosen at random."""
 
@@ -179,7 +182,7 @@ class Array:
     conditioning: ArrayConditioning = ArrayConditioning()
     model: Model = Model(network="auto", width=128, depth=3, dropout=0.3)
     training: Training = Training(num_steps=2000)
-    evaluation: Evaluation = Evaluation()
+    evaluation: Evaluation = Evaluation(every=100)
     run: Run = Run()
 
 

@@ -3,6 +3,7 @@
 import functools
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,13 +11,42 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._config import Evaluation
-from experiments._problem import Examples, Problem
+from experiments._problem import Examples, Problem, ScoreModel
 from experiments._run import Run
 from sm_jax import divergence, likelihood, losses, samplers
 from sm_jax.processes import perturb, prior_sample, time_grid
 
 _MOST_EXACT_DIMS = 128
+_VALIDATION_ROWS = 256
 _BLOCK_SIZE = 2048  # numbers in the examples evaluated together: more leave the cache of a CPU
+
+
+def validation(
+    model: ScoreModel, problem: Problem, examples: Examples, seed: int
+) -> Callable[[Any, int], dict[str, float]] | None:
+    """Returns what `fit` chooses a checkpoint by: a bound on the validation set's likelihood.
+
+    The noise is the same at each call, and more is drawn where examples are few. None without a
+    validation set.
+    """
+    if examples.validation is None:
+        return None
+    scale_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2))
+    rows = examples.validation[:_VALIDATION_ROWS]
+    x = jax.jit(problem.scaled)(problem.rows(rows), scale_key)
+
+    @jax.jit
+    def bound(params):
+        return likelihood.elbo(
+            model.score(params),
+            problem.process,
+            x,
+            noise_key,
+            num_samples=32,
+            num_estimates=max(1, _VALIDATION_ROWS // len(x)),
+        ).value.mean()
+
+    return lambda params, _: {"validation_elbo": float(bound(params)) + problem.log_det}
 
 
 def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
@@ -29,7 +59,10 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
     num = min(options.likelihood_examples, len(examples.held_out), len(examples.train))
     scaled = jax.jit(problem.scaled)
     held_out = np.asarray(scaled(problem.rows(examples.held_out[:num]), held_out_key))
-    train = np.asarray(scaled(problem.rows(examples.train), train_key))
+    train = examples.train
+    if examples.validation is not None:  # for the baselines, which validate on folds of their own
+        train = np.concatenate([train, examples.validation])
+    train = np.asarray(scaled(problem.rows(train), train_key))
 
     print(f"log-likelihood of {num} held-out and {num} training examples")
     both = np.concatenate([held_out, train[:num]])

@@ -51,19 +51,30 @@ def _figure(path: pathlib.Path, width: float, height: float) -> Iterator[Figure]
 
 
 def loss_curve(directory: pathlib.Path) -> None:
-    """Writes loss.png: the loss and the norm of its gradient by step, from metrics.jsonl."""
-    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    records = [record for record in records if record.get("loss") is not None]
+    """Writes loss.png from metrics.jsonl: by step, the loss and the norm of its gradient.
+
+    With a validation set, its bound on the likelihood instead of the latter.
+    """
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    every = [json.loads(line) for line in lines]
+    records = [record for record in every if record.get("loss") is not None]
+    validated = [record for record in every if record.get("eval/validation_elbo") is not None]
     with _figure(directory / "loss.png", 6.4, 4.2) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         steps = [record["step"] for record in records]
         top.plot(steps, [record["loss"] for record in records], color=BLUE)
         top.set_ylabel("loss (per example)")
-        bottom.plot(steps, [record["grad_norm"] for record in records], color=ORANGE)
-        bottom.set_ylabel("norm of gradient")
+        _log_scale(top)
+        if validated:
+            steps = [record["step"] for record in validated]
+            bounds = [record["eval/validation_elbo"] for record in validated]
+            bottom.plot(steps, bounds, color=ORANGE, marker=".")
+            bottom.set_ylabel("validation bound\n(nats)")
+        else:
+            bottom.plot(steps, [record["grad_norm"] for record in records], color=ORANGE)
+            bottom.set_ylabel("norm of gradient")
+            _log_scale(bottom)
         bottom.set_xlabel("step")
-        for axes in (top, bottom):
-            _log_scale(axes)
 
 
 def _log_scale(axes: Axes) -> None:

@@ -42,6 +42,7 @@ class Examples(NamedTuple):
     density: Any = None  # the exact one, for a toy
     train_labels: np.ndarray | None = None  # [N], of a conditional run
     held_out_labels: np.ndarray | None = None
+    validation: np.ndarray | None = None  # to choose a checkpoint by; not among those to train on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +200,11 @@ def _load_array(config: Array) -> Examples:
         raise ValueError(
             f"--held-out is a share of the examples between 0 and 1, got {options.held_out}"
         )
+    if not 0 <= options.validation < 1:
+        raise ValueError(
+            "--validation is a share of the examples that are not held out, at least 0 and below "
+            f"1, got {options.validation}"
+        )
     try:
         x = data.load(options.path, array=options.array)
         labels = _array_labels(config, x)
@@ -211,10 +217,13 @@ def _load_array(config: Array) -> Examples:
             f"{str(options.path)!r} leaves {len(order) - num_held_out} of {len(order)} examples "
             "to train on, and at least 2 are needed: add examples, or lower --held-out"
         )
-    train, held_out = order[num_held_out:], order[:num_held_out]
+    held_out, rest = order[:num_held_out], order[num_held_out:]
+    num_validation = min(math.ceil(options.validation * len(rest)), len(rest) - 2)
+    validation, train = rest[:num_validation], rest[num_validation:]
+    examples = Examples(x[train], x[held_out], validation=x[validation] if num_validation else None)
     if labels is None:
-        return Examples(x[train], x[held_out])
-    return Examples(x[train], x[held_out], None, labels[train], labels[held_out])
+        return examples
+    return examples._replace(train_labels=labels[train], held_out_labels=labels[held_out])
 
 
 def _array_labels(config: Array, x: np.ndarray) -> np.ndarray | None:

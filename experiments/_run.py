@@ -9,6 +9,7 @@ import jax
 
 from experiments import _cli, _config, _problem
 from sm_jax import training
+from sm_jax.training import checkpoints
 from sm_jax.typing import NoiseScoreFn
 
 
@@ -21,7 +22,8 @@ class Run(NamedTuple):
         config: its options.
         problem: what was decided from its data.
         model: its network.
-        params: the averaged parameters of its newest checkpoint.
+        params: the averaged parameters of its newest checkpoint, or its best where validation
+            examples chose one.
     """
 
     directory: pathlib.Path
@@ -50,8 +52,14 @@ def load(directory: pathlib.Path) -> Run:
     recipe, config, facts = _cli.read_config(directory)
     problem = _problem.Problem.from_dict(facts)
     model = _problem.build(config, problem)
-    params = training.restore_params(directory, model.params)
+    params = restore_params(directory, model.params)
     return Run(directory, recipe, config, problem, model, params)
+
+
+def restore_params(directory: pathlib.Path, like: Any) -> Any:
+    """Returns the averaged parameters that a run ends with: the best, or else the newest."""
+    best = checkpoints.read_metadata(directory)["best"]["metric"] is not None
+    return training.restore_params(directory, like, best=best)
 
 
 def keys(config: _config.Config, num: int) -> jax.Array:

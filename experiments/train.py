@@ -35,8 +35,9 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
 
     import jax
 
-    from experiments import _problem, _run
+    from experiments import _evaluation, _problem, _run
     from sm_jax import training
+    from sm_jax.training import checkpoints
 
     name = f"{recipe.replace(':', '-').replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = training.prepare_directory(
@@ -63,7 +64,8 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
     checksum = 0
     for array in jax.tree.leaves(dataset):
         checksum = zlib.crc32(array.tobytes(), checksum)
-    state = training.fit(
+    validate = _evaluation.validation(model, problem, examples, options.seed)
+    training.fit(
         model.loss,
         model.params,
         dataset,
@@ -77,12 +79,20 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
         level_loss_fn=model.level_loss,
         evaluate_every=config.evaluation.every,
         checkpoint_every=config.evaluation.every,
+        evaluate=validate,
+        best_metric=None if validate is None else "validation_elbo",
+        best_mode="max",
         directory=directory,
         resume=config.run.resume,
         steps_per_dispatch=1 if convolutional and jax.default_backend() == "cpu" else 50,
         config={"recipe": recipe, "checksum": checksum, **what_matters},
     )
-    return _run.Run(directory, recipe, config, problem, model, state.ema), examples
+    params = _run.restore_params(directory, model.params)
+    if validate is not None:
+        step = checkpoints.best_step(directory)
+        num = len(examples.validation)
+        print(f"took the checkpoint of step {step}, the best on {num} validation examples")
+    return _run.Run(directory, recipe, config, problem, model, params), examples
 
 
 def finish(run: "Run", examples: "Examples", start: float) -> None:

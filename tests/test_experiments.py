@@ -149,6 +149,29 @@ def test_array_reports_in_the_units_of_the_data(tmp_path, getkey):
         np.testing.assert_allclose(rows[0][name]["bits_per_dim"], bits, rtol=1e-5)
 
 
+def test_array_takes_the_checkpoint_that_is_best_on_its_validation_set(tmp_path, capsys):
+    """With a learning rate that makes things worse, not the last one."""
+    x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    directory = tmp_path / "run"
+    options = ["--learning-rate", "3.0", "--ema-decay", "0.1", "--directory", str(directory)]
+    recipe, config = _cli.parse(["array", *TINY, *options, "--data", str(tmp_path / "x.npy")])
+    run, examples = train.train(recipe, config)
+
+    parts = examples.train, examples.validation, examples.held_out
+    assert [len(part) for part in parts] == [48, 6, 6]
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts), axis=0), np.sort(x, axis=0))
+
+    lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    bounds = {line["step"]: line["eval/validation_elbo"] for line in lines if "level_loss" in line}
+    best = max(bounds, key=bounds.get)
+    assert best < max(bounds)
+    assert f"step {best}, the best on 6 validation examples" in capsys.readouterr().out
+    bound = _evaluation.validation(run.model, run.problem, examples, config.training.seed)
+    np.testing.assert_allclose(bound(run.params, 0)["validation_elbo"], bounds[best], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, _run.load(directory).params, run.params)
+
+
 def test_array_of_images_takes_the_unet_and_hutchinson(tmp_path, capsys):
     folder = tmp_path / "images"
     folder.mkdir()
@@ -207,6 +230,7 @@ def test_configuration_survives_json(recipe):
         (["array", "--data", "{nan}"], "NaN"),
         (["array", "--data", "{text}"], "real numbers"),
         (["array", "--data", "{nan}", "--held-out", "2"], "--held-out"),
+        (["array", "--data", "{nan}", "--validation", "1"], "--validation"),
         (["tfds:nothing", "--data-dir", "{empty}"], "nothing"),
     ],
 )

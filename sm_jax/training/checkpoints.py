@@ -36,6 +36,7 @@ from sm_jax import __version__
 from sm_jax.training._state import State, ema_dtype
 
 __all__ = [
+    "best_step",
     "check_metadata",
     "has_checkpoints",
     "open_manager",
@@ -334,6 +335,36 @@ def restore_params(directory: str | os.PathLike, like: Any, *, best: bool = Fals
                 stacklevel=2,
             )
     raise ValueError(f"no checkpoint in {directory} can be read, of {steps}")
+
+
+def best_step(directory: str | os.PathLike) -> int:
+    """Returns the step of the checkpoint with the best metric.
+
+    Args:
+        directory: the run directory.
+
+    Returns:
+        The step, as `restore_params(..., best=True)` takes it unless its checkpoint is damaged.
+
+    Raises:
+        ValueError: if the directory holds no run, or one without a `best_metric`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, tempfile
+        >>> from sm_jax.training import fit
+        >>> run = tempfile.mkdtemp()
+        >>> state = fit(lambda p, x, key: (x - p) ** 2, jnp.zeros(()), jnp.ones(8), seed=0,
+        ...             optimizer=optax.sgd(0.1), num_steps=4, batch_size=8, directory=run,
+        ...             checkpoint_every=2, evaluate=lambda ema, step: {"far": abs(step - 2)},
+        ...             best_metric="far", progress=False)
+        >>> best_step(run)
+        2
+    """
+    directory = pathlib.Path(directory).expanduser().absolute()
+    steps = _best_first(directory, _steps(directory), read_metadata(directory)["best"])
+    if not steps:
+        raise ValueError(f"no checkpoint in {directory} has a metric that can be read")
+    return steps[0]
 
 
 def _items(state: State) -> dict[str, Any]:
