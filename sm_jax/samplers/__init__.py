@@ -4,6 +4,8 @@
 `annealed_langevin`, ``sm_jax.processes.prior_sample`` for the diffusion samplers. With
 ``trajectory=True`` a sampler returns ``(x, path)``, the path holding the start and every iterate.
 `mala`, which accepts and rejects, returns both in a `Chain`, with its acceptance rate.
+`probability_flow` and `adaptive_sde`, which choose their steps, return an `AdaptiveSample`.
+`generate` draws any number of samples, which do not depend on batches or devices.
 """
 
 from sm_jax.samplers._adaptation import (
