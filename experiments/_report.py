@@ -71,10 +71,12 @@ def of_labels(results: dict[str, Any]) -> list[str]:
     """Returns sentences on the labels, for a conditional run."""
     sentences = []
     if gain := results.get("label_gain"):
+        given = results["log_likelihood"]["score model given label"]["nats"]
         sentences.append(
-            f"The label tells {gain['nats']:.2f} ± {gain['standard_error']:.2f} nats of a held-out "
-            f"example, log p(x | label) - log p(x); all it can tell is its entropy, "
-            f"{gain['entropy_of_labels']:.2f}"
+            f"The label of a held-out example adds {gain['nats']:.2f} ± "
+            f"{gain['standard_error']:.2f} nats, log p(x | label) - log p(x), and costs "
+            f"{gain['entropy_of_labels']:.2f}, its entropy: the mixture over the labels has at "
+            f"least {given - gain['entropy_of_labels']:.2f} nats"
         )
     if seen := results.get("recognized"):
         samples, real = (

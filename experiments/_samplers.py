@@ -38,7 +38,7 @@ def choose(run: "Run", name: str, num_steps: int | None, churn: float) -> tuple[
     if churn and name != "heun":
         raise ValueError(f"--churn is of heun, not of {name}: leave one of them out")
     if name == "annealed_langevin":
-        return _annealed_langevin(run, num_steps or 5), {}
+        return _annealed_langevin(run, 5 if num_steps is None else num_steps), {}
     options: dict[str, Any] = {"churn": churn} if churn else {}
     if name in _ADAPTIVE:
         if num_steps is not None:

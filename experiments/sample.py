@@ -193,6 +193,12 @@ def _labels(run: "Run", options: Sample) -> "np.ndarray":
         raise ValueError("--guidance needs a label to guide to: add --label")
     if options.guidance_interval is not None and options.guidance is None:
         raise ValueError("--guidance-interval needs --guidance: add it")
+    if options.guidance_interval is not None:
+        low, high = options.guidance_interval
+        if not 0 <= low < high:
+            raise ValueError(
+                f"--guidance-interval is LOW HIGH with 0 <= LOW < HIGH, got {low} {high}"
+            )
     if not options.label:
         return np.array([_problem.NO_LABEL])
     num = run.problem.num_labels
