@@ -106,7 +106,7 @@ def elbo(
         """Return the times and the weights of the errors at places ``u [B]`` in ``[0, 1)``."""
         if num_steps is None:
             return process.time(high * (low / high) ** u), jnp.log(high / low)
-        step = jnp.minimum((u * num_steps).astype(int), num_steps - 1)
+        step = (u * num_steps).astype(int)
         return times[step], weights[step]
 
     def sample(total, given):
