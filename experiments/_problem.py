@@ -319,6 +319,8 @@ def build(config: Config, problem: Problem) -> ScoreModel:
     if config.model.network == "levels":
         edges = quantized.level_edges(problem.num_levels)
         precondition = functools.partial(quantized.precondition, edges=edges)
+    elif config.model.network == "energy":
+        precondition = _precondition_energy
     else:
         precondition = parameterization.precondition
 
@@ -404,11 +406,16 @@ def _network(config: Config, problem: Problem) -> nnx.Module:
             **sizes,
         )
     sizes |= {"width": model.width, "depth": model.depth}
-    if kind == "mlp":
-        return models.MLP(shape, **sizes)
+    if kind in ("mlp", "energy"):
+        return {"mlp": models.MLP, "energy": models.EnergyMLP}[kind](shape, **sizes)
     if problem.num_levels is None:
         raise ValueError("--network levels is for integer data only: take mlp")
     return models.LevelMLP(shape, problem.num_levels, **sizes)
+
+
+def _precondition_energy(network, process, *, sigma_data):
+    energy_fn = parameterization.precondition_energy(network, process, sigma_data=sigma_data)
+    return parameterization.score_from_energy(energy_fn)
 
 
 def _augmented(config: Config) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from experiments import _cli, _config, _evaluation, _problem, _run, evaluate, sample, train
+from sm_jax import diagnostics
 
 _TINY = (
     "--num-steps 4 --batch-size 8 --width 8 --depth 1 --every 2 --num-samples 4 "
@@ -131,6 +132,21 @@ def test_every_toy_is_there(name, capsys):
     assert recipe == name
     assert (examples.train.shape, examples.held_out.shape) == ((30, 2), (9, 2))
     assert not np.isin(examples.train, examples.held_out).any()
+
+
+def test_an_energy_network_has_the_score_of_its_energy(tmp_path, getkey):
+    args = [*TINY, "--network", "energy", "--num-train", "30", "--num-held-out", "9"]
+    directory = tmp_path / "run"
+    run, examples = train.train(*_cli.parse(["moons", *args, "--directory", str(directory)]))
+    x, t = examples.held_out, np.full(9, 0.5, np.float32)
+    score = run.score_fn(x, t)
+    gaussian = -x / (run.problem.sigma_data**2 + 0.25)
+    assert np.abs(score - gaussian).max() > 1e-4  # the network has learned something
+    energy_fn = run.score_fn.energy_fn
+    gradient = jax.grad(lambda x: energy_fn(x, t).sum())(x)
+    np.testing.assert_allclose(score, -gradient, rtol=1e-5)
+    asymmetry = diagnostics.asymmetry(lambda x: run.score_fn(x, t), x, getkey())
+    np.testing.assert_array_less(asymmetry.share, 1e-6)
 
 
 def test_array_reports_in_the_units_of_the_data(tmp_path, getkey):

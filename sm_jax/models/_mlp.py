@@ -174,8 +174,8 @@ class EnergyMLP(nnx.Module):
     Equations (1) to (4) of this module with a scalar output. Its score,
     `sm_jax.parameterization.score_from_energy(energy)`, is `-grad_x E(x)`: a gradient field, which
     the output of an `MLP` need not be. The energy, and with it the score, is zero until the first
-    update. Nothing makes `exp(-E)` integrable by itself; `sm_jax.parameterization.precondition` of
-    the score adds the energy of a Gaussian.
+    update. Nothing makes `exp(-E)` integrable by itself;
+    `sm_jax.parameterization.precondition_energy` adds the energy of a Gaussian.
 
     Args:
       event_shape: shape of one example; an integer `n` means `(n,)`, and `()` scalar events.
