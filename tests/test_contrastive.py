@@ -100,6 +100,20 @@ def test_persistent_chains_go_on(getkey):
     np.testing.assert_array_equal(through, 0.0)
 
 
+def test_chains_start_where_they_should(getkey):
+    """With steps too small to move, the negatives are the data, and the chains stay."""
+    energy = lambda x: jnp.sum(jnp.exp(x), axis=-1)  # noqa: E731
+    x, chains = jax.random.normal(getkey(), (4, 2)), jax.random.normal(getkey(), (3, 2))
+    options = {"step_size": 1e-12, "num_steps": 1}
+    loss = losses.contrastive_divergence(energy, x, getkey(), **options)
+    np.testing.assert_allclose(loss, 0.0, atol=1e-4)
+    loss, moved = losses.persistent_contrastive_divergence(
+        energy, x, getkey(), chains=chains, **options
+    )
+    np.testing.assert_allclose(moved, chains, atol=1e-4)
+    np.testing.assert_allclose(loss, energy(x) - energy(chains).mean(), rtol=1e-3)
+
+
 class Fixed:
     """A density that draws given points, whatever the key."""
 

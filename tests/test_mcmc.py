@@ -1,6 +1,8 @@
 """The bridge to blackjax: moments and normalizers that are known, diagnostics in closed form."""
 
 import sys
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,7 @@ def test_nuts_finds_the_moments_of_a_banana(getkey):
         lambda x, key: mcmc.nuts(banana_energy, x, key, num_samples=1_500, num_warmup=300)
     )
     draws = run(x, getkey())
+    other = run(jnp.zeros((4, 2)), getkey()).samples[-1]
     assert draws.samples.shape == (1_500, 4, 2)
     assert_moments(draws.samples, np.array([0.0, 0.5]), np.array([1.0, 1.75]))
     assert draws.acceptance_rate.shape == draws.num_divergent.shape == (4,)
@@ -49,7 +52,6 @@ def test_nuts_finds_the_moments_of_a_banana(getkey):
     assert np.all((draws.num_divergent >= 0) & (draws.num_divergent < 100))
     # every chain has its own key
     assert np.abs(np.corrcoef(np.asarray(draws.samples[..., 0]).T)[0, 1]) < 0.2
-    other = run(jnp.zeros((4, 2)), getkey()).samples[-1]
     assert len(np.unique(np.asarray(other)[:, 0])) == 4
 
 
@@ -59,9 +61,10 @@ def test_mclmc_finds_the_moments_of_a_gaussian(getkey):
         lambda x, key: mcmc.mclmc(gaussian_energy, x, key, num_samples=2_000, num_warmup=900)
     )
     samples = run(x, getkey())
+    other = run(jnp.zeros((4, 3)), getkey())[-1]
     assert samples.shape == (2_000, 4, 3)
     assert_moments(samples, MEAN, np.diag(COV) + MEAN**2)
-    assert len(np.unique(np.asarray(run(jnp.zeros((4, 3)), getkey())[-1])[:, 0])) == 4
+    assert len(np.unique(np.asarray(other)[:, 0])) == 4
 
 
 class Base:
@@ -109,13 +112,39 @@ def test_smc_finds_the_normalizer_and_the_weights_of_modes(getkey):
     np.testing.assert_allclose(pooled.mean(axis=0), 3.0, atol=0.05)
 
 
-def test_smc_from_the_model_itself_needs_one_temperature(getkey):
-    """Equal weights: the normalizer is exact."""
+class Ellipse:
+    """The Gaussian of deviations 4 and 0.1, with draws that are given."""
+
+    deviations = jnp.array([[4.0, 0.1]])
+
+    def __init__(self, z):
+        self.points = self.deviations * z
+
+    def sample(self, key, n):
+        return self.points[:n]
+
+    def log_prob(self, x):
+        return jnp.sum(jax.scipy.stats.norm.logpdf(x, 0.0, self.deviations), axis=-1)
+
+
+def test_smc_moves_particles_in_units_of_their_deviations(getkey):
+    """From the model itself: one temperature, an exact normalizer, and the rotation of leapfrog.
+
+    Of a Gaussian each move turns position into velocity by 5 times the angle 2 asin(h / 2), h being
+    half a deviation; there are two times num_steps = 1 of them.
+    """
+    base = Ellipse(jax.random.normal(getkey(), (3_000, 2)))
     particles = mcmc.smc(
-        lambda x: 0.6 - Base().log_prob(x), getkey(), base=Base(), num_particles=16, num_steps=1
+        lambda x: 0.6 - base.log_prob(x), getkey(), base=base, num_particles=3_000, num_steps=1
     )
     np.testing.assert_allclose(particles.log_normalizer, -0.6, atol=1e-5)
     assert int(particles.num_temperatures) == 1
+    x, start = np.asarray(particles.x), np.asarray(base.points)
+    for axis in (0, 1):
+        found = np.corrcoef(x[:, axis], start[:, axis])[0, 1]
+        rotated = np.cos(5 * 2 * np.arcsin(0.25)) ** 2
+        assert rotated - 0.15 < found < rotated + 0.03  # some percent of rejections lower it
+        np.testing.assert_allclose(x[:, axis].std(), base.deviations[0, axis], rtol=0.08)
 
 
 def autoregressive(key, shape, rho):
@@ -180,6 +209,75 @@ def test_log_density_is_of_one_point():
     np.testing.assert_allclose(jax.grad(density_fn)(x), -(x - MEAN) @ PRECISION, rtol=1e-5)
     with pytest.raises(ValueError, match="one number per example"):
         mcmc.log_density(lambda x: x)(x)
+
+
+class State(NamedTuple):
+    """Of a sampler that only shows the random bits that it would use."""
+
+    position: jax.Array
+    early: jax.Array
+
+
+def early_state(keys):
+    """What parts that split their keys in three would draw before the sampling."""
+    early = jnp.concatenate([jax.vmap(jax.random.bits)(jax.random.split(k, 3)) for k in keys])
+    return State(jnp.append(early, jnp.uint32(0)), early)
+
+
+def show(key, state):
+    return State(jnp.append(state.early, jax.random.bits(key)), state.early)
+
+
+def assert_no_draw_twice(samples):
+    """``[3, B, early + 1]``: the early draws, and in the last place those of the sampling."""
+    samples = np.asarray(samples)
+    draws = np.concatenate([samples[0, :, :-1].ravel(), samples[..., -1].ravel()])
+    assert len(np.unique(draws)) == len(draws)
+
+
+def test_nuts_hands_on_its_options_and_fresh_keys(monkeypatch, getkey):
+    seen = {}
+
+    def adapt(algorithm, density_fn, **options):
+        seen.update(options)
+        return SimpleNamespace(run=warm_up)
+
+    def warm_up(key, x, num_steps):
+        seen["num_steps"] = num_steps
+        return (early_state([key]), {}), None
+
+    def step(key, state):
+        info = SimpleNamespace(acceptance_rate=jnp.float32(0.5), is_divergent=jnp.array(True))
+        return show(key, state), info
+
+    fake = SimpleNamespace(window_adaptation=adapt, nuts=lambda _: SimpleNamespace(step=step))
+    monkeypatch.setattr(mcmc, "_blackjax", lambda: fake)
+    draws = mcmc.nuts(banana_energy, jnp.ones((2, 2)), getkey(), num_samples=3)
+    assert seen == {"num_steps": 500, "target_acceptance_rate": 0.8, "max_num_doublings": 10}
+    assert_no_draw_twice(draws.samples)
+    np.testing.assert_array_equal(draws.acceptance_rate, [0.5, 0.5])
+    np.testing.assert_array_equal(draws.num_divergent, [3, 3])
+
+
+def test_mclmc_hands_on_its_options_and_fresh_keys(monkeypatch, getkey):
+    seen = {}
+
+    def tune(mclmc_kernel, num_steps, state, rng_key, logdensity_fn, **fractions):
+        seen.update(fractions, num_steps=num_steps)
+        tuned = SimpleNamespace(inverse_mass_matrix=1, L=2, step_size=3)
+        return early_state([state, rng_key]), tuned, None
+
+    def kernel(key, state, density_fn, inverse_mass_matrix, length, step_size):
+        assert (inverse_mass_matrix, length, step_size) == (1, 2, 3)
+        return show(key, state), None
+
+    mclmc = SimpleNamespace(build_kernel=lambda: kernel, init=lambda x, density_fn, key: key)
+    fake = SimpleNamespace(mclmc=mclmc, mclmc_find_L_and_step_size=tune)
+    monkeypatch.setattr(mcmc, "_blackjax", lambda: fake)
+    samples = mcmc.mclmc(banana_energy, jnp.ones((2, 2)), getkey(), num_samples=3)
+    third = {f"frac_tune{i}": 1 / 3 for i in (1, 2, 3)}
+    assert seen == {"num_steps": 1000, **third}
+    assert_no_draw_twice(samples)
 
 
 def test_missing_blackjax_is_named(monkeypatch, getkey):
