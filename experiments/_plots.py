@@ -216,11 +216,14 @@ def _labelled(path, problem, images, labels, title):
     """Writes a grid with a block of rows for each label, and the labels at its side."""
     names = list(dict.fromkeys(labels.tolist()))
     groups = images.reshape(len(names), -1, *images.shape[1:])
-    # One row each, unless the picture would be wider than high.
-    columns = min(groups.shape[1], math.ceil(math.sqrt(len(images))))
+    # One row each, unless the picture would be wider than high; then as many as are equally long.
+    rows = math.ceil(groups.shape[1] / math.ceil(math.sqrt(len(images))))
+    columns = math.ceil(groups.shape[1] / rows)
     blocks = [_tiles(group, columns) for group in groups]
     centers = len(blocks[0]) * (np.arange(len(names)) + 0.5)
-    _framed(path, np.concatenate(blocks), title, left=(centers, [str(n) for n in names]))
+    # A single label is for the title to name.
+    left = (centers, [str(name) for name in names]) if len(names) > 1 else ((), ())
+    _framed(path, np.concatenate(blocks), title, left=left)
 
 
 def _framed(path, grid, title="", *, left=((), ()), top=((), ())):

@@ -108,7 +108,8 @@ def sample(options: Sample, output: pathlib.Path) -> None:
         raise ValueError(f"{options.sampler} did not come to its end: choose another --sampler")
     _save(output, run.problem.unscaled(x))
     shown = np.repeat(labels, each) if options.label else None
-    _plots.samples(output.with_suffix(".png"), run.problem, x, labels=shown, title=_title(options))
+    picture, title = output.with_suffix(".png"), _title(options, labels)
+    _plots.samples(picture, run.problem, x, labels=shown, title=title)
     _tell(f"{len(x)} samples by {options.sampler}", output)
 
 
@@ -161,7 +162,7 @@ def inpaint(options: Sample, output: pathlib.Path) -> None:
     x = samplers.generate(draw, key, options.completions, batch_size=together).swapaxes(0, 1)
     _save(output, problem.unscaled(x))
     place = "center" if options.inpaint == "center" else f"{options.inpaint} half"
-    title = ", ".join(filter(None, [f"{place} hidden", _title(options)]))
+    title = ", ".join(filter(None, [f"{place} hidden", _title(options, labels)]))
     _plots.completions(output.with_suffix(".png"), known, np.asarray(originals), x, title)
     _tell(f"{options.completions} completions of each of {len(rows)} held-out images", output)
 
@@ -233,16 +234,14 @@ def _score_fn(run: "Run", options: Sample, labels: "jax.Array") -> "NoiseScoreFn
     )
 
 
-def _title(options: Sample) -> str:
-    if options.guidance is None:
-        return f"label {options.label[0]}" if options.inpaint and options.label else ""
-    words = f"guidance {options.guidance:g}"
-    if options.inpaint:
-        words = f"label {options.label[0]}, {words}"
-    if options.guidance_interval is None:
-        return words
-    low, high = options.guidance_interval
-    return rf"{words} within $\sigma$ = {low:g} to {high:g}"
+def _title(options: Sample, labels: "np.ndarray") -> str:
+    words = [f"label {labels[0]}"] if options.label and len(labels) == 1 else []
+    if options.guidance is not None:
+        words.append(f"guidance {options.guidance:g}")
+    if options.guidance_interval is not None:
+        low, high = options.guidance_interval
+        words[-1] += rf" within $\sigma$ = {low:g} to {high:g}"
+    return ", ".join(words)
 
 
 def _save(output: pathlib.Path, x: "np.ndarray") -> None:
