@@ -33,6 +33,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
 from sm_jax import __version__
+from sm_jax.training._compare import differences, json_config, layout
 from sm_jax.training._state import State, ema_dtype
 
 __all__ = [
@@ -115,9 +116,9 @@ def write_metadata(
     libraries = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy")
     metadata = {
         "format_version": FORMAT_VERSION,
-        "config": _json_config(config),
+        "config": json_config(config),
         "best": {"metric": best_metric, "mode": best_mode},
-        "state": _layout(state),
+        "state": layout(state),
         "libraries": {"sm_jax": __version__}
         | {name: importlib.metadata.version(name) for name in libraries},
     }
@@ -166,10 +167,10 @@ def check_metadata(metadata: Mapping[str, Any], state: State, config: Mapping[st
     Raises:
         ValueError: naming each entry that differs, with both values.
     """
-    for kind, new in (("config", _json_config(config)), ("state", _layout(state))):
-        differences = _differences(metadata[kind], new)
-        if differences:
-            shown = "; ".join(differences[:8]) + ("; ..." if len(differences) > 8 else "")
+    for kind, new in (("config", json_config(config)), ("state", layout(state))):
+        changed = differences(metadata[kind], new)
+        if changed:
+            shown = "; ".join(changed[:8]) + ("; ..." if len(changed) > 8 else "")
             raise ValueError(
                 f"the run to resume has another {kind}: {shown}. "
                 "Resume with the same one, or start a run in a new directory"
@@ -317,10 +318,10 @@ def restore_params(directory: str | os.PathLike, like: Any, *, best: bool = Fals
         like,
     )
     saved = {k: v for k, v in metadata["state"].items() if k.startswith(".ema")}
-    differences = _differences(saved, {".ema" + k: v for k, v in _layout(abstract).items()})
-    if differences:
+    changed = differences(saved, {".ema" + k: v for k, v in layout(abstract).items()})
+    if changed:
         raise ValueError(
-            f"the parameters in {directory} have another layout: {'; '.join(differences[:8])}. "
+            f"the parameters in {directory} have another layout: {'; '.join(changed[:8])}. "
             "Build the model that was trained"
         )
     steps = _steps(directory)
@@ -442,40 +443,3 @@ def _silence() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _layout(tree: Any) -> dict[str, str]:
-    return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _json_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(json.dumps(config))
-    except TypeError as error:
-        raise TypeError(
-            f"config must hold numbers, strings, lists and dicts only ({error}): got {config!r}"
-        ) from error
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Returns one line "name: old -> new" for each entry of two nested dicts that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = list(old) + [key for key in new if key not in old]
-        join = f"{name}." if name else ""
-        return [
-            line
-            for key in names
-            for line in _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), f"{join}{key}")
-        ]
-    return [] if old == new else [f"{name}: {old!r} then, {new!r} now"]
-
-
-class _Absent:
-    def __repr__(self) -> str:
-        return "absent"
-
-
-_ABSENT = _Absent()

@@ -1,0 +1,46 @@
+"""What of a run must not change when it is resumed, and how it differs if it does."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+
+def layout(tree: Any) -> dict[str, str]:
+    """Returns the dtype and shape of each leaf, by its path, as JSON holds them."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def json_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration as it is read back from JSON."""
+    try:
+        return json.loads(json.dumps(config))
+    except TypeError as error:
+        raise TypeError(
+            f"config must hold numbers, strings, lists and dicts only ({error}): got {config!r}"
+        ) from error
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Returns one line "name: old -> new" for each entry of two nested dicts that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = list(old) + [key for key in new if key not in old]
+        join = f"{name}." if name else ""
+        return [
+            line
+            for key in names
+            for line in differences(old.get(key, _ABSENT), new.get(key, _ABSENT), f"{join}{key}")
+        ]
+    return [] if old == new else [f"{name}: {old!r} then, {new!r} now"]
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
