@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import pathlib
 import subprocess
 import sys
@@ -343,6 +344,30 @@ def test_tfds_of_another_kind(tmp_path):
     (folder / "features.json").write_text(json.dumps(features))
     with pytest.raises(ValueError, match="must have one image of a fixed size"):
         load_tfds("two", data_dir=tmp_path)
+
+
+def test_tfds_gives_no_advice_but_warns(tmp_path, monkeypatch):
+    from absl import logging as absl_logging
+    from tensorflow_datasets.core.features import image_feature
+
+    def log_always(level, message, _):  # not only at the first of a process
+        absl_logging.log(level, message)
+        absl_logging.log(level, "a warning")
+
+    logger, messages = logging.getLogger("absl"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger.addHandler(handler)
+    monkeypatch.setattr(absl_logging, "log_first_n", log_always)
+    monkeypatch.setattr(image_feature, "cv2", None)
+    before = list(logger.filters)
+    try:
+        prepare(tmp_path, "toys", IMAGES[:2])
+        load_tfds("toys", data_dir=tmp_path)
+    finally:
+        logger.removeHandler(handler)
+    assert messages == ["a warning"] * 2
+    assert logger.filters == before
 
 
 @pytest.mark.parametrize("missing", ["array_record", "tensorflow_datasets", "PIL"])
