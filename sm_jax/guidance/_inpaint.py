@@ -85,8 +85,9 @@ def inpaint(
         >>> from sm_jax import processes
         >>> process = processes.VE(sigma_max=10.0)
         >>> x = processes.prior_sample(process, jax.random.key(0), (4, 2))
+        >>> score_fn, key = lambda x, t: -x / (1.0 + t[:, None] ** 2), jax.random.key(1)
         >>> x = inpaint(
-        ...     lambda x, t: -x / (1.0 + t[:, None] ** 2), x, jax.random.key(1),
+        ...     score_fn, x, key,
         ...     known=jnp.array([2.0, 0.0]), mask=jnp.array([True, False]), process=process,
         ...     num_steps=20, num_resamples=2)
         >>> x[:, 0].tolist()
