@@ -122,7 +122,7 @@ def test_transitions_are_those_of_mala(getkey):
         base=BASE,
         step_size=h,
         num_chains=2_000,
-        inverse_temperatures=[0.0, 0.1, 0.2, 1.0],
+        inverse_temperatures=[0.0, 0.5, 0.8, 1.0],
     )
     assert 0.5 < expected.mean() < 0.95
     error = float(expected.std()) * np.sqrt(2 / 2_000)
