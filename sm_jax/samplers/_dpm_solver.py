@@ -167,8 +167,8 @@ def dpm_solver_sde(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Integrate the reverse SDE by SDE-DPM-Solver++ 2M, eq. (2) with ``c = 2``.
 
-    The stochastic sampler for few evaluations: `ancestral` with the denoiser extrapolated over the
-    step.
+    Weak order 2 on Gaussian data, where it can be computed. The stochastic sampler for few
+    evaluations: `ancestral` with the denoiser extrapolated over the step.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
