@@ -119,7 +119,7 @@ def test_one_sample_is_the_sampler_on_noise_of_the_prior(getkey):
 
 
 def test_progress(getkey, capfd, monkeypatch):
-    """A bar on request, none into a file, and none without rich."""
+    """A bar on request, none into a file, and none without tqdm."""
 
     def draw(key):
         return jax.random.normal(key, (2,))
@@ -132,7 +132,7 @@ def test_progress(getkey, capfd, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     generate(draw, getkey(), 5, batch_size=2)
     assert "5/5" in capfd.readouterr().err
-    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
     assert generate(draw, getkey(), 5).shape == (5, 2)
     assert capfd.readouterr() == ("", "")
     with pytest.raises(ImportError, match=r"pip install sm_jax\[train\], or progress=False"):

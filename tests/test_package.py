@@ -54,7 +54,7 @@ def settings():
 before = settings()
 import sm_jax, sm_jax.typing
 heavy = {"flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "sklearn",
-         "rich", "tyro", "PIL", "pandas", "diffrax", "blackjax", "equinox"}
+         "rich", "tqdm", "tyro", "PIL", "pandas", "diffrax", "blackjax", "equinox"}
 print(sorted(heavy & set(sys.modules)), settings() == before)
 jax.config.update("jax_num_cpu_devices", 3)
 print(jax.device_count("cpu"))

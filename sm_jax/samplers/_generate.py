@@ -90,13 +90,13 @@ def generate(
         batch_size: samples drawn at a time, on all devices together; rounded up to a multiple of
             the number of devices, and down to what ``num`` needs.
         devices: the devices to draw on; by default all of this process.
-        progress: show a bar; by default if standard error is a terminal and rich is installed.
+        progress: show a bar; by default if standard error is a terminal and tqdm is installed.
 
     Returns:
         NumPy arrays ``[num, ...]``, in the pytree of ``draw``.
 
     Raises:
-        ImportError: ``progress=True``, and rich is not installed.
+        ImportError: ``progress=True``, and tqdm is not installed.
         TypeError: ``num`` or ``batch_size`` is no integer.
         ValueError: ``num`` or ``batch_size`` is below 1.
 
@@ -146,11 +146,10 @@ def generate(
 def _bar(num: int, progress: bool | None) -> Iterator[Callable[[int], None]]:
     """Give the function that moves the bar on by a number of samples."""
     try:
-        from rich import console
-        from rich import progress as bars
+        from tqdm import tqdm
     except ImportError as error:
         if progress:
-            message = "progress=True needs rich: pip install sm_jax[train], or progress=False."
+            message = "progress=True needs tqdm: pip install sm_jax[train], or progress=False."
             raise ImportError(message) from error
         progress = False
     if progress is None:
@@ -158,7 +157,5 @@ def _bar(num: int, progress: bool | None) -> Iterator[Callable[[int], None]]:
     if not progress:
         yield lambda count: None
         return
-    columns = (bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
-    with bars.Progress("samples", *columns, console=console.Console(stderr=True)) as bar:
-        task = bar.add_task("", total=num)
-        yield lambda count: bar.advance(task, count)
+    with tqdm(total=num, unit=" samples") as bar:
+        yield bar.update
