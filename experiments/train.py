@@ -81,7 +81,7 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
         checkpoint_every=config.evaluation.every,
         evaluate=validate,
         best_metric=None if validate is None else "validation_elbo",
-        best_mode="max",
+        best_mode="min" if validate is None else "max",
         directory=directory,
         resume=config.run.resume,
         steps_per_dispatch=1 if convolutional and jax.default_backend() == "cpu" else 50,

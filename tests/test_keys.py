@@ -71,6 +71,13 @@ CALLS = {
         name: partial(getattr(samplers, name), score_fn, process=VP, num_steps=2)
         for name in ("ancestral", "dpm_solver_sde", "predictor_corrector", "reverse_diffusion")
     },
+    "predictor_corrector with ddim": partial(
+        samplers.predictor_corrector,
+        score_fn,
+        process=VP,
+        num_steps=2,
+        predictor=partial(samplers.ddim, eta=0.5),
+    ),
     "ddim": partial(samplers.ddim, score_fn, process=VP, num_steps=2, eta=0.5),
     "adaptive_sde": partial(samplers.adaptive_sde, score_fn, process=VP, max_steps=2),
     "mala": partial(samplers.mala, score_fn, step_size=0.1, num_steps=2),

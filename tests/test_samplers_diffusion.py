@@ -463,15 +463,6 @@ def test_noise_is_fresh_in_every_step_and_row(name, getkey):
 
 
 @pytest.mark.parametrize(
-    "sampler", [CALLS[name] for name in CALLS if name != "heun"], ids=set(CALLS) - {"heun"}
-)
-def test_keys_are_used_once(sampler, getkey):
-    call = partial(sampler, lambda x, t: -x, process=processes.VPLinear(), num_steps=2)
-    with jax.debug_key_reuse(True):
-        jax.jit(call)(jnp.ones((3, 2)), getkey())
-
-
-@pytest.mark.parametrize(
     ("sampler", "num"),
     [
         (samplers.reverse_diffusion, 256),
