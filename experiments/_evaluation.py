@@ -33,18 +33,13 @@ def validation(
         return None
     scale_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2))
     rows = examples.validation[:_VALIDATION_ROWS]
+    rows = np.repeat(rows, _VALIDATION_ROWS // len(rows), axis=0)
     x = jax.jit(problem.scaled)(problem.rows(rows), scale_key)
 
     @jax.jit
     def bound(params):
-        return likelihood.elbo(
-            model.score(params),
-            problem.process,
-            x,
-            noise_key,
-            num_samples=32,
-            num_estimates=max(1, _VALIDATION_ROWS // len(x)),
-        ).value.mean()
+        result = likelihood.elbo(model.score(params), problem.process, x, noise_key, num_samples=32)
+        return result.value.mean()
 
     return lambda params, _: {"validation_elbo": float(bound(params)) + problem.log_det}
 

@@ -253,7 +253,8 @@ def mclmc(
 
     Example:
         >>> energy_fn = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
-        >>> mclmc(energy_fn, jnp.zeros((2, 3)), jax.random.key(0), num_samples=10).shape
+        >>> x, key = jnp.zeros((2, 3)), jax.random.key(0)
+        >>> mclmc(energy_fn, x, key, num_samples=10, num_warmup=30).shape
         (10, 2, 3)
 
     Reference: Robnik et al. 2023, https://arxiv.org/abs/2212.08549
