@@ -57,7 +57,8 @@ class Row:
 
 def main(config: Benchmark) -> None:
     """Run every comparison and print, or write, the table."""
-    rows = [row for row in [*gradient_rows(), heun_row()] if config.only in row.name]
+    rows = [*gradient_rows(), *laplacian_rows(), heun_row()]
+    rows = [row for row in rows if config.only in row.name]
     results = []
     with Console().status("compiling and timing") as status:
         for row in rows:
@@ -176,6 +177,25 @@ def gradient_rows():
             yield Row(f"{name}: {loss_name}", gradient(loss_fn), baseline, floor, reach)
 
 
+def laplacian_rows():
+    """Yield the comparisons of the forward-mode Laplacian of an energy with the generic trace."""
+    for name, network, params, x in problems():
+        if not name.startswith("energy net"):
+            continue
+
+        def value(params, bare, network=network, x=x):
+            score_fn = network(params)
+            return losses.implicit((lambda x: score_fn(x)) if bare else score_fn, x).mean()
+
+        floor = (x.shape[1] + 2) / (2 * x.shape[1] + 2)
+        for kind, transform in (("implicit", lambda f: f), ("its gradient", jax.grad)):
+            program, baseline = (
+                partial(_call, transform(partial(value, bare=bare)), params)
+                for bare in (False, True)
+            )
+            yield Row(f"{name}: {kind}, forward / generic", program, baseline, floor, 1.0)
+
+
 def _call(function, params):
     return function(jax.lax.optimization_barrier(params))
 
@@ -250,7 +270,7 @@ def _cells(row: Row, seconds, ratio, memory, base_memory) -> list[str]:
     return [
         row.name,
         f"{seconds * 1e3:.2f}",
-        f"{row.floor:g}",
+        f"{row.floor:.3g}",
         f"{row.reach:.4g}",
         f"{ratio:.2f}",
         met,
