@@ -7,12 +7,12 @@ The core needs only JAX, and is imported with the package:
     processes         Gaussian noising processes: VE, VP, sub-VP, cosine, EDM
     parameterization  score, noise, clean data, v, velocity; EDM preconditioning; energies
     noise_levels      ladders of noise levels, and levels computed from data
-    samplers          Langevin, annealed Langevin, reverse SDE, Heun's probability flow
+    samplers          Langevin family, reverse SDEs, probability-flow ODEs, batches of any size
     guidance          labels, classifiers, inpainting, linear inverse problems
     composition       products, powers, quotients and mixtures of energies and scores
     exponential_family  score matching in closed form, also of data with boundaries
     diagnostics       asymmetry of the Jacobian of a score
-    likelihood        log-densities by the probability flow; bits per dimension
+    likelihood        log-densities by the probability flow, bounds, normalizers of energies
     mcmc              energies under blackjax (NUTS, MCLMC, SMC); diagnostics of chains
     quantized         denoising of data that have levels, such as pixels
     densities         analytic densities, before and after noising
