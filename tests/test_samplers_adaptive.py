@@ -152,6 +152,21 @@ def test_adaptive_sde_reaches_the_data(getkey):
     assert_gaussian(sample.x, MEAN, COV, slack=0.02)
 
 
+def test_adaptive_sde_stops_in_the_middle(getkey):
+    """At a time where the scale of the data is 0.4, with the law of the data noised to it."""
+    times = [1.0, float(VP.time(2.3))]
+    draw = jax.jit(
+        lambda x, key: samplers.adaptive_sde(
+            gaussian_noised_score(VP), x, key, process=VP, times=times, denoise=False
+        )
+    )
+    sample = draw(prior(VP, getkey(), 8_000), getkey())
+    alpha, sigma = float(VP.alpha(times[1])), float(VP.sigma(times[1]))
+    assert 0.3 < alpha < 0.5
+    noised = alpha**2 * COV + sigma**2 * np.eye(3)
+    assert_gaussian(sample.x, alpha * MEAN, noised, slack=0.02)
+
+
 def test_adaptive_sde_gets_the_weights_of_a_mixture(getkey):
     """Fresh noise after a rejected step would lose a twentieth of the lighter mode."""
     n, std = 8_000, np.array([0.2, 0.2])
