@@ -91,6 +91,7 @@ def test_random_divergences_and_their_standard_error(x, getkey):
     spread = np.var(np.asarray(value), axis=0, ddof=1).mean()
     assert spread > 1e-3
     np.testing.assert_allclose(np.mean(np.asarray(error) ** 2), spread, rtol=0.2)
+    assert np.all(error > 0)
     # rows have probes of their own
     same = np.broadcast_to(x[:1], (6, 3))
     normal = partial(divergence.hutchinson, probe=jax.random.normal)
