@@ -14,7 +14,7 @@ estimates the second by (2). All products share one pass of the network; they ar
 (or ``chunk`` at a time) and rematerialised when differentiated, so memory does not grow with their
 number. For the score of an energy (`sm_jax.parameterization.score_from_energy`), whose divergence
 is minus the Laplacian of the energy, (1) and (2) take a forward-mode Laplacian instead of products
-with the Hessian, at about half the cost.
+with the Hessian: 0.6 to 0.8 of the time (BENCHMARKS.md).
 
 The variance of (2) per probe is ``2 (|A|_F^2 - sum_i a_ii^2)`` for Rademacher probes and
 ``2 |A|_F^2`` for normal ones, ``A = (J + J') / 2``; none is unbiased with less variance than
