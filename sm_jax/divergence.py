@@ -95,7 +95,7 @@ def exact(
     del key
     x = _checks.check_data(x)
     dims = _checks.num_dims(x)
-    if hasattr(score_fn, "energy_fn"):
+    if _checks.carried_energy(score_fn) is not None:
         basis = jnp.eye(dims, dtype=x.dtype).reshape(dims, 1, *x.shape[1:])
         basis = jnp.broadcast_to(basis, (dims, *x.shape))
         derivatives = _energy_derivatives(score_fn, x, basis, chunk)
@@ -312,7 +312,8 @@ def mean_quadratic_form(
     score_fn: ScoreFn, x: jax.Array, vectors: jax.Array, *, chunk: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Return the score and the mean of ``v' (grad s) v`` over ``vectors [K, B, ...]``: ``[B]``."""
-    if hasattr(score_fn, "energy_fn") and len(vectors) > 2:  # for fewer the score itself costs more
+    # For fewer vectors the score itself costs more.
+    if len(vectors) > 2 and _checks.carried_energy(score_fn) is not None:
         derivatives = _energy_derivatives(score_fn, x, vectors, chunk)
         if derivatives is not None:
             score = _checks.check_score(score_fn(x), x)

@@ -1,5 +1,6 @@
 """The forward-mode Laplacian of energies, against Hessians from JAX's own transformations."""
 
+import functools
 from functools import partial
 
 import jax
@@ -214,6 +215,40 @@ def test_an_energy_with_its_own_backward_rule_takes_the_generic_way():
         score_from_energy(energy_fn), X, jax.random.key(0), num_probes=4
     )
     np.testing.assert_allclose(trace, -6 * X.sum(-1), 1e-4, 1e-4)  # a diagonal Hessian
+
+
+def test_scores_of_energies_take_the_cheaper_way(monkeypatch, getkey):
+    """The exact trace and three probes or more do, also at a noise level; two probes do not."""
+    calls = []
+
+    def recorded(*args, **options):
+        calls.append(args)
+        return directional_derivatives(*args, **options)
+
+    monkeypatch.setattr(divergence, "directional_derivatives", recorded)
+    score_fn = score_from_energy(lambda x, *_: (x**4).sum(-1))
+    divergence.exact(score_fn, X)
+    divergence.hutchinson(score_fn, X, getkey(), num_probes=3)
+    losses.noise_conditional_sliced(score_fn, X, getkey(), sigmas=[2.0, 1.0], num_probes=3)
+    assert len(calls) == 3
+    divergence.hutchinson(score_fn, X, getkey(), num_probes=2)
+    assert len(calls) == 3
+
+
+def test_a_wrapped_score_is_not_taken_for_that_of_the_energy():
+    """``functools.wraps`` copies the attribute to a score that is no longer the energy's."""
+    score_fn = score_from_energy(lambda x: 0.5 * (x**2).sum(-1))
+
+    @functools.wraps(score_fn)
+    def doubled(x):
+        return 2.0 * score_fn(x)
+
+    assert hasattr(doubled, "energy_fn")
+    score, trace = divergence.exact(doubled, X)
+    np.testing.assert_allclose(score, -2.0 * X, 1e-6)
+    np.testing.assert_allclose(trace, np.full(4, -6.0), 1e-6)
+    _, trace = divergence.hutchinson(doubled, X, jax.random.key(0), num_probes=4)
+    np.testing.assert_allclose(trace, np.full(4, -6.0), 1e-6)
 
 
 def test_a_wrong_energy_shape_is_refused():

@@ -50,8 +50,7 @@ def score_from_energy(energy_fn: EnergyFn) -> ScoreFn | NoiseScoreFn:
         energy, pull_back = jax.vjp(lambda y: energy_fn(y, *args), x)
         return pull_back(-jnp.ones_like(_checks.check_energy(energy, x)))[0]
 
-    score_fn.energy_fn = energy_fn  # a cheaper way to the divergence: see sm_jax.divergence
-    return score_fn
+    return _checks.carry_energy(score_fn, energy_fn)
 
 
 def precondition(
