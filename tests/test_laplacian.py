@@ -47,8 +47,13 @@ def convolution(x):
 
 def loop(x):
     layers = jnp.stack([W @ W.T, 0.5 * W @ W.T]).astype(x.dtype)
-    h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w) + h, None), x, layers)
-    return (h**2).sum(-1)
+    h, skips = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w) + h, jnp.sin(h)), x, layers)
+    return (h**2).sum(-1) + (skips**3).sum((0, -1))
+
+
+def gated(x):
+    gate, value = jnp.split(x @ W, 2, axis=-1)
+    return (jax.nn.sigmoid(gate) * value**2).sum(-1)
 
 
 def branches(x):
@@ -75,6 +80,7 @@ ENERGIES = {
     "mixture": mixture,
     "convolution": convolution,
     "loop": loop,
+    "gated": gated,
     "branches": branches,
     "sort": sorted_power,
     "remat": remat,
