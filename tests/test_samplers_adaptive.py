@@ -241,7 +241,7 @@ def test_adaptive_sde_step_lengths(rtol, atol, monkeypatch, getkey):
 
     samplers.adaptive_sde(
         score_fn,
-        jnp.full((1, 1), 30.0),
+        jnp.full((1, 2), 30.0),
         getkey(),
         process=VE,
         times=[3.0, 0.3],

@@ -46,14 +46,15 @@ def _weights(ratios: jax.Array, rate: float, order: int) -> jax.Array:
     step = jnp.arange(h.shape[0])
     past, before = (jnp.append(jnp.ones(k, h.dtype), h)[: h.shape[0]] for k in (1, 2))
     zeroth = -jnp.expm1(-rate * h)
-    first = h - zeroth / rate
-    slope = jnp.where(step >= 1, first if order == 3 else 0.5 * h * zeroth, 0.0)
-    bend = jnp.zeros_like(h)
-    if order == 3:
-        second = h**2 - 2.0 * first / rate
+    if order == 3:  # of the ODE alone, whose rate is 1
+        first = h - zeroth
+        second = h**2 - 2.0 * first
         bend = jnp.where(step >= 2, (second + past * first) / (past + before), 0.0)
-        correction = jnp.exp(-rate * h) * jnp.roll(first, 1)
-        slope = slope + bend + jnp.where(step == 1, correction, 0.0)
+        correction = jnp.exp(-h) * jnp.roll(first, 1)
+        slope = bend + jnp.where(step >= 1, first, 0.0) + jnp.where(step == 1, correction, 0.0)
+    else:
+        slope = jnp.where(step >= 1, 0.5 * h * zeroth, 0.0)
+        bend = jnp.zeros_like(h)
     slope, bend = slope / past, bend / before
     return jnp.stack([zeroth + slope, -slope - bend, bend], axis=1)[:, :order]
 
