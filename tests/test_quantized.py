@@ -114,7 +114,7 @@ def test_weights_are_probabilities_whatever_the_width_of_a_cell():
     p = np.exp(LOGITS) / np.exp(LOGITS).sum()
     mean = p @ (EDGES[1:] + EDGES[:-1]) / 2
     np.testing.assert_allclose(-20.0 * eps[0, 0], mean, atol=2e-3)
-    shifted = quantized.noise_from_levels(logits + 7.0, x, 20.0, process=process, edges=EDGES)
+    shifted = quantized.noise_from_levels(logits + 100.0, x, 20.0, process=process, edges=EDGES)
     np.testing.assert_allclose(shifted, eps, atol=1e-5)
 
 
