@@ -75,7 +75,9 @@ def sliced_wasserstein(
 
     i, j, shares = _common_steps(len(x), len(y))
     gaps = jnp.abs(quantiles(x)[i] - quantiles(y)[j]) ** p
-    return jnp.mean(jnp.sum(jnp.asarray(shares, dtype)[:, None] * gaps, axis=0)) ** (1.0 / p)
+    mean = jnp.mean(jnp.sum(jnp.asarray(shares, dtype)[:, None] * gaps, axis=0))
+    # The derivative of the root is infinite at 0, where that of the distance is taken to be 0.
+    return jnp.where(mean > 0.0, jnp.where(mean > 0.0, mean, 1.0) ** (1.0 / p), 0.0)
 
 
 def _common_steps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

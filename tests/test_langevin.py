@@ -581,8 +581,16 @@ def test_bad_input(call, error, message, getkey):
 
 
 def test_legal_consistent_steps(getkey):
-    for step_size in (2.01, 5.99):
+    """Next to the limits, where eq. (3) is almost zero: all but the drift is gone."""
+    for step_size in (2.0001, 5.9999):
         out = samplers.consistent_annealed(
-            lambda x, s: -x, jnp.ones((2, 3)), getkey(), sigmas=[4.0, 2.0], step_size=step_size
+            lambda x, s: -x,
+            jnp.ones((2, 3)),
+            getkey(),
+            sigmas=[4.0, 2.0],
+            step_size=step_size,
+            denoise=False,
         )
-        assert np.isfinite(out).all()
+        beta = np.sqrt(1 - (1 - step_size / 4) ** 2 / 0.5**2)
+        assert 0 < beta < 0.02
+        np.testing.assert_allclose(out, 1 - step_size / 4 * 16, atol=5 * 2 * beta)
