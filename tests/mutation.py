@@ -86,7 +86,7 @@ TESTS = {
     "guidance/_inverse": ["inverse_problems"],
     "guidance/_labels": ["guidance"],
     "likelihood/_annealed_importance": ["annealed_importance"],
-    "likelihood/_thermodynamic": ["annealed_importance"],
+    "likelihood/_thermodynamic": ["thermodynamic"],
     "likelihood/_elbo": ["elbo"],
     "likelihood/_flow": ["likelihood"],
     "likelihood/_dequantized": ["dequantized"],
