@@ -97,7 +97,19 @@ def concrete(value: ArrayLike) -> np.ndarray | None:
         known = np.asarray(value)
     except (TypeError, ValueError):
         return None
-    return known if np.issubdtype(known.dtype, np.number) else None
+    return known if jnp.issubdtype(known.dtype, jnp.number) else None  # bfloat16 is one too
+
+
+def check_key(name: str, key: jax.Array | None) -> None:
+    """Raise if there is no key for something that draws random numbers."""
+    if key is None:
+        raise TypeError(f"{name} draws random numbers: pass a key, e.g. of jax.random.key(seed).")
+
+
+def check_scalar(name: str, value: ArrayLike) -> None:
+    """Raise unless ``value`` is one number."""
+    if np.shape(value) != ():
+        raise ValueError(f"{name} must be one number, got shape {np.shape(value)}.")
 
 
 def check_positive(name: str, value: ArrayLike) -> None:
