@@ -80,10 +80,10 @@ def directional_derivatives(
 
     The vectors are taken one by one, or ``chunk`` at a time, in a loop unless ``unroll``. The
     result is None where the energy has a derivative rule (``jax.custom_vjp``) that knows no forward
-    mode.
+    mode, or passes through complex numbers.
     """
     program = jax.make_jaxpr(energy_fn)(x)
-    if _has_backward_rule(program.jaxpr):
+    if not _is_supported(program.jaxpr):
         return None
     operations: list[_Operation] = []
     (energy,) = _evaluate(program.jaxpr, program.consts, [_Node(x, 0)], operations)
@@ -223,12 +223,20 @@ def _only_elementwise(equation) -> bool:
     )
 
 
-def _has_backward_rule(jaxpr) -> bool:
-    return any(
-        "custom_vjp" in equation.primitive.name
-        or any(map(_has_backward_rule, jaxprs_in_params(equation.params)))
-        for equation in jaxpr.eqns
-    )
+def _is_supported(jaxpr) -> bool:
+    """Whether all derivatives of a program are real and known in forward mode."""
+    variables = [*jaxpr.constvars, *jaxpr.invars]
+    for equation in jaxpr.eqns:
+        variables += equation.outvars
+        if "custom_vjp" in equation.primitive.name:
+            return False
+    inner = (part for equation in jaxpr.eqns for part in jaxprs_in_params(equation.params))
+    return not any(map(_is_complex, variables)) and all(map(_is_supported, inner))
+
+
+def _is_complex(variable) -> bool:
+    dtype = getattr(variable.aval, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating)
 
 
 def _bind(equation, values: Sequence) -> Sequence:

@@ -52,8 +52,21 @@ def loop(x):
 
 
 def gated(x):
-    gate, value = jnp.split(x @ W, 2, axis=-1)
-    return (jax.nn.sigmoid(gate) * value**2).sum(-1)
+    """Split after it is curved, and used again as a whole."""
+    h = jnp.tanh(x @ W)
+    gate, value = jnp.split(h, 2, axis=-1)
+    return (jax.nn.sigmoid(gate) * value**2).sum(-1) + (h**3).sum(-1)
+
+
+def widened(x):
+    """Acts on each number alone, but returns more of them."""
+
+    @jax.custom_jvp
+    def repeat(x):
+        return jnp.exp(jax.lax.broadcast_in_dim(x, (3, *x.shape), (1, 2)))
+
+    repeat.defjvp(lambda given, slopes: (repeat(*given), repeat(*given) * slopes[0][None]))
+    return (repeat(x) * W[:, None, :3]).sum((0, -1))
 
 
 def branches(x):
@@ -81,6 +94,7 @@ ENERGIES = {
     "convolution": convolution,
     "loop": loop,
     "gated": gated,
+    "widened": widened,
     "branches": branches,
     "sort": sorted_power,
     "remat": remat,
@@ -97,7 +111,7 @@ def hessians(energy_fn, x):
 @pytest.mark.parametrize("name", ENERGIES)
 def test_slopes_and_curvatures_are_those_of_the_gradient_and_the_hessian(name):
     energy_fn = ENERGIES[name]
-    vectors = np.random.default_rng(2).normal(size=(3, *X.shape))
+    vectors = np.random.default_rng(2).normal(size=(4, *X.shape))
 
     @jax.jit
     def compare(x, vectors):
@@ -106,7 +120,7 @@ def test_slopes_and_curvatures_are_those_of_the_gradient_and_the_hessian(name):
         curvature = jnp.einsum("kbi,bij,kbj->b", vectors, hessians(energy_fn, x), vectors)
         ours = [
             directional_derivatives(energy_fn, x, vectors, chunk=chunk, unroll=unroll)
-            for chunk, unroll in ((None, True), (None, False), (2, False))
+            for chunk, unroll in ((None, True), (None, False), (3, False))
         ]
         return (slopes, curvature), ours
 
@@ -221,6 +235,20 @@ def test_an_energy_with_its_own_backward_rule_takes_the_generic_way():
         score_from_energy(energy_fn), X, jax.random.key(0), num_probes=4
     )
     np.testing.assert_allclose(trace, -6 * X.sum(-1), 1e-4, 1e-4)  # a diagonal Hessian
+
+
+def test_an_energy_through_complex_numbers_takes_the_generic_way():
+    """By Parseval it is ``3 / 8 |x|^2``; also where the complex numbers are hidden in a call."""
+    inner = jax.jit(lambda x: jnp.abs(jnp.fft.fft(x)) ** 2)
+    for energy_fn in (
+        lambda x: 0.125 * (jnp.abs(jnp.fft.fft(x)) ** 2).sum(-1),
+        lambda x: 0.125 * inner(x).sum(-1),
+        jax.checkpoint(lambda x: 0.125 * inner(x).sum(-1)),
+    ):
+        assert directional_derivatives(energy_fn, X, X[None], chunk=None, unroll=True) is None
+        score, trace = divergence.exact(score_from_energy(energy_fn), X)
+        np.testing.assert_allclose(score, -0.75 * X, 1e-5, 1e-6)
+        np.testing.assert_allclose(trace, np.full(4, -2.25), 1e-5)
 
 
 def test_scores_of_energies_take_the_cheaper_way(monkeypatch, getkey):
