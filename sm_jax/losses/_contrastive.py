@@ -35,14 +35,14 @@ def _energies(energy_fn: EnergyFn, x: jax.Array) -> jax.Array:
 
 def _negatives(energy_fn, x, key, step_size, num_steps):
     """Return the end of chains of MALA from ``x``, through which no gradient flows."""
-
-    def energy(x):
-        return jax.lax.stop_gradient(energy_fn(x))
-
-    def score(x):
-        return jax.lax.stop_gradient(score_from_energy(energy_fn)(x))
-
-    chain = mala(score, x, key, energy_fn=energy, step_size=step_size, num_steps=num_steps)
+    chain = mala(
+        score_from_energy(energy_fn),
+        x,
+        key,
+        energy_fn=energy_fn,
+        step_size=step_size,
+        num_steps=num_steps,
+    )
     return jax.lax.stop_gradient(chain.x)
 
 
