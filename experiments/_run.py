@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +55,36 @@ def load(directory: pathlib.Path) -> Run:
     model = _problem.build(config, problem)
     params = restore_params(directory, model.params)
     return Run(directory, recipe, config, problem, model, params)
+
+
+def load_examples(run: Run) -> _problem.Examples:
+    """Reads the data of a run again, and checks that they are those that it was trained on.
+
+    The examples are split by the numbers of their rows: in a file of other rows, or of the same in
+    another order, examples that it was trained on would pass as held out. The points of a toy are
+    not compared: they are drawn anew, and where they differ none was trained on.
+
+    Raises:
+        ValueError: if the data cannot be read, or are not those of the run.
+    """
+    examples = _problem.load(run.config)
+    trained_on = checkpoints.read_metadata(run.directory)["config"].get("checksum")
+    now = checksum(run.problem, examples)
+    if examples.density is None and now != trained_on:
+        raise ValueError(
+            f"the data are not those that {str(run.directory)!r} was trained on: the checksum of "
+            f"the training examples is {now}, and was {trained_on}. Put them back as they were, "
+            "with their rows in the same order, or train anew"
+        )
+    return examples
+
+
+def checksum(problem: _problem.Problem, examples: _problem.Examples) -> int:
+    """Returns the CRC-32 of the training examples, in their order, and of their labels."""
+    value = 0
+    for array in jax.tree.leaves(problem.batch(examples.train, examples.train_labels)):
+        value = zlib.crc32(array.tobytes(), value)
+    return value
 
 
 def restore_params(directory: pathlib.Path, like: Any) -> Any:

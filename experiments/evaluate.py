@@ -36,14 +36,14 @@ def main(args: list[str] | None = None) -> None:
 
 def evaluate(options: Evaluate, output: pathlib.Path) -> None:
     """Computes the results, shows them, and writes them to `output`."""
-    from experiments import _evaluation, _problem, _report, _run
+    from experiments import _evaluation, _report, _run
 
     run = _run.load(options.run)
     names = ("likelihood_steps", "likelihood_examples", "divergence")
     asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     evaluation = dataclasses.replace(run.config.evaluation, **asked)
     run = run._replace(config=dataclasses.replace(run.config, evaluation=evaluation))
-    examples = _problem.load(run.config)
+    examples = _run.load_examples(run)
     results = _evaluation.evaluate(run, examples, _run.keys(run.config, 3)[0])
     output.write_text(json.dumps(results, indent=2) + "\n")
     _report.show(options.run, results)

@@ -119,7 +119,7 @@ def inpaint(options: Sample, output: pathlib.Path) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from experiments import _plots, _problem, _run
+    from experiments import _plots, _run
     from sm_jax import guidance, samplers
     from sm_jax.processes import prior_sample
 
@@ -139,7 +139,7 @@ def inpaint(options: Sample, output: pathlib.Path) -> None:
     labels = _labels(run, options)
     if len(labels) > 1:
         raise ValueError(f"--inpaint takes one --label at most, got {len(labels)}")
-    rows = problem.rows(_problem.load(run.config).held_out[:num])
+    rows = problem.rows(_run.load_examples(run).held_out[:num])
     data_key, key = jax.random.split(jax.random.key(options.seed))
     originals = jax.jit(problem.scaled)(rows, data_key)
     known = known_part(problem.event_shape, options.inpaint)

@@ -31,9 +31,7 @@ def main(args: list[str] | None = None) -> None:
 
 def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
     """Trains, or goes on training; returns the run and its data."""
-    import zlib  # all else that is slow to import, too, now that the options are known to be right
-
-    import jax
+    import jax  # and all else that is slow to import, now that the options are known to be right
 
     from experiments import _evaluation, _problem, _run
     from sm_jax import training
@@ -61,9 +59,7 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
     convolutional = any(leaf.ndim == 4 for leaf in jax.tree.leaves(model.params))
     parts = ["data", "model", "training"] + ["conditioning"] * _config.is_conditional(config)
     what_matters = {part: _config.to_dict(config)[part] for part in parts}
-    checksum = 0
-    for array in jax.tree.leaves(dataset):
-        checksum = zlib.crc32(array.tobytes(), checksum)
+    checksum = _run.checksum(problem, examples)
     validate = _evaluation.validation(model, problem, examples, options.seed)
     training.fit(
         model.loss,

@@ -1,0 +1,48 @@
+"""What goes wrong around a run: other data, damaged files, options that cannot be."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import _cli, _run, evaluate, sample, train
+from tests.test_experiments import TINY, run_fails
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A run of two steps on 4 x 4 images, of which some are held out; and the file of its data."""
+    folder = tmp_path_factory.mktemp("images")
+    levels = np.random.default_rng(0).integers(0, 256, (30, 4, 4), np.uint8)
+    np.save(folder / "x.npy", levels)
+    options = ["--data", folder / "x.npy", "--directory", folder / "run", "--num-steps", 2]
+    args = [*TINY, "--validation", 0, *options]
+    run, _ = train.train(*_cli.parse(["array", *map(str, args)]))
+    return run, folder / "x.npy"
+
+
+@pytest.fixture
+def copy(images, tmp_path):
+    """The directory of that run, to be changed."""
+    shutil.copytree(images[0].directory, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+# --- other data -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [np.flip, lambda x: np.concatenate([x, x[:1]]), lambda x: x ^ 1])
+def test_other_data_than_those_of_the_run_are_refused(images, change, tmp_path, capsys):
+    """The rows in another order would make held-out ones of those that were trained on."""
+    run, file = images
+    assert len(_run.load_examples(run).train) == 27
+    x = np.load(file)
+    np.save(file, change(x))
+    try:
+        for main, args in ((evaluate.main, []), (sample.main, ["--inpaint", "left"])):
+            error, code = run_fails(main, [run.directory, *args], capsys)
+            assert code == 2
+            assert "not those that" in error
+    finally:
+        np.save(file, x)
+    assert len(_run.load_examples(run).train) == 27
