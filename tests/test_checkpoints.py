@@ -230,6 +230,37 @@ def test_damaged_metrics_fall_back(tmp_path):
         assert_equal(fit(tmp_path, 10, resume=True, **kwargs), state)
 
 
+def test_unreadable_metrics_are_told_of_when_the_best_is_chosen(tmp_path):
+    kwargs = {"evaluate": lambda ema, step: {"nll": 9.0 * (step != 5)}, "best_metric": "nll"}
+    fit(tmp_path, 15, **kwargs)
+    assert checkpoints.best_step(tmp_path) == 5
+    damage(tmp_path / "checkpoints" / "5" / "metrics", "zeroed")
+    warned = pytest.warns(UserWarning, match=r"metric of checkpoint \d+ in .* cannot be read")
+    with warned:
+        assert checkpoints.best_step(tmp_path) in (10, 15)
+    with warned:
+        training.restore_params(tmp_path, PARAMS, best=True)
+
+    for step in (10, 15):
+        damage(tmp_path / "checkpoints" / str(step) / "metrics", "zeroed")
+    with warned, pytest.raises(ValueError, match=r"can be read, of \[15, 10, 5\]"):
+        checkpoints.best_step(tmp_path)
+    with warned, pytest.warns(UserWarning, match="the newest is taken instead of the best"):
+        ema = training.restore_params(tmp_path, PARAMS, best=True)
+    assert_equal(ema, training.restore_params(tmp_path, PARAMS))
+
+
+def test_a_run_without_a_checkpoint_says_so(tmp_path):
+    kwargs = {"evaluate": lambda ema, step: {"nll": 1.0}, "best_metric": "nll"}
+    fit(tmp_path, 5, **kwargs)
+    shutil.rmtree(tmp_path / "checkpoints")
+    for best in (False, True):
+        with pytest.raises(ValueError, match="has no checkpoint yet"):
+            training.restore_params(tmp_path, PARAMS, best=best)
+    with pytest.raises(ValueError, match="has no checkpoint yet"):
+        checkpoints.best_step(tmp_path)
+
+
 def test_nothing_left_to_restore_raises(copy):
     for step in steps(copy):
         damage(copy / "checkpoints" / str(step), "truncated")

@@ -289,14 +289,16 @@ def restore_params(directory: str | os.PathLike, like: Any, *, best: bool = Fals
         directory: the run directory.
         like: parameters of the same structure and shapes, arrays or `jax.ShapeDtypeStruct`s; a
             leaf that has a sharding is restored into it.
-        best: whether to load the checkpoint with the best metric, rather than the newest.
+        best: whether to load the checkpoint with the best metric, rather than the newest. One
+            whose metric cannot be read is passed over, with a warning; if none can be, the newest
+            is loaded, with another.
 
     Returns:
         The averaged parameters, in float32 at least.
 
     Raises:
-        ValueError: if the directory holds no run, no readable checkpoint, parameters of another
-            layout, or, with `best`, a run without a `best_metric`.
+        ValueError: if the directory holds no run, no checkpoint yet or no readable one, parameters
+            of another layout, or, with `best`, a run without a `best_metric`.
 
     Example:
         >>> import jax.numpy as jnp, optax, tempfile
@@ -324,18 +326,25 @@ def restore_params(directory: str | os.PathLike, like: Any, *, best: bool = Fals
             f"the parameters in {directory} have another layout: {'; '.join(changed[:8])}. "
             "Build the model that was trained"
         )
-    steps = _steps(directory)
-    if best:
-        steps = _best_first(directory, steps, metadata["best"])
-    for step in steps:
+    steps = _some_steps(directory)
+    order = _best_first(directory, steps, metadata["best"]) if best else steps
+    if not order:
+        warnings.warn(
+            f"no checkpoint in {directory} has a metric that can be read, of {steps}: the newest "
+            "is taken instead of the best",
+            stacklevel=2,
+        )
+        order = steps
+    for step in order:
         try:
             return _read(directory, step, {"ema": {"params": abstract}})["ema"]["params"]
         except Exception as error:  # Orbax has no class of errors for damage.
             warnings.warn(
-                f"checkpoint {step} in {directory} is damaged, trying the one before: {error!r}",
+                f"checkpoint {step} in {directory} is damaged, trying the one "
+                f"{'that is next best' if best else 'before'}: {error!r}",
                 stacklevel=2,
             )
-    raise ValueError(f"no checkpoint in {directory} can be read, of {steps}")
+    raise ValueError(f"no checkpoint in {directory} can be read, of {order}")
 
 
 def best_step(directory: str | os.PathLike) -> int:
@@ -345,10 +354,12 @@ def best_step(directory: str | os.PathLike) -> int:
         directory: the run directory.
 
     Returns:
-        The step, as `restore_params(..., best=True)` takes it unless its checkpoint is damaged.
+        The step, as `restore_params(..., best=True)` takes it unless its checkpoint is damaged. A
+        checkpoint whose metric cannot be read is passed over, with a warning.
 
     Raises:
-        ValueError: if the directory holds no run, or one without a `best_metric`.
+        ValueError: if the directory holds no run, one without a `best_metric`, or without a
+            checkpoint whose metric can be read.
 
     Example:
         >>> import jax.numpy as jnp, optax, tempfile
@@ -362,10 +373,15 @@ def best_step(directory: str | os.PathLike) -> int:
         2
     """
     directory = pathlib.Path(directory).expanduser().absolute()
-    steps = _best_first(directory, _steps(directory), read_metadata(directory)["best"])
-    if not steps:
-        raise ValueError(f"no checkpoint in {directory} has a metric that can be read")
-    return steps[0]
+    best = read_metadata(directory)["best"]
+    steps = _some_steps(directory)
+    order = _best_first(directory, steps, best)
+    if not order:
+        raise ValueError(
+            f"no checkpoint in {directory} has a metric that can be read, of {steps}: "
+            "restore_params takes the newest"
+        )
+    return order[0]
 
 
 def _items(state: State) -> dict[str, Any]:
@@ -386,6 +402,16 @@ def _steps(directory: pathlib.Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(path), reverse=True) if path.is_dir() else []
 
 
+def _some_steps(directory: pathlib.Path) -> list[int]:
+    steps = _steps(directory)
+    if not steps:
+        raise ValueError(
+            f"the run in {directory} has no checkpoint yet: let it train until its first, or "
+            "resume it"
+        )
+    return steps
+
+
 def _metrics(directory: pathlib.Path, step: int) -> dict[str, float]:
     path = directory / "checkpoints" / str(step) / "metrics"
     with _silence(), ocp.Checkpointer(ocp.JsonCheckpointHandler(filename="metrics")) as reader:
@@ -395,12 +421,19 @@ def _metrics(directory: pathlib.Path, step: int) -> dict[str, float]:
 def _best_first(
     directory: pathlib.Path, steps: list[int], best: Mapping[str, str | None]
 ) -> list[int]:
+    """Returns the steps whose metric can be read, the best first; warns of the others."""
     if best["metric"] is None:
         raise ValueError(f"the run in {directory} kept no best checkpoint: it had no best_metric")
     values = {}
     for step in steps:
-        with contextlib.suppress(Exception):
+        try:
             values[step] = _score(_metrics(directory, step), **best)
+        except Exception as error:  # As in `restore`.
+            warnings.warn(
+                f"the metric of checkpoint {step} in {directory} cannot be read, so that it cannot "
+                f"be the best: {error!r}",
+                stacklevel=3,
+            )
     return sorted(values, key=values.get, reverse=True)
 
 
