@@ -69,7 +69,12 @@ def _resumed(args: list[str]) -> tuple[str, Config] | None:
     if not joined:
         raise ValueError("--resume needs the run to continue: add --directory DIR")
     path = pathlib.Path(joined[-1]).expanduser()
-    return read_config(path)[:2] if (path / "config.json").exists() else None
+    if not (path / "config.json").exists():
+        raise ValueError(
+            f"there is no run in {joined[-1]!r} to resume: check --directory, or leave --resume "
+            "out to start one there"
+        )
+    return read_config(path)[:2]
 
 
 def _same_recipe(asked: str | None, recipe: str, config: Config) -> tuple[str, Config]:

@@ -240,6 +240,8 @@ def test_configuration_survives_json(recipe):
         (["array", "--data", "nowhere.npy"], "nowhere.npy"),
         (["--num-steps", "0", "--directory", "{empty}"], "num_steps"),
         (["--resume"], "--directory"),
+        (["--resume", "--directory", "{empty}"], "there is no run in"),
+        (["moons", "--resume", "--directory={empty}/typo"], "there is no run in"),
         (["--directory", "{full}"], "not empty"),
         (["--directory", "{file}"], "cannot write"),
         (["array", "--data", "{objects}"], "objects"),
