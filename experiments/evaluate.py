@@ -44,6 +44,7 @@ def evaluate(options: Evaluate, output: pathlib.Path) -> None:
     evaluation = dataclasses.replace(run.config.evaluation, **asked)
     run = run._replace(config=dataclasses.replace(run.config, evaluation=evaluation))
     examples = _run.load_examples(run)
+    output.parent.mkdir(parents=True, exist_ok=True)
     results = _evaluation.evaluate(run, examples, _run.keys(run.config, 3)[0])
     output.write_text(json.dumps(results, indent=2) + "\n")
     _report.show(options.run, results)

@@ -54,17 +54,39 @@ class Sample:
     seed: int = 0
     """Seed of the samples."""
     output: pathlib.Path | None = None
-    """Where to write, without a suffix; by default RUN/samples-SAMPLER or RUN/inpaint-PART."""
+    """Where to write, without .npy or .png; by default RUN/samples-SAMPLER or RUN/inpaint-PART,
+    followed by the labels and the guidance where there are any."""
 
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line, which is `sys.argv` by default."""
     with _cli.one_line_errors():
         options = tyro.cli(Sample, prog="python -m experiments.sample", args=args)
+        output = options.output or options.run / default_name(options)
         if options.inpaint:
-            inpaint(options, options.output or options.run / f"inpaint-{options.inpaint}")
+            inpaint(options, output)
         else:
-            sample(options, options.output or options.run / f"samples-{options.sampler}")
+            sample(options, output)
+
+
+def default_name(options: Sample) -> str:
+    """Returns what the files are called: another name where other things were asked for."""
+    words = ["inpaint", options.inpaint] if options.inpaint else ["samples", options.sampler]
+    if options.label:
+        words += ["label", *dict.fromkeys(options.label)]
+    if options.guidance is not None:
+        words += ["guidance", f"{options.guidance:g}"]
+    if options.guidance_interval is not None:
+        words += ["within", *(f"{sigma:g}" for sigma in options.guidance_interval)]
+    return "-".join(words)
+
+
+def files(output: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Returns the files of the array and of the picture; their folder is made if need be."""
+    if output.suffix in (".npy", ".png"):
+        output = output.with_suffix("")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return output.with_name(output.name + ".npy"), output.with_name(output.name + ".png")
 
 
 def sample(options: Sample, output: pathlib.Path) -> None:
@@ -81,6 +103,7 @@ def sample(options: Sample, output: pathlib.Path) -> None:
     run = _run.load(options.run)
     labels = _labels(run, options)
     sampler, settings = _samplers.choose(run, options.sampler, options.num_steps, options.churn)
+    array, picture = files(output)
 
     def one(key, label):
         draw = samplers.one_sample(
@@ -106,11 +129,10 @@ def sample(options: Sample, output: pathlib.Path) -> None:
     x = np.swapaxes(x, 0, 1).reshape(-1, *run.problem.event_shape)
     if not np.all(np.isfinite(x)):
         raise ValueError(f"{options.sampler} did not come to its end: choose another --sampler")
-    _save(output, run.problem.unscaled(x))
+    np.save(array, run.problem.unscaled(x))
     shown = np.repeat(labels, each) if options.label else None
-    picture, title = output.with_suffix(".png"), _title(options, labels)
-    _plots.samples(picture, run.problem, x, labels=shown, title=title)
-    _tell(f"{len(x)} samples by {options.sampler}", output)
+    _plots.samples(picture, run.problem, x, labels=shown, title=_title(options, labels))
+    print(f"{len(x)} samples by {options.sampler}:\n  {array}\n  {picture}")
 
 
 def inpaint(options: Sample, output: pathlib.Path) -> None:
@@ -139,6 +161,7 @@ def inpaint(options: Sample, output: pathlib.Path) -> None:
     labels = _labels(run, options)
     if len(labels) > 1:
         raise ValueError(f"--inpaint takes one --label at most, got {len(labels)}")
+    array, picture = files(output)
     rows = problem.rows(_run.load_examples(run).held_out[:num])
     data_key, key = jax.random.split(jax.random.key(options.seed))
     originals = jax.jit(problem.scaled)(rows, data_key)
@@ -160,11 +183,12 @@ def inpaint(options: Sample, output: pathlib.Path) -> None:
 
     together = max(1, _MOST_TOGETHER // len(rows))
     x = samplers.generate(draw, key, options.completions, batch_size=together).swapaxes(0, 1)
-    _save(output, problem.unscaled(x))
+    np.save(array, problem.unscaled(x))
     place = "center" if options.inpaint == "center" else f"{options.inpaint} half"
     title = ", ".join(filter(None, [f"{place} hidden", _title(options, labels)]))
-    _plots.completions(output.with_suffix(".png"), known, np.asarray(originals), x, title)
-    _tell(f"{options.completions} completions of each of {len(rows)} held-out images", output)
+    _plots.completions(picture, known, np.asarray(originals), x, title)
+    each = f"{options.completions} completions of each of {len(rows)} held-out images"
+    print(f"{each}:\n  {array}\n  {picture}")
 
 
 def known_part(event_shape: tuple[int, ...], hidden: str) -> "np.ndarray":
@@ -242,18 +266,6 @@ def _title(options: Sample, labels: "np.ndarray") -> str:
         low, high = options.guidance_interval
         words[-1] += rf" within $\sigma$ = {low:g} to {high:g}"
     return ", ".join(words)
-
-
-def _save(output: pathlib.Path, x: "np.ndarray") -> None:
-    import numpy as np
-
-    np.save(output.with_suffix(".npy"), x)
-
-
-def _tell(what: str, output: pathlib.Path) -> None:
-    print(f"{what}:")
-    for suffix in (".npy", ".png"):
-        print(f"  {output.with_suffix(suffix)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """What goes wrong around a run: other data, damaged files, options that cannot be."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 
-from experiments import _cli, _run, evaluate, sample, train
+from experiments import _cli, _evaluation, _report, _run, evaluate, sample, train
 from tests.test_experiments import TINY, run_fails
 
 
@@ -46,3 +47,49 @@ def test_other_data_than_those_of_the_run_are_refused(images, change, tmp_path, 
     finally:
         np.save(file, x)
     assert len(_run.load_examples(run).train) == 27
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("output", "names"),
+    [
+        ("new/folder/g1.5", ["g1.5.npy", "g1.5.png"]),
+        ("x.png", ["x.npy", "x.png"]),
+        ("x.npy", ["x.npy", "x.png"]),
+        ("v0.1.tar", ["v0.1.tar.npy", "v0.1.tar.png"]),
+    ],
+)
+def test_files_of_samples(output, names, tmp_path):
+    array, picture = sample.files(tmp_path / output)
+    assert [array.name, picture.name] == names
+    assert array.parent == picture.parent == (tmp_path / output).parent
+    assert array.parent.is_dir()
+
+
+def test_samples_of_other_options_have_other_names(tmp_path):
+    options = [
+        {},
+        {"sampler": "ddim"},
+        {"label": ("3",)},
+        {"label": ("7",)},
+        {"label": ("3", "7")},
+        {"label": ("3",), "guidance": 1.5},
+        {"label": ("3",), "guidance": 1.25},
+        {"label": ("3",), "guidance": 1.5, "guidance_interval": (0.5, 2.0)},
+        {"inpaint": "left"},
+        {"inpaint": "left", "label": ("3",)},
+    ]
+    names = [sample.default_name(sample.Sample(run=tmp_path, **some)) for some in options]
+    assert names[0] == "samples-heun"
+    assert names[5] == "samples-heun-label-3-guidance-1.5"
+    assert names[8] == "inpaint-left"
+    assert len(set(names)) == len(names)
+
+
+def test_evaluation_makes_the_folder_of_its_output(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(_evaluation, "evaluate", lambda *_: {"a": 1})
+    monkeypatch.setattr(_report, "show", lambda *_: None)
+    evaluate.main([str(images[0].directory), "--output", str(tmp_path / "new" / "e.json")])
+    assert json.loads((tmp_path / "new" / "e.json").read_text()) == {"a": 1}
