@@ -1,20 +1,20 @@
 r"""Exponential families fitted in closed form: the objective is quadratic in the parameters.
 
 For ``log p(x) = theta' T(x) - A(theta)`` with statistics ``T``, nothing of score matching needs the
-normalizer ``A``, and with an elementwise weight ``h`` the (generalized) objective is
+normalizer ``A``, and with weights ``h_j(x)`` the (generalized) objective is
 
     J(theta) = E[sum_j 1/2 h_j (d_j log p)^2 + h_j d_j^2 log p + h_j' d_j log p]        (1)
              = 1/2 theta' K theta + b' theta,
     K = E[sum_j h_j (d_j T) (d_j T)'],    b = E[sum_j h_j d_j^2 T + h_j' d_j T],        (2)
     theta = -K^-1 b,                                                                    (3)
 
-``d_j`` being the derivative by the j-th number of ``x``, and ``h_j = h(x_j)``, ``h_j' = h'(x_j)``.
+``d_j`` being the derivative by the j-th number of ``x``, and ``h_j' = d_j h_j``.
 
 ``h = 1`` is score matching for densities on the whole space. Where the data end at a boundary, at
 which the density does not vanish, it is wrong: integration by parts leaves a term there. A weight
-that is zero at the boundary removes the term: ``h(x) = x^2`` for data that are not negative
-(Hyvärinen 2007), ``min(x, c)`` with less variance (Yu et al. 2019), ``min(x - a, b - x)`` for data
-cut to ``[a, b]``.
+that is zero at the boundary removes the term: ``h_j = x_j^2`` for data that are not negative
+(Hyvärinen 2007), ``min(x_j, c)`` with less variance (Yu et al. 2019), ``min(x_j - a, b - x_j)`` for
+data cut to ``[a, b]``, the distance to the boundary for data in any other region.
 
 The estimate is asymptotically normal, with the covariance
 
@@ -70,18 +70,19 @@ def fit_exponential_family(
             differentiable, without a constant among them.
         x: data ``[n, ...]``. Pass float64 where ``K`` is badly conditioned: statistics of very
             different size are no harm, nearly dependent ones are.
-        weight: ``h``, applied to ``x`` elementwise and differentiated; zero at the boundaries of
-            the support. By default 1, for data on the whole space.
+        weight: ``h``, ``x [B, ...] -> [B, ...]``, row i depending on row i only, differentiated;
+            zero at the boundaries of the support. By default 1, for data on the whole space.
 
     Returns:
         ``ExponentialFamilyFit(natural_parameters [K], standard_errors [K], covariance [K, K],
         objective)``. Costs two derivatives of the statistics along each axis; memory ``n D K``.
 
     Raises:
-        TypeError: ``x`` is not floating.
+        TypeError: ``x`` or what ``statistics`` return is not floating.
         ValueError: ``x`` is empty, ``statistics`` do not return ``[n, K]``, ``weight`` changes the
-            shape or is negative; or (where it is not traced) ``K`` is singular: some combination of
-            the statistics does not vary over the data.
+            shape; or (where these are not traced) ``x`` is not finite, ``weight`` is negative, the
+            statistics have no finite derivatives at the data, or ``K`` is singular: some
+            combination of the statistics does not vary over the data.
 
     Example:
         >>> x = jnp.array([0.5, 1.0, 3.0])  # exponential of rate -theta, on x >= 0
@@ -93,13 +94,19 @@ def fit_exponential_family(
     2019, https://www.jmlr.org/papers/v20/18-278.html
     """
     x = _checks.accumulated(_checks.check_data(x))
-    shape = jax.eval_shape(statistics, x).shape
-    if len(shape) != 2 or shape[0] != x.shape[0]:
+    _check_finite(x)
+    given = jax.eval_shape(statistics, x)
+    if len(given.shape) != 2 or given.shape[0] != x.shape[0]:
         raise ValueError(
             f"statistics must return [n, K], one row for each of the {x.shape[0]} examples, got "
-            f"shape {shape}."
+            f"shape {given.shape}."
         )
-    h, h_slope = _weight(weight, x)
+    if not jnp.issubdtype(given.dtype, jnp.floating):
+        raise TypeError(
+            f"statistics must return a floating dtype, got {given.dtype}: they are differentiated."
+        )
+    weight = jnp.ones_like if weight is None else weight
+    _check_weight(weight(x), x)
 
     def along(j):
         """Return ``d_j T`` and ``d_j^2 T``, ``[n, K]`` each, and ``h_j``, ``h_j'``, ``[n, 1]``."""
@@ -109,7 +116,8 @@ def fit_exponential_family(
         def slope(x):
             return jax.jvp(statistics, (x,), (e,))[1]
 
-        picked = (_checks.sum_data_axes(v * e)[:, None] for v in (h, h_slope))
+        weights = jax.jvp(weight, (x,), (e,))
+        picked = (_checks.sum_data_axes(v * e)[:, None] for v in weights)
         return (*jax.jvp(slope, (x,), (e,)), *picked)
 
     with jax.default_matmul_precision("highest"):
@@ -131,22 +139,34 @@ def _solve(slopes, bends, h, h_slope) -> ExponentialFamilyFit:
     return ExponentialFamilyFit(theta, errors, covariance, 0.5 * linear @ theta)
 
 
-def _weight(weight: Callable | None, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return ``h`` and ``h'`` at every number of ``x``."""
-    if weight is None:
-        return jnp.ones_like(x), jnp.zeros_like(x)
-    h, slope = jax.jvp(weight, (x,), (jnp.ones_like(x),))
+def _check_finite(x: jax.Array) -> None:
+    """Raise unless the (concrete) data are finite."""
+    known = _checks.concrete(x)
+    if known is not None and not np.all(np.isfinite(known)):
+        rows = np.flatnonzero(~np.isfinite(known).reshape(len(known), -1).all(axis=1))
+        raise ValueError(f"x must be finite, rows {rows[:10].tolist()} are not: leave them out.")
+
+
+def _check_weight(h: jax.Array, x: jax.Array) -> None:
+    """Raise unless the weight has the shape of ``x`` and is not negative."""
     if h.shape != x.shape:
-        raise ValueError(f"weight must act elementwise, on {x.shape}, got shape {h.shape}.")
+        raise ValueError(
+            f"weight must return one number for each of x, shape {x.shape}, got shape {h.shape}."
+        )
     _checks.check_not_negative("weight(x)", h)
-    return h, slope
 
 
 def _check_regular(quadratic: jax.Array) -> None:
-    """Raise if the (concrete) matrix ``K`` is singular to rounding."""
+    """Raise if the (concrete) matrix ``K`` is not finite or singular to rounding."""
     known = _checks.concrete(quadratic)
     if known is None:
         return
+    if not np.all(np.isfinite(known)):
+        wrong = np.flatnonzero(~np.isfinite(np.diagonal(known)))
+        raise ValueError(
+            f"statistics {wrong.tolist()} have no finite derivatives at some of x: look for "
+            "logarithms and roots at 0."
+        )
     sizes = np.sqrt(np.diagonal(known))
     dead = np.flatnonzero(~(sizes > 0))
     if dead.size:

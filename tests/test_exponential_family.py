@@ -123,6 +123,19 @@ def test_correlated_gaussian_in_the_positive_quadrant():
     assert np.max(np.abs(plain.natural_parameters - theta) / plain.standard_errors) > 10
 
 
+def test_a_weight_may_depend_on_the_whole_row():
+    """N(0, I) on the positive quadrant, and the distance to its boundary, min_j x_j."""
+    x = np.abs(np.random.default_rng(6).normal(size=(N, 2)))
+
+    def distance(x):
+        return jnp.broadcast_to(x.min(axis=1, keepdims=True), x.shape)
+
+    fit = fit64(lambda x: jnp.concatenate([x, x**2], axis=1), x, weight=distance)
+    theta = np.array([0.0, 0.0, -0.5, -0.5])
+    assert np.all(fit.standard_errors < 0.06)
+    assert np.all(np.abs(fit.natural_parameters - theta) < 4.5 * fit.standard_errors)
+
+
 def test_standard_errors_are_those_of_repetition(getkey):
     """Over 1500 data sets, under vmap: the spread of the estimates is the error that they state."""
     x = 0.5 * jax.random.exponential(getkey(), (1_500, 400))
@@ -190,7 +203,7 @@ def test_events_of_any_shape_and_sizes_of_statistics(getkey):
         (
             lambda x: fit_exponential_family(lambda x: x, x, weight=lambda x: x[:1]),
             ValueError,
-            r"elementwise, on \(4, 2\), got shape \(1, 2\)",
+            r"one number for each of x, shape \(4, 2\), got shape \(1, 2\)",
         ),
         (
             lambda x: fit_exponential_family(lambda x: x, x, weight=lambda x: -x),
@@ -201,6 +214,26 @@ def test_events_of_any_shape_and_sizes_of_statistics(getkey):
             lambda x: fit_exponential_family(lambda x: x, x.astype(int)),
             TypeError,
             "floating dtype",
+        ),
+        (
+            lambda x: fit_exponential_family(lambda x: x, x.at[2, 1].set(jnp.nan)),
+            ValueError,
+            r"x must be finite, rows \[2\] are not",
+        ),
+        (
+            lambda x: fit_exponential_family(lambda x: x, x.at[1].set(jnp.inf)),
+            ValueError,
+            r"x must be finite, rows \[1\] are not",
+        ),
+        (
+            lambda x: fit_exponential_family(lambda x: jnp.log(x), x - 1.0),
+            ValueError,
+            r"statistics \[0\] have no finite derivatives",
+        ),
+        (
+            lambda x: fit_exponential_family(lambda x: (x > 2.0).astype(int), x),
+            TypeError,
+            "statistics must return a floating dtype, got int32",
         ),
     ],
 )
