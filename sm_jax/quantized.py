@@ -75,6 +75,8 @@ def noise_from_levels(
         ``[B, ...]``, of unit scale: the exact ``E[z | x_t]`` if the numbers of ``x_0`` were
         independent with these weights, up to 5.6 noise levels outside the range of the data.
         Beyond, the prediction of the clean data, ``(x_t - sigma eps) / alpha``, is kept constant.
+        Cells more than 13 noise levels away (37 in float64) count as impossible, which needs
+        logits 85 apart to matter.
 
     Raises:
         ValueError: the edges are not an increasing vector, or the logits have another shape.
@@ -170,6 +172,8 @@ def _cells(logits, y, r, edges):
     left, right = tail[..., :-1], tail[..., 1:]
     around = (a[..., :-1] < 0) & (a[..., 1:] > 0)
     mass = jnp.where(around, 1.0 - left - right, jnp.abs(left - right))
+    # Cells out of reach must not set the scale of the others: 0 / 0 where all of these underflow.
+    logits = jnp.where(mass > jnp.finfo(mass.dtype).tiny, logits, -jnp.inf)
     q = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     return a, phi, mass, q / jnp.sum(q * mass, axis=-1, keepdims=True)
 

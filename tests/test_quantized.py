@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from scipy import integrate
+from scipy import integrate, special
 
 from sm_jax import data, processes, quantized
 from sm_jax.densities import UniformBoxes
@@ -82,6 +82,54 @@ def test_clean_prediction_stays_in_the_range_of_the_data(getkey):
         assert float(jnp.abs(clean).max()) <= 1 + 1e-4
         if ratio == 1e-3:  # far outside, the nearest edge is predicted, whatever the weights
             np.testing.assert_allclose(clean[jnp.array([0, 4])], [-1.0, 1.0], atol=ratio)
+
+
+def log_space(logits, y, r, edges):
+    """``E[(x_0 - y) / r | y]`` and its slopes in the logits and in ``y``, in NumPy, by logarithms.
+
+    Of the parts of the cells within 30 noise levels: each is cut to a thousand points.
+    """
+    k = len(edges) - 1
+    points = np.linspace(edges[:-1], edges[1:], 20_001, axis=-1)
+    z = (0.5 * (points[:, 1:] + points[:, :-1]) - y) / r
+    log_mass = special.logsumexp(-0.5 * z**2, axis=1)
+    means = np.array(
+        [np.average(z[i], weights=special.softmax(-0.5 * z[i] ** 2)) for i in range(k)]
+    )
+    squares = [np.average(z[i] ** 2, weights=special.softmax(-0.5 * z[i] ** 2)) for i in range(k)]
+    share = special.softmax(logits + log_mass)  # cells of one width
+    first, second = share @ means, share @ np.array(squares)
+    return first, share * (means - first), (second - first**2 - 1) / r
+
+
+@pytest.mark.parametrize(
+    ("logits", "y"),
+    [
+        ([0.0, 0.0, 0.0, 100.0], -0.75),  # all within reach alike, one favoured far away
+        ([-100.0, 0.0, 0.0, 300.0], -0.75),
+        ([100.0, -100.0, 50.0, 0.0], 0.1),
+        ([-60.0, 0.0, 60.0, -60.0], -0.08),  # eight noise levels away, and yet the most likely
+        ([500.0, 0.0, 0.0, 0.0], 1.04),  # outside the range of the data
+    ],
+)
+def test_spread_logits(logits, y):
+    """Value and slopes against sums of logarithms, where the favoured cell underflows or nearly."""
+    edges = quantized.level_edges(4)
+    logits = np.array(logits)
+
+    def eps(logits, y):
+        x = y[None, None]
+        return quantized.noise_from_levels(
+            logits[None, None], x, 0.01, process=processes.VE(), edges=edges
+        )[0, 0]
+
+    value, slopes = jax.value_and_grad(eps, (0, 1))(
+        jnp.array(logits, jnp.float32), jnp.array(y, jnp.float32)
+    )
+    first, in_logits, in_y = log_space(logits, np.float64(np.float32(y)), 0.01, np.asarray(edges))
+    np.testing.assert_allclose(value, -first, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(slopes[0], -in_logits, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(slopes[1], -in_y, rtol=1e-3, atol=0.1)
 
 
 def test_derivatives(getkey):
