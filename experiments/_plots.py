@@ -1,53 +1,31 @@
-"""The pictures of a run. Colours are of Okabe & Ito's palette, maps are perceptually uniform."""
+"""The pictures of a run. Maps of colours are perceptually uniform."""
 
-import contextlib
 import json
-import math
 import pathlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
+from experiments import _images
+from experiments._figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    drawing,
+    frame_axes,
+    log_scale,
+    rendered,
+)
 from experiments._problem import Examples, Problem
 from experiments._run import Run
 from sm_jax.parameterization import denoiser_from_score
 
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7f7f7f"
-_STYLE = {
-    "figure.dpi": 150,
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-}
 _EXTENT = 2.6  # half the width of the pictures of the toys, in standard deviations
-
-
-@contextlib.contextmanager
-def _figure(path: pathlib.Path, width: float, height: float) -> Iterator[Figure]:
-    with plt.rc_context(_STYLE):
-        figure = plt.figure(figsize=(width, height))
-        yield figure
-        figure.savefig(path)
-        plt.close(figure)
 
 
 def loss_curve(directory: pathlib.Path) -> None:
@@ -59,12 +37,12 @@ def loss_curve(directory: pathlib.Path) -> None:
     every = [json.loads(line) for line in lines]
     records = [record for record in every if record.get("loss") is not None]
     validated = [record for record in every if record.get("eval/validation_elbo") is not None]
-    with _figure(directory / "loss.png", 6.4, 4.2) as figure:
+    with drawing(directory / "loss.png", 6.4, 4.2) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         steps = [record["step"] for record in records]
         top.plot(steps, [record["loss"] for record in records], color=BLUE)
         top.set_ylabel("loss (per example)")
-        _log_scale(top)
+        log_scale(top)
         if validated:
             steps = [record["step"] for record in validated]
             bounds = [record["eval/validation_elbo"] for record in validated]
@@ -73,18 +51,8 @@ def loss_curve(directory: pathlib.Path) -> None:
         else:
             bottom.plot(steps, [record["grad_norm"] for record in records], color=ORANGE)
             bottom.set_ylabel("norm of gradient")
-            _log_scale(bottom)
+            log_scale(bottom)
         bottom.set_xlabel("step")
-
-
-def _log_scale(axes: Axes) -> None:
-    """Makes the y axis logarithmic, with plain numbers on it also where it spans no decade."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    low, high = axes.get_ylim()
-    if high > 3 * low:
-        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    axes.yaxis.set_minor_formatter("{x:g}" if high < 100 * low else NullFormatter())
 
 
 def samples(
@@ -101,9 +69,10 @@ def samples(
     size. The title is of such a picture.
     """
     if problem.is_image and labels is not None:
-        _labelled(path, problem, _grey(x), labels, title)
+        _images.labelled(path, _images.grey(problem, x), labels, title)
     elif problem.is_image:
-        _save_image(path, _tiles(_grey(x)), factor=_factor(problem, len(x)))
+        grid = _images.tiles(_images.grey(problem, x))
+        _images.to_pil(grid, _images.enlargement(problem, len(x))).save(path)
     elif problem.event_shape == (2,):
         _plane(path, x, examples)
     else:
@@ -125,9 +94,10 @@ def gif(
     seen = np.flatnonzero(levels < 10 * problem.sigma_data)
     chosen = np.unique([0, *seen[:: max(1, len(seen) // 40)], len(levels) - 1])
     if problem.is_image:
-        factor = max(1, _factor(problem, trajectory.shape[1]) // 2)  # a smaller file
+        factor = max(1, _images.enlargement(problem, trajectory.shape[1]) // 2)  # a smaller file
         columns = None if labels is None else len(labels) // len(np.unique(labels))
-        frames = [_to_pil(_tiles(_grey(scaled[i]), columns), factor) for i in chosen]
+        grids = (_images.tiles(_images.grey(problem, scaled[i]), columns) for i in chosen)
+        frames = [_images.to_pil(grid, factor) for grid in grids]
     elif problem.event_shape == (2,):
         frames = _scatter_frames(scaled[chosen], levels[chosen])
     else:
@@ -138,24 +108,32 @@ def gif(
 
 
 def completions(
-    path: pathlib.Path, known: np.ndarray, originals: np.ndarray, completed: np.ndarray, title: str
+    path: pathlib.Path,
+    problem: Problem,
+    known: np.ndarray,
+    originals: np.ndarray,
+    completed: np.ndarray,
+    title: str,
 ) -> None:
     """Writes, row by row, a scaled image `[N, ...]`, what is known of it, and its completions.
 
     The mask `known [...]` is true where the completions `[N, C, ...]` have the original's pixels.
     """
     color = np.array([0.36, 0.48, 0.62])  # of what is not known: no grey
-    originals, completed = _rgb(_grey(originals)), _rgb(_grey(completed))
+    originals, completed = (
+        _images.rgb(_images.grey(problem, originals)),
+        _images.rgb(_images.grey(problem, completed)),
+    )
     shown = known.reshape(*known.shape[:2], -1)[..., :1]
     parts = {
         "original": originals[:, None],
         "known": np.where(shown, originals, color)[:, None],
         "completions": completed,
     }
-    blocks = [_tiles(x.reshape(-1, *x.shape[2:]), x.shape[1]) for x in parts.values()]
+    blocks = [_images.tiles(x.reshape(-1, *x.shape[2:]), x.shape[1]) for x in parts.values()]
     widths = np.array([block.shape[1] for block in blocks])
     centers = np.cumsum(widths) - widths / 2
-    _framed(path, np.concatenate(blocks, axis=1), title, top=(centers, list(parts)))
+    _images.framed(path, np.concatenate(blocks, axis=1), title, top=(centers, list(parts)))
 
 
 def scores_per_level(
@@ -168,92 +146,11 @@ def scores_per_level(
     elif examples.density is not None:
         _scores_of_toy(path, run, examples, results)
     else:
-        with _figure(path, 6.4, 3.6) as figure:
+        with drawing(path, 6.4, 3.6) as figure:
             _loss_levels(figure.subplots(), problem, results)
 
 
 # Images.
-
-
-def _grey(x: np.ndarray) -> np.ndarray:
-    """Brings scaled images to `[N, H, W]` or `[N, H, W, 3]` of 0 to 1."""
-    x = x[..., 0] if x.ndim > 3 and x.shape[-1] == 1 else x
-    return np.clip((x + 1) / 2, 0, 1)
-
-
-def _tiles(x: np.ndarray, columns: int | None = None, gap: int = 1) -> np.ndarray:
-    """Arranges images `[N, H, W, ...]` in a grid, a nearly square one by default."""
-    columns = columns or math.ceil(math.sqrt(len(x)))
-    rows = -(-len(x) // columns)
-    height, width = x.shape[1] + gap, x.shape[2] + gap
-    grid = np.full((rows * height + gap, columns * width + gap, *x.shape[3:]), 0.2)
-    for i, image in enumerate(x):
-        top, left = gap + i // columns * height, gap + i % columns * width
-        grid[top : top + height - gap, left : left + width - gap] = image
-    return grid
-
-
-def _factor(problem: Problem, num: int) -> int:
-    return _enlargement(math.ceil(math.sqrt(num)) * problem.event_shape[1])
-
-
-def _enlargement(pixels: int) -> int:
-    return max(1, round(640 / pixels))
-
-
-def _to_pil(grid: np.ndarray, factor: int) -> Any:
-    from PIL import Image
-
-    image = Image.fromarray((255 * grid).round().astype(np.uint8))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-
-
-def _save_image(path: pathlib.Path, grid: np.ndarray, factor: int) -> None:
-    _to_pil(grid, factor).save(path)
-
-
-def _labelled(path, problem, images, labels, title):
-    """Writes a grid with a block of rows for each label, and the labels at its side."""
-    names = list(dict.fromkeys(labels.tolist()))
-    groups = images.reshape(len(names), -1, *images.shape[1:])
-    # One row each, unless the picture would be wider than high; then as many as are equally long.
-    rows = math.ceil(groups.shape[1] / math.ceil(math.sqrt(len(images))))
-    columns = math.ceil(groups.shape[1] / rows)
-    blocks = [_tiles(group, columns) for group in groups]
-    centers = len(blocks[0]) * (np.arange(len(names)) + 0.5)
-    # A single label is for the title to name.
-    left = (centers, [str(name) for name in names]) if len(names) > 1 else ((), ())
-    _framed(path, np.concatenate(blocks), title, left=left)
-
-
-def _framed(path, grid, title="", *, left=((), ()), top=((), ())):
-    """Writes a grid, its pixels enlarged by a whole factor, with words beside and above it."""
-    dpi, factor = 100, _enlargement(max(grid.shape[:2]))
-    image = np.asarray(_to_pil(grid, factor))
-    height, width = image.shape[:2]
-    beside = 34 if len(left[0]) else 10
-    above = 10 + 26 * bool(title) + 24 * bool(len(top[0]))
-    total_width, total_height = beside + width + 10, above + height + 10
-    with plt.rc_context(_STYLE | {"figure.constrained_layout.use": False}):
-        figure = plt.figure(figsize=(total_width / dpi, total_height / dpi), dpi=dpi)
-        figure.figimage(image, beside, 10, origin="upper", cmap="gray", vmin=0, vmax=255)
-
-        def write(x, y, words, **options):
-            figure.text(x / total_width, 1 - y / total_height, words, va="center", **options)
-
-        if title:
-            write(total_width / 2, 18, title, ha="center", fontsize=11)
-        for center, name in zip(*left, strict=True):
-            write(beside - 10, above + factor * center, name, ha="right", fontsize=12)
-        for center, name in zip(*top, strict=True):
-            write(beside + factor * center, above - 13, name, ha="center", fontsize=10)
-        figure.savefig(path, dpi=dpi)
-        plt.close(figure)
-
-
-def _rgb(x: np.ndarray) -> np.ndarray:
-    """Brings images `[..., H, W]` or `[..., H, W, 3]` to the latter; H and W exceed 3."""
-    return x if x.shape[-1] == 3 else np.repeat(x[..., None], 3, axis=-1)
 
 
 def _scores_of_images(path, run, examples, results, key):
@@ -273,7 +170,7 @@ def _scores_of_images(path, run, examples, results, key):
     pictures = draw(problem.rows(examples.held_out[:1]), sigmas, key)
     titles = (r"noised, $x_t$", r"score, $\sigma\, s(x_t)$", r"denoised, $D(x_t)$")
 
-    with _figure(path, 8, 6.4) as figure:
+    with drawing(path, 8, 6.4) as figure:
         upper, lower = figure.subfigures(2, 1, height_ratios=(5, 4))
         grid = upper.subplots(3, len(sigmas))
         for i, (title, images) in enumerate(zip(titles, pictures, strict=True)):
@@ -287,7 +184,7 @@ def _scores_of_images(path, run, examples, results, key):
                     image = image.mean(axis=-1) if image.ndim == 3 else image
                     axes.imshow(image, cmap="PuOr", vmin=-2.5, vmax=2.5)
                 else:
-                    axes.imshow(_grey(image[None])[0], cmap="grey", vmin=0, vmax=1)
+                    axes.imshow(_images.grey(problem, image[None])[0], cmap="grey", vmin=0, vmax=1)
         _loss_levels(lower.subplots(), problem, results)
 
 
@@ -301,7 +198,7 @@ def _loss_levels(axes: Axes, problem: Problem, results: dict[str, Any]) -> None:
         xlabel=r"noise level $\sigma$ (units of the scaled data)",
         ylabel="weighted denoising loss\nper dimension",
     )
-    _log_scale(axes)
+    log_scale(axes)
     axes.legend()
 
 
@@ -312,7 +209,7 @@ def _plane(path: pathlib.Path, x: np.ndarray, examples: Examples | None) -> None
     panels = [("samples", x, BLUE)]
     if examples is not None:
         panels.append(("held-out points", examples.held_out[: len(x)], GREY))
-    with _figure(path, 3.6 * len(panels), 3.8) as figure:
+    with drawing(path, 3.6 * len(panels), 3.8) as figure:
         for axes, (title, points, color) in zip(
             np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True)),
             panels,
@@ -337,7 +234,7 @@ def _scores_of_toy(path, run, examples, results):
         score = run.score_fn(jnp.asarray(coarse), jnp.full(len(coarse), sigma))
         return jnp.exp(noised.log_prob(jnp.asarray(fine))), score
 
-    with _figure(path, 10, 6.2) as figure:
+    with drawing(path, 10, 6.2) as figure:
         figure.suptitle("Score of the model, arrows, over the exact noised density", fontsize=10)
         upper, lower = figure.subfigures(2, 1)
         for axes, sigma in zip(upper.subplots(1, len(sigmas), sharey=True), sigmas, strict=True):
@@ -366,7 +263,7 @@ def _scores_of_toy(path, run, examples, results):
             xlabel=r"noise level $\sigma$ (units of the data)",
             ylabel=r"Fisher divergence $\mathrm{E}\,|s - s^*|^2 / 2$",
         )
-        _log_scale(left)
+        log_scale(left)
         left.legend()
         _loss_levels(right, run.problem, results)
 
@@ -377,11 +274,11 @@ def _mesh(num: int) -> np.ndarray:
 
 
 def _scatter_frames(points: np.ndarray, levels: np.ndarray) -> list[Any]:
-    with _frame_axes(4, 4.2) as axes:
+    with frame_axes(4, 4.2) as axes:
         dots = axes.scatter(*points[0].T, s=3, color=BLUE, alpha=0.5, linewidths=0)
         _square(axes)
         return [
-            _rendered(axes, sigma, lambda x=x: dots.set_offsets(x))
+            rendered(axes, sigma, lambda x=x: dots.set_offsets(x))
             for x, sigma in zip(points, levels, strict=True)
         ]
 
@@ -398,7 +295,7 @@ def _marginals(
     num_bins = int(np.clip(2 * len(flat if data is None else data) ** 0.5, 8, 40))
     columns = min(shown, 4)
     rows = -(-shown // columns)
-    with _figure(path, 2.6 * columns + 0.4, 2.1 * rows + 0.6) as figure:
+    with drawing(path, 2.6 * columns + 0.4, 2.1 * rows + 0.6) as figure:
         grid = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
         for i, axes in enumerate(grid):
             if i >= shown:
@@ -425,7 +322,7 @@ def _units(problem: Problem, x: np.ndarray) -> np.ndarray:
 def _histogram_frames(points: np.ndarray, levels: np.ndarray) -> list[Any]:
     flat = points.reshape(*points.shape[:2], -1)[..., :4]
     edges = np.linspace(-4, 4, 41)
-    with _frame_axes(4.4, 3.2) as axes:
+    with frame_axes(4.4, 3.2) as axes:
         steps = [
             axes.stairs(np.zeros(40), edges, color=color, label=f"feature {i + 1}")
             for i, color in zip(range(flat.shape[-1]), (BLUE, ORANGE, GREEN, RED), strict=False)
@@ -438,24 +335,6 @@ def _histogram_frames(points: np.ndarray, levels: np.ndarray) -> list[Any]:
                 step.set_data(np.histogram(x[:, i], edges, density=True)[0])
 
         return [
-            _rendered(axes, sigma, lambda x=x: update(x))
+            rendered(axes, sigma, lambda x=x: update(x))
             for x, sigma in zip(flat, levels, strict=True)
         ]
-
-
-@contextlib.contextmanager
-def _frame_axes(width: float, height: float) -> Iterator[Axes]:
-    style = _STYLE | {"figure.dpi": 100, "figure.constrained_layout.use": False}
-    with plt.rc_context(style):
-        figure = plt.figure(figsize=(width, height))
-        yield figure.add_axes((0.13, 0.16, 0.83, 0.74))
-        plt.close(figure)
-
-
-def _rendered(axes: Axes, sigma: float, update: Callable[[], Any]) -> Any:
-    from PIL import Image
-
-    update()
-    axes.set_title(rf"$\sigma$ = {sigma:.3g}")
-    axes.figure.canvas.draw()
-    return Image.fromarray(np.asarray(axes.figure.canvas.buffer_rgba())).convert("RGB")

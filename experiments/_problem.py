@@ -57,6 +57,8 @@ class Problem:
         sigma_min: the smallest noise level, in units of the scaled data.
         sigma_max: the largest.
         num_labels: the number of labels, 0 to `num_labels - 1`; None for an unconditional run.
+        limits: the least and the largest of standardized data, in their own units, to show images
+            by; None for levels and for the toys.
     """
 
     event_shape: tuple[int, ...]
@@ -66,6 +68,7 @@ class Problem:
     sigma_min: float
     sigma_max: float
     num_labels: int | None = None
+    limits: tuple[float, float] | None = None
 
     @property
     def num_dims(self) -> int:
@@ -125,8 +128,15 @@ class Problem:
         standardizer = values["standardizer"]
         if standardizer is not None:
             standardizer = data.Standardizer.from_dict(standardizer)
-        shape = tuple(values["event_shape"])
-        return cls(**values | {"event_shape": shape, "standardizer": standardizer})
+        limits = values.get("limits")  # runs of earlier versions have none
+        return cls(
+            **values
+            | {
+                "event_shape": tuple(values["event_shape"]),
+                "standardizer": standardizer,
+                "limits": None if limits is None else tuple(limits),
+            }
+        )
 
 
 def load(config: Config) -> Examples:
@@ -264,7 +274,8 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
         spread = math.sqrt(std**2 + 1 / 12) * 2 / problem.num_levels
         problem = dataclasses.replace(problem, sigma_data=spread)
     else:
-        problem = dataclasses.replace(problem, standardizer=data.Standardizer.fit(x))
+        limits = float(x.min()), float(x.max())
+        problem = dataclasses.replace(problem, standardizer=data.Standardizer.fit(x), limits=limits)
     if not isinstance(config, Array):
         return problem, ""
     key = jax.random.key(config.training.seed)

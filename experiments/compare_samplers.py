@@ -236,11 +236,11 @@ def header(config: Compare) -> list[str]:
 
 def plot(points: list[Point], floor: float, path: pathlib.Path) -> None:
     """Write the curves: ordinary equations on the left, stochastic ones on the right."""
-    from experiments import _plots
+    from experiments import _figures
 
-    colors = (_plots.BLUE, _plots.ORANGE, _plots.GREEN, _plots.RED, "#CC79A7", "#56B4E9")
-    colors = (*colors, "#000000", "#b8a000", _plots.GREY)
-    with _plots._figure(path, 10, 5.4) as figure:
+    colors = (_figures.BLUE, _figures.ORANGE, _figures.GREEN, _figures.RED, "#CC79A7", "#56B4E9")
+    colors = (*colors, "#000000", "#b8a000", _figures.GREY)
+    with _figures.drawing(path, 10, 5.4) as figure:
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         titles = ("probability-flow ODE", "stochastic")
         for stochastic, (axes, title) in enumerate(zip(panels, titles, strict=True)):

@@ -186,7 +186,7 @@ def inpaint(options: Sample, output: pathlib.Path) -> None:
     np.save(array, problem.unscaled(x))
     place = "center" if options.inpaint == "center" else f"{options.inpaint} half"
     title = ", ".join(filter(None, [f"{place} hidden", _title(options, labels)]))
-    _plots.completions(picture, known, np.asarray(originals), x, title)
+    _plots.completions(picture, problem, known, np.asarray(originals), x, title)
     each = f"{options.completions} completions of each of {len(rows)} held-out images"
     print(f"{each}:\n  {array}\n  {picture}")
 

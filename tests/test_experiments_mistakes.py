@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import _cli, _evaluation, _report, _run, evaluate, sample, train
+from experiments import _cli, _evaluation, _images, _problem, _report, _run, evaluate, sample, train
 from tests.test_experiments import TINY, run_fails
 
 
@@ -93,3 +93,32 @@ def test_evaluation_makes_the_folder_of_its_output(images, tmp_path, monkeypatch
     monkeypatch.setattr(_report, "show", lambda *_: None)
     evaluate.main([str(images[0].directory), "--output", str(tmp_path / "new" / "e.json")])
     assert json.loads((tmp_path / "new" / "e.json").read_text()) == {"a": 1}
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def test_images_of_real_numbers_are_shown_in_their_own_units(tmp_path):
+    """Bright pixels stay bright, though each pixel is standardized by itself."""
+    x = np.random.default_rng(0).normal(size=(50, 5, 6, 1)) * 0.1 + np.arange(6.0)[:, None]
+    np.save(tmp_path / "x.npy", x)
+    _, config = _cli.parse(["array", "--data", str(tmp_path / "x.npy")])
+    examples = _problem.load(config)
+    problem, _ = _problem.examine(config, examples)
+    shown = _images.grey(problem, problem.rows(examples.train[:7]))
+    low, high = examples.train.min(), examples.train.max()
+    expected = (examples.train[:7, ..., 0] - low) / (high - low)
+    np.testing.assert_allclose(shown, expected, atol=1e-5)
+    several = problem.rows(examples.train[:6]).reshape(2, 3, 5, 6, 1)
+    np.testing.assert_allclose(_images.grey(problem, several).reshape(6, 5, 6), shown[:6])
+
+    stored = json.loads(json.dumps(problem.to_dict()))
+    assert _problem.Problem.from_dict(stored).limits == (low, high)
+    del stored["limits"]  # as of an earlier version
+    shown = _images.grey(_problem.Problem.from_dict(stored), problem.rows(examples.train))
+    assert (shown.min(), shown.max()) == (0.0, 1.0)
+
+
+def test_levels_are_shown_as_they_were(images):
+    shown = _images.grey(images[0].problem, np.array([-1.0, -0.5, 1.0, 2.0]).reshape(1, 2, 2))
+    np.testing.assert_array_equal(shown.ravel(), [0.0, 0.25, 1.0, 1.0])

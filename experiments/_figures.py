@@ -1,0 +1,72 @@
+"""What all pictures share: colours, of Okabe & Ito's palette, style, and a figure to draw in."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7f7f7f"
+STYLE = {
+    "figure.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+
+@contextlib.contextmanager
+def drawing(path: pathlib.Path, width: float, height: float) -> Iterator[Figure]:
+    """Gives a figure of so many inches, which is written to the path at the end."""
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(width, height))
+        yield figure
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def log_scale(axes: Axes) -> None:
+    """Makes the y axis logarithmic, with plain numbers on it also where it spans no decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_ylim()
+    if high > 3 * low:
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 100 * low else NullFormatter())
+
+
+@contextlib.contextmanager
+def frame_axes(width: float, height: float) -> Iterator[Axes]:
+    """Gives axes of so many inches, to be figure once for each picture of an animation."""
+    style = STYLE | {"figure.dpi": 100, "figure.constrained_layout.use": False}
+    with plt.rc_context(style):
+        figure = plt.figure(figsize=(width, height))
+        yield figure.add_axes((0.13, 0.16, 0.83, 0.74))
+        plt.close(figure)
+
+
+def rendered(axes: Axes, sigma: float, update: Callable[[], Any]) -> Any:
+    """Returns the axes as an image, after `update`, with the noise level as their title."""
+    from PIL import Image
+
+    update()
+    axes.set_title(rf"$\sigma$ = {sigma:.3g}")
+    axes.figure.canvas.draw()
+    return Image.fromarray(np.asarray(axes.figure.canvas.buffer_rgba())).convert("RGB")
