@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
@@ -242,7 +243,7 @@ def estimate(
     """
     _checks.check_count("num_repeats", num_repeats, minimum=2)
     keys = jax.random.split(key, num_repeats)
-    once = jax.vmap(lambda k: divergence(score_fn, x, k), out_axes=Divergence(None, 0))
+    once = jax.vmap(lambda k: tuple(divergence(score_fn, x, k)), out_axes=(None, 0))
     score, estimates = once(keys)
     error = estimates.std(axis=0, ddof=1) / jnp.sqrt(jnp.asarray(num_repeats, estimates.dtype))
     return DivergenceEstimate(score, estimates.mean(axis=0), error)
@@ -271,8 +272,10 @@ def sphere(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Arr
 def rows_are_independent(score_fn: ScoreFn, x: ArrayLike, key: jax.Array) -> jax.Array:
     """Return whether rows of the score depend on their own rows of ``x`` only.
 
-    The losses and divergences rest on this. It moves the first row along a random direction and
-    looks for any first-order change of the others.
+    The losses and divergences rest on this. It moves half of the rows along random directions and
+    looks for any first-order change of the others, for one half after another until every two rows
+    have been told apart both ways. Not seen is what has no derivative at ``x``: what passes through
+    ``stop_gradient`` or rounding, or sets in elsewhere.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``.
@@ -280,7 +283,7 @@ def rows_are_independent(score_fn: ScoreFn, x: ArrayLike, key: jax.Array) -> jax
         key: a random key.
 
     Returns:
-        A scalar boolean array.
+        A scalar boolean array. Costs ``2 log2(B)`` products with the Jacobian, made one by one.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -296,9 +299,16 @@ def rows_are_independent(score_fn: ScoreFn, x: ArrayLike, key: jax.Array) -> jax
     x = _checks.check_data(x)
     if x.shape[0] < 2:
         raise ValueError(f"x must have at least two rows to compare, got shape {x.shape}.")
-    tangent = jax.random.normal(key, x.shape, x.dtype).at[1:].set(0.0)
-    _, change = jax.jvp(_checks.checked(score_fn, x), (x,), (tangent,))
-    return jnp.all(change[1:] == 0.0)
+    direction = jax.random.normal(key, x.shape, x.dtype)
+    _, push = jax.linearize(_checks.checked(score_fn, x), x)
+    # The places of two rows differ in some bit.
+    bits = np.arange(x.shape[0]) >> np.arange((x.shape[0] - 1).bit_length())[:, None] & 1 > 0
+
+    def others_stay(moved):
+        moved = _checks.expand_like(moved, x)
+        return jnp.all((push(jnp.where(moved, direction, 0.0)) == 0.0) | moved)
+
+    return jnp.all(jax.lax.map(others_stay, jnp.concatenate([bits, ~bits])))
 
 
 def draw_probes(key: jax.Array, x: jax.Array, num_probes: int, probe: RandomFn) -> jax.Array:

@@ -1,5 +1,6 @@
 """Divergences against Jacobians, and their variances against closed forms."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -158,6 +159,14 @@ def test_estimate_gives_the_standard_error(getkey):
     )
     assert abs(doubled.divergence.var() / (variance / 16) - 1) < 0.1
 
+    def bare(score_fn, x, key):
+        return tuple(divergence.hutchinson(score_fn, x, key))
+
+    key = getkey()
+    plain = divergence.estimate(linear_score, x[:4], key, divergence=bare)
+    named = divergence.estimate(linear_score, x[:4], key)
+    jax.tree.map(np.testing.assert_array_equal, plain, named)
+
 
 @pytest.mark.parametrize(
     "function",
@@ -244,6 +253,23 @@ def test_rows_are_independent(getkey):
     assert divergence.rows_are_independent(nonlinear_score, x, getkey())
     assert not divergence.rows_are_independent(later_rows_see_the_first, x, getkey())
     assert not divergence.rows_are_independent(lambda x: x / x.std(0, keepdims=True), x, getkey())
+
+
+@pytest.mark.parametrize("num", [2, 5, 8])
+def test_every_pair_of_rows_is_told_apart(num, getkey):
+    """One row depends on one other, or all on the row that holds the maximum."""
+    x = jax.random.normal(getkey(), (num, 3))
+    assert divergence.rows_are_independent(nonlinear_score, x, getkey())
+    check = jax.jit(
+        lambda i, j: divergence.rows_are_independent(
+            lambda x: (-x).at[i].add(1e-3 * x[j] ** 2), x, getkey()
+        )
+    )
+    for i, j in itertools.permutations(range(num), 2):
+        assert not check(i, j), (i, j)
+    for row in range(num):
+        y = x.at[row, 1].set(10.0)
+        assert not divergence.rows_are_independent(lambda x: -x / jnp.abs(x).max(), y, getkey())
 
 
 @pytest.mark.parametrize(
