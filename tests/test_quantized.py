@@ -87,18 +87,14 @@ def test_clean_prediction_stays_in_the_range_of_the_data(getkey):
 def log_space(logits, y, r, edges):
     """``E[(x_0 - y) / r | y]`` and its slopes in the logits and in ``y``, in NumPy, by logarithms.
 
-    Of the parts of the cells within 30 noise levels: each is cut to a thousand points.
+    The cells, of one width, are cut to 20,000 parts each.
     """
-    k = len(edges) - 1
     points = np.linspace(edges[:-1], edges[1:], 20_001, axis=-1)
     z = (0.5 * (points[:, 1:] + points[:, :-1]) - y) / r
-    log_mass = special.logsumexp(-0.5 * z**2, axis=1)
-    means = np.array(
-        [np.average(z[i], weights=special.softmax(-0.5 * z[i] ** 2)) for i in range(k)]
-    )
-    squares = [np.average(z[i] ** 2, weights=special.softmax(-0.5 * z[i] ** 2)) for i in range(k)]
-    share = special.softmax(logits + log_mass)  # cells of one width
-    first, second = share @ means, share @ np.array(squares)
+    within = special.softmax(-0.5 * z**2, axis=1)
+    means, squares = (within * z).sum(axis=1), (within * z**2).sum(axis=1)
+    share = special.softmax(logits + special.logsumexp(-0.5 * z**2, axis=1))
+    first, second = share @ means, share @ squares
     return first, share * (means - first), (second - first**2 - 1) / r
 
 
