@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._config import Evaluation
-from experiments._problem import Examples, Problem, ScoreModel
+from experiments._examples import Examples
+from experiments._problem import Problem, ScoreModel
 from experiments._run import Run
 from sm_jax import divergence, likelihood, losses, samplers
 from sm_jax.processes import perturb, prior_sample, time_grid

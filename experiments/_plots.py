@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments import _images
+from experiments._examples import Examples
 from experiments._figures import (
     BLUE,
     GREEN,
@@ -21,7 +22,7 @@ from experiments._figures import (
     log_scale,
     rendered,
 )
-from experiments._problem import Examples, Problem
+from experiments._problem import Problem
 from experiments._run import Run
 from sm_jax.parameterization import denoiser_from_score
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import _cli, _config, _problem
+from experiments import _cli, _config, _examples, _problem
 from sm_jax import training
 from sm_jax.training import checkpoints
 from sm_jax.typing import NoiseScoreFn
@@ -57,7 +57,7 @@ def load(directory: pathlib.Path) -> Run:
     return Run(directory, recipe, config, problem, model, params)
 
 
-def load_examples(run: Run) -> _problem.Examples:
+def load_examples(run: Run) -> _examples.Examples:
     """Reads the data of a run again, and checks that they are those that it was trained on.
 
     The examples are split by the numbers of their rows: in a file of other rows, or of the same in
@@ -67,7 +67,7 @@ def load_examples(run: Run) -> _problem.Examples:
     Raises:
         ValueError: if the data cannot be read, or are not those of the run.
     """
-    examples = _problem.load(run.config)
+    examples = _examples.load(run.config)
     trained_on = checkpoints.read_metadata(run.directory)["config"].get("checksum")
     now = checksum(run.problem, examples)
     if examples.density is None and now != trained_on:
@@ -79,7 +79,7 @@ def load_examples(run: Run) -> _problem.Examples:
     return examples
 
 
-def checksum(problem: _problem.Problem, examples: _problem.Examples) -> int:
+def checksum(problem: _problem.Problem, examples: _examples.Examples) -> int:
     """Returns the CRC-32 of the training examples, in their order, and of their labels."""
     value = 0
     for array in jax.tree.leaves(problem.batch(examples.train, examples.train_labels)):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from experiments import _cli, _config
 
 if TYPE_CHECKING:  # slow to import
-    from experiments._problem import Examples
+    from experiments._examples import Examples
     from experiments._run import Run
 
 
@@ -33,7 +33,7 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
     """Trains, or goes on training; returns the run and its data."""
     import jax  # and all else that is slow to import, now that the options are known to be right
 
-    from experiments import _evaluation, _problem, _run
+    from experiments import _evaluation, _examples, _problem, _run
     from sm_jax import training
     from sm_jax.training import checkpoints
 
@@ -41,7 +41,7 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
     directory = training.prepare_directory(
         config.run.directory or pathlib.Path("runs", name), resume=config.run.resume
     )
-    examples = _problem.load(config)
+    examples = _examples.load(config)
     problem, explanation = _problem.examine(config, examples)
     model = _problem.build(config, problem)
     dataset = problem.batch(examples.train, examples.train_labels)

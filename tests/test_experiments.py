@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import _cli, _config, _evaluation, _problem, _run, evaluate, sample, train
+from experiments import (
+    _cli,
+    _config,
+    _evaluation,
+    _examples,
+    _problem,
+    _run,
+    evaluate,
+    sample,
+    train,
+)
 from sm_jax import diagnostics
 
 _TINY = (
@@ -128,7 +138,7 @@ def test_every_toy_is_there(name, capsys):
     train.main([name, "--dry-run"])
     assert name in capsys.readouterr().out
     recipe, config = _cli.parse([name, "--num-train", "30", "--num-held-out", "9"])
-    examples = _problem.load(config)
+    examples = _examples.load(config)
     assert recipe == name
     assert (examples.train.shape, examples.held_out.shape) == ((30, 2), (9, 2))
     assert not np.isin(examples.train, examples.held_out).any()

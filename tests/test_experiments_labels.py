@@ -14,6 +14,7 @@ from experiments import (
     _cli,
     _config,
     _evaluation,
+    _examples,
     _problem,
     _run,
     _samplers,
@@ -27,7 +28,7 @@ from tests.test_experiments import TINY, results_of, run_fails
 def problem_of(*args):
     """Returns configuration, examples and problem of a command line."""
     _, config = _cli.parse([str(arg) for arg in args])
-    examples = _problem.load(config)
+    examples = _examples.load(config)
     return config, examples, _problem.examine(config, examples)[0]
 
 
@@ -158,7 +159,7 @@ def test_without_labels_nothing_changes(recipe):
     del options["conditioning"]
     assert _config.from_dict(recipe, json.loads(json.dumps(options))) == config
     if recipe == "digits":
-        examples = _problem.load(config)
+        examples = _examples.load(config)
         assert (examples.train_labels, examples.held_out_labels) == (None, None)
         problem, _ = _problem.examine(config, examples)
         facts = problem.to_dict()

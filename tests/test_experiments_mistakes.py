@@ -6,7 +6,18 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import _cli, _evaluation, _images, _problem, _report, _run, evaluate, sample, train
+from experiments import (
+    _cli,
+    _evaluation,
+    _examples,
+    _images,
+    _problem,
+    _report,
+    _run,
+    evaluate,
+    sample,
+    train,
+)
 from tests.test_experiments import TINY, run_fails
 
 
@@ -103,7 +114,7 @@ def test_images_of_real_numbers_are_shown_in_their_own_units(tmp_path):
     x = np.random.default_rng(0).normal(size=(50, 5, 6, 1)) * 0.1 + np.arange(6.0)[:, None]
     np.save(tmp_path / "x.npy", x)
     _, config = _cli.parse(["array", "--data", str(tmp_path / "x.npy")])
-    examples = _problem.load(config)
+    examples = _examples.load(config)
     problem, _ = _problem.examine(config, examples)
     shown = _images.grey(problem, problem.rows(examples.train[:7]))
     low, high = examples.train.min(), examples.train.max()
