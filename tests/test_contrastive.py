@@ -128,6 +128,13 @@ class Fixed:
         return NOISE.log_prob(x)
 
 
+class Unsummed(Noise):
+    """One number per number of an event."""
+
+    def log_prob(self, x):
+        return jax.scipy.stats.norm.logpdf(x, 0.5, 2.0)
+
+
 def test_noise_contrastive_value(getkey):
     """The classifier's negative log-likelihood, example by example, from its probabilities."""
     theta, log_z, nu = jnp.array([0.7, 0.4]), 0.3, 3
@@ -273,6 +280,20 @@ def test_contract(getkey):
             lambda x, k: losses.noise_contrastive(lambda x: x, x[:, :1], k, noise_density=NOISE),
             ValueError,
             "one number per example",
+        ),
+        (
+            lambda x, k: losses.noise_contrastive(
+                lambda x: x[:, 0], x[:, :1], k, noise_density=Unsummed()
+            ),
+            ValueError,
+            r"log_prob must return one number per example, shape \(2,\), got \(2, 1\)",
+        ),
+        (
+            lambda x, k: losses.noise_contrastive(
+                lambda x: x[:, 0], x[:, :1], k, noise_density=NOISE, log_normalizer=jnp.zeros(2)
+            ),
+            ValueError,
+            r"log_normalizer must be one number, got shape \(2,\)",
         ),
     ],
 )

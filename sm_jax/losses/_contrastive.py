@@ -170,8 +170,9 @@ def noise_contrastive(
 
     Raises:
         TypeError: ``x`` is not floating.
-        ValueError: ``x`` is empty, the energy is not one number per example, ``num_noise < 1``, or
-            the draws of the noise are of other shapes than the data.
+        ValueError: ``x`` is empty, the energy or the log-density of the noise is not one number per
+            example, ``num_noise < 1``, ``log_normalizer`` is no scalar, or the draws of the noise
+            are of other shapes than the data.
 
     Example:
         >>> from sm_jax import densities
@@ -185,6 +186,7 @@ def noise_contrastive(
     """
     x = _checks.check_data(x)
     _checks.check_count("num_noise", num_noise)
+    _checks.check_scalar("log_normalizer", log_normalizer)
     noise = noise_density.sample(key, x.shape[0] * num_noise).astype(x.dtype)
     if noise.shape[1:] != x.shape[1:]:
         raise ValueError(
@@ -193,8 +195,14 @@ def noise_contrastive(
         )
 
     def log_odds(x):
-        log_ratio = -_energies(energy_fn, x) - noise_density.log_prob(x)
-        return log_ratio - log_normalizer - jnp.log(float(num_noise))
+        log_density = noise_density.log_prob(x)
+        if log_density.shape != x.shape[:1]:
+            raise ValueError(
+                f"noise_density.log_prob must return one number per example, shape {x.shape[:1]}, "
+                f"got {log_density.shape}: sum over the axes of an event."
+            )
+        log_odds = -_energies(energy_fn, x) - log_density - log_normalizer
+        return log_odds - jnp.log(float(num_noise))
 
     of_noise = jax.nn.softplus(log_odds(noise)).reshape(x.shape[0], num_noise)
     return jax.nn.softplus(-log_odds(x)) + of_noise.sum(axis=1)
