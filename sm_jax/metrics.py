@@ -40,7 +40,7 @@ def sliced_wasserstein(
         y: samples ``[M, ...]`` of the same event shape.
         key: a random key, of the directions.
         num_projections: number of directions. Memory is ``num_projections (N + M)`` numbers.
-        p: exponent, at least 1.
+        p: exponent, at least 1 and finite.
 
     Returns:
         A scalar, in units of the data: the root ``1 / p`` of the mean.
@@ -48,7 +48,7 @@ def sliced_wasserstein(
     Raises:
         TypeError: ``x`` or ``y`` is not floating, or ``num_projections`` is no integer.
         ValueError: ``x`` or ``y`` is empty, their event shapes differ, ``num_projections < 1``, or
-            ``p < 1``.
+            ``p`` is not one finite number of at least 1.
 
     Example:
         >>> x = jnp.array([0.0, 1.0, 2.0])
@@ -61,9 +61,10 @@ def sliced_wasserstein(
             f"x and y must hold events of one shape, got {x.shape[1:]} and {y.shape[1:]}."
         )
     _checks.check_count("num_projections", num_projections)
+    _checks.check_scalar("p", p)
     known = _checks.concrete(p)
-    if known is not None and not known >= 1.0:
-        raise ValueError(f"p must be at least 1, got {p}.")
+    if known is not None and not 1.0 <= known < np.inf:
+        raise ValueError(f"p must be at least 1 and finite, got {p}.")
 
     dims, dtype = _checks.num_dims(x), _checks.accumulator(jnp.promote_types(x.dtype, y.dtype))
     directions = jax.random.normal(key, (dims, num_projections), dtype)
@@ -74,10 +75,14 @@ def sliced_wasserstein(
         return jnp.sort(jnp.matmul(flat, directions, precision=jax.lax.Precision.HIGHEST), axis=0)
 
     i, j, shares = _common_steps(len(x), len(y))
-    gaps = jnp.abs(quantiles(x)[i] - quantiles(y)[j]) ** p
-    mean = jnp.mean(jnp.sum(jnp.asarray(shares, dtype)[:, None] * gaps, axis=0))
+    gaps = jnp.abs(quantiles(x)[i] - quantiles(y)[j])
+    # In units of the largest, as high powers of others underflow or overflow.
+    largest = jax.lax.stop_gradient(gaps.max())
+    unit = jnp.where(largest > 0.0, largest, 1.0)
+    powers = (gaps / unit) ** p
+    mean = jnp.mean(jnp.sum(jnp.asarray(shares, dtype)[:, None] * powers, axis=0))
     # The derivative of the root is infinite at 0, where that of the distance is taken to be 0.
-    return jnp.where(mean > 0.0, jnp.where(mean > 0.0, mean, 1.0) ** (1.0 / p), 0.0)
+    return jnp.where(mean > 0.0, unit * jnp.where(mean > 0.0, mean, 1.0) ** (1.0 / p), 0.0)
 
 
 def _common_steps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

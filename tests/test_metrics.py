@@ -54,6 +54,22 @@ def test_one_dimension_is_exact(sizes, getkey):
         np.testing.assert_allclose(distance, np.mean(np.abs(pairs) ** p) ** (1 / p), rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_high_powers(scale):
+    """Of gaps of 1, 2 and 3, of which the largest counts; in value and in slope."""
+    x, key = jnp.zeros(3), jax.random.key(0)
+
+    def distance(y, p):
+        return sliced_wasserstein(x, y, key, num_projections=1, p=p)
+
+    gaps = np.array([1.0, 2.0, 3.0])
+    for p in (2.0, 12.0, 200.0):
+        value, slope = jax.value_and_grad(distance)(jnp.asarray(scale * gaps, jnp.float32), p)
+        expected = 3.0 * np.mean((gaps / 3.0) ** p) ** (1 / p)
+        np.testing.assert_allclose(value, scale * expected, rtol=1e-4)
+        np.testing.assert_allclose(slope, (gaps / expected) ** (p - 1) / 3, rtol=1e-2, atol=1e-6)
+
+
 def test_equal_sets_in_any_order_are_at_distance_zero(getkey):
     x = jax.random.normal(getkey(), (9, 2, 3))
     assert sliced_wasserstein(x, x[::-1], getkey()) == 0.0
@@ -84,7 +100,10 @@ def test_symmetry_rank_dtype_jit(getkey):
         ({"y": np.ones((3, 4), np.float32)}, ValueError, r"one shape, got \(2,\) and \(4,\)"),
         ({"y": np.ones((3, 2), int)}, TypeError, "y must have a floating dtype"),
         ({"x": np.ones((0, 2), np.float32)}, ValueError, "x is empty"),
-        ({"p": 0.5}, ValueError, "p must be at least 1, got 0.5"),
+        ({"p": 0.5}, ValueError, "p must be at least 1 and finite, got 0.5"),
+        ({"p": np.inf}, ValueError, "p must be at least 1 and finite, got inf"),
+        ({"p": np.nan}, ValueError, "p must be at least 1 and finite, got nan"),
+        ({"p": np.ones(2)}, ValueError, r"p must be one number, got shape \(2,\)"),
         ({"num_projections": 0}, ValueError, "num_projections must be at least 1, got 0"),
     ],
 )
