@@ -56,6 +56,17 @@ def test_classifier_free_guides_within_its_interval_only(getkey):
     np.testing.assert_allclose(guided[::3], cond_fn(x, t)[::3], rtol=1e-5, atol=1e-6)
 
 
+def test_one_time_for_the_whole_batch(getkey):
+    x = jax.random.normal(getkey(), (4, 3))
+
+    def double(x, t):
+        return 2.0 * x
+
+    guided = guidance.classifier_free(double, lambda x, t: -x, scale=3.0, interval=(0.5, 1.0))
+    np.testing.assert_allclose(guided(x, jnp.array(0.7)), 8.0 * x, rtol=1e-6)
+    np.testing.assert_allclose(guided(x, 0.4), 2.0 * x, rtol=1e-6)
+
+
 def test_the_unconditional_score_rests_outside_the_interval(getkey):
     calls = []
 
@@ -125,6 +136,8 @@ def test_labels_are_dropped_together_and_at_the_rate(getkey):
     other = guidance.drop_labels(cond[0], getkey(), rate=0.2, null=-1) == -1
     assert 0 < (dropped != other).mean() < 0.5
     np.testing.assert_array_equal(guidance.drop_labels(index, key, rate=0.0, null=-2), index)
+    bytes_ = guidance.drop_labels(jnp.arange(3, dtype=jnp.uint8), key, rate=1.0, null=255.0)
+    np.testing.assert_array_equal(bytes_, np.full(3, 255, np.uint8), strict=True)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 2, 2, 1)])
@@ -192,6 +205,12 @@ def bad(**change):
         (bad(rate=1.5), r"rate must lie in \[0, 1\], got 1.5"),
         (bad(rate=-0.1), r"rate must lie in \[0, 1\], got -0.1"),
         (bad(null=jnp.ones(2)), r"one label of shape \(3,\), got shape \(2,\)"),
+        (bad(cond=jnp.arange(2), null=0.5), "dtype of the labels, int32, got 0.5"),
+        (bad(cond=jnp.arange(2), null=np.nan), "dtype of the labels, int32, got nan"),
+        (bad(cond=np.arange(2), null=2**31), "dtype of the labels, int32, got 2147483648"),
+        (bad(cond=jnp.arange(2, dtype=jnp.uint8), null=300), "of the labels, uint8, got 300"),
+        (bad(cond=jnp.arange(2, dtype=jnp.uint8), null=-1), "of the labels, uint8, got -1"),
+        (bad(cond=jnp.arange(2) > 0, null=2), "dtype of the labels, bool, got 2"),
     ],
 )
 def test_bad_input(call, message, getkey):

@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
@@ -56,7 +57,7 @@ def classifier_free(
     Raises:
         TypeError: at a call, if a score has another dtype than ``x_t``.
         ValueError: ``interval`` is empty; or, at a call, if a score has another shape than ``x_t``
-            or ``scale`` is neither a scalar nor ``[B]``.
+            or ``scale`` or ``t`` is neither a scalar nor ``[B]``.
 
     Example:
         >>> cond, uncond = lambda x, t: 1.0 - x, lambda x, t: -x
@@ -83,7 +84,8 @@ def classifier_free(
 
         if interval is None:
             return guided()
-        inside = (low < t) & (t <= high)
+        times = _checks.check_per_example("t", t, x)
+        inside = (low < times) & (times <= high)
         guide = jax.lax.cond(jnp.any(inside), guided, lambda: cond)
         return jnp.where(_checks.expand_like(inside, x), guide, cond)
 
@@ -155,7 +157,8 @@ def drop_labels(cond: Any, key: jax.Array, *, rate: ArrayLike, null: Any) -> Any
 
     Raises:
         ValueError: ``cond`` has no arrays or arrays of different ``B``, ``null`` has another
-            structure or does not fit the shape, or ``rate`` is outside ``[0, 1]``.
+            structure, does not fit the shape, or is no value of the dtype of the labels, as 0.5 or
+            -1 of unsigned integers; or ``rate`` is outside ``[0, 1]``.
 
     Example:
         >>> cond = {"digit": jnp.array([3, 7]), "style": jnp.ones((2, 2))}
@@ -185,6 +188,7 @@ def drop_labels(cond: Any, key: jax.Array, *, rate: ArrayLike, null: Any) -> Any
                 f"a leaf of null must be a scalar or one label of shape {jnp.shape(leaf)[1:]}, got "
                 f"shape {jnp.shape(none)}."
             )
+        _check_null(none, jnp.asarray(leaf).dtype)
     dropped = jax.random.bernoulli(key, rate, sizes.pop())
 
     def drop(leaf, none):
@@ -193,3 +197,17 @@ def drop_labels(cond: Any, key: jax.Array, *, rate: ArrayLike, null: Any) -> Any
         return jnp.where(_checks.expand_like(dropped, leaf), none, leaf)
 
     return jax.tree.map(drop, cond, null)
+
+
+def _check_null(null: ArrayLike, dtype: jnp.dtype) -> None:
+    """Raise if a (concrete) null label is no value of the dtype of integer labels."""
+    known = _checks.concrete(null)
+    if known is None or jnp.issubdtype(dtype, jnp.floating):
+        return
+    with np.errstate(invalid="ignore"):
+        fits = np.all(known.astype(dtype) == known)
+    if not fits:
+        raise ValueError(
+            f"null must be a value of the dtype of the labels, {dtype}, got {null}: take another, "
+            "or convert the labels, e.g. to int32."
+        )
