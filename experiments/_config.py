@@ -21,8 +21,8 @@ class Model:
 
     network: Literal["mlp", "energy", "levels", "unet", "auto"] = "mlp"
     """Residual MLP; one whose score is the gradient of an energy; one with a head that knows the
-    levels of integer data; U-Net; auto takes the U-Net for images of 8 x 8 pixels or more, else the
-    MLP."""
+    levels of integer data; U-Net; auto takes the U-Net for images, [H, W] or [H, W, C], of 8 x 8
+    pixels or more, else the MLP."""
     width: int = 256
     """Hidden features of the MLP, or channels of the U-Net at full resolution."""
     depth: int = 4

@@ -278,16 +278,38 @@ def _rows_and_labels(batch: Any) -> tuple[jax.Array, jax.Array | None]:
     return batch if isinstance(batch, tuple) else (batch, None)
 
 
+def network_kind(config: Config, problem: Problem) -> str:
+    """Returns the network of a configuration, what "auto" stands for."""
+    kind, shape = config.model.network, problem.event_shape
+    if kind == "auto":
+        kind = "unet" if len(shape) in (2, 3) and min(shape[:2]) >= 8 else "mlp"
+    return kind
+
+
+class GreyUNet(nnx.Module):
+    """A `models.UNet` for images without an axis of channels, `[B, H, W]`."""
+
+    def __init__(self, image_shape: tuple[int, int], **options: Any):
+        self.unet = models.UNet((*image_shape, 1), **options)
+
+    def __call__(self, x, c_noise, cond=None, *, rngs=None):
+        """The network's output, an array of the shape of `x`."""
+        return self.unet(x[..., None], c_noise, cond, rngs=rngs)[..., 0]
+
+
 def _network(config: Config, problem: Problem) -> nnx.Module:
     model, shape = config.model, problem.event_shape
     rngs = nnx.Rngs(params=jax.random.key(config.training.seed))
-    kind = model.network
-    if kind == "auto":
-        kind = "unet" if len(shape) == 3 and min(shape[:2]) >= 8 else "mlp"
+    kind = network_kind(config, problem)
     cond_dims = (problem.num_labels or 0) + 2 * _augmented(config)
     sizes = {"dropout": model.dropout, "cond_dims": cond_dims, "rngs": rngs}
     if kind == "unet":
-        return models.UNet(
+        if len(shape) not in (2, 3):
+            raise ValueError(
+                f"--network unet is for images [H, W] or [H, W, C], and the examples have shape "
+                f"{shape}: take mlp"
+            )
+        return (models.UNet if len(shape) == 3 else GreyUNet)(
             shape,
             channels=model.width,
             channel_multipliers=model.multipliers,

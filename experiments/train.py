@@ -53,6 +53,8 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
     )
     if explanation:
         print(explanation)
+    size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    print(f"network {_problem.network_kind(config, problem)} of {size:,} parameters")
 
     options = config.training
     # On CPU, XLA runs convolutions within loops tens of times slower: then step by step.

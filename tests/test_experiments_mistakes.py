@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -133,3 +134,38 @@ def test_images_of_real_numbers_are_shown_in_their_own_units(tmp_path):
 def test_levels_are_shown_as_they_were(images):
     shown = _images.grey(images[0].problem, np.array([-1.0, -0.5, 1.0, 2.0]).reshape(1, 2, 2))
     np.testing.assert_array_equal(shown.ravel(), [0.0, 0.25, 1.0, 1.0])
+
+
+# --- networks -------------------------------------------------------------------------------------
+
+
+def problem_of_shape(*shape):
+    return _problem.Problem(shape, 256, None, 0.5, 0.01, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((8, 9), "unet"), ((8, 9, 5), "unet"), ((7, 9), "mlp"), ((99,), "mlp"), ((), "mlp")],
+)
+def test_auto_is_what_its_help_says(shape, kind):
+    _, config = _cli.parse(["array", "--data", "x.npy"])
+    assert _problem.network_kind(config, problem_of_shape(*shape)) == kind
+
+
+def test_a_unet_of_images_without_channels_is_that_of_one_channel(getkey):
+    args = ["--network", "unet", "--width", "8", "--depth", "1", "--multipliers", "1", "2"]
+    _, config = _cli.parse(["array", "--data", "x.npy", *args])
+    models = [_problem.build(config, problem_of_shape(*shape)) for shape in ((8, 9), (8, 9, 1))]
+    leaves, tree = jax.tree.flatten(models[0].params)
+    keys = jax.random.split(getkey(), len(leaves))
+    drawn = [jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)]
+    x, t = jax.random.normal(getkey(), (2, 8, 9)), np.array([0.1, 0.5], np.float32)
+    flat = models[0].score(jax.tree.unflatten(tree, drawn))(x, t)
+    same = models[1].score(jax.tree.unflatten(jax.tree.structure(models[1].params), drawn))
+    np.testing.assert_allclose(flat, same(x[..., None], t)[..., 0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_unet_of_vectors_is_refused():
+    _, config = _cli.parse(["moons", "--network", "unet"])
+    with pytest.raises(ValueError, match=r"examples have shape \(2,\): take mlp"):
+        _problem.build(config, problem_of_shape(2))
