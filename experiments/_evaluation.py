@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments._config import Evaluation
 from experiments._examples import Examples
+from experiments._keys import named
 from experiments._problem import Problem, ScoreModel
 from experiments._run import Run
 from sm_jax import divergence, likelihood, losses, samplers
@@ -32,7 +33,7 @@ def validation(
     """
     if examples.validation is None:
         return None
-    scale_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2))
+    scale_key, noise_key = jax.random.split(named("validation", seed))
     rows = examples.validation[:_VALIDATION_ROWS]
     rows = np.repeat(rows, _VALIDATION_ROWS // len(rows), axis=0)
     x = jax.jit(problem.scaled)(problem.rows(rows), scale_key)
@@ -51,7 +52,7 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
     All likelihoods, of the model and of the baselines, are of the same dequantized examples.
     """
     problem, options = run.problem, run.config.evaluation
-    train_key, held_out_key, probe_key, level_key = jax.random.split(key, 4)
+    train_key, held_out_key, probe_key, level_key, fisher_key = jax.random.split(key, 5)
     num = min(options.likelihood_examples, len(examples.held_out), len(examples.train))
     scaled = jax.jit(problem.scaled)
     held_out = np.asarray(scaled(problem.rows(examples.held_out[:num]), held_out_key))
@@ -98,7 +99,9 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
         "loss_per_level": loss_per_level(run, examples, level_key),
     }
     if examples.density is not None:
-        results["fisher_divergence"] = fisher_divergence(run, examples.density, held_out, level_key)
+        results["fisher_divergence"] = fisher_divergence(
+            run, examples.density, held_out, fisher_key
+        )
     return results
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from experiments._config import Array, Config, Digits, Tfds, Toy, is_conditional
+from experiments._keys import named
 from sm_jax import data, densities
 
 
@@ -63,7 +64,7 @@ def _load(config: Config) -> Examples:
             density = densities.TOYS[config.data.density]()
             num, num_train = config.data.num_held_out + config.data.num_train, config.data.num_train
             draw = jax.jit(density.sample, static_argnums=1)
-            x = np.asarray(draw(jax.random.key(config.training.seed), num))
+            x = np.asarray(draw(named("toy", config.training.seed), num))
             return Examples(x[:num_train], x[num_train:], density)
         case Array():
             return _load_array(config)

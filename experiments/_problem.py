@@ -18,6 +18,7 @@ from flax import nnx
 
 from experiments._config import Array, Config, Digits, Toy
 from experiments._examples import Examples
+from experiments._keys import named
 from sm_jax import (
     data,
     guidance,
@@ -156,9 +157,9 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
         problem = dataclasses.replace(problem, standardizer=data.Standardizer.fit(x), limits=limits)
     if not isinstance(config, Array):
         return problem, ""
-    key = jax.random.key(config.training.seed)
-    scaled = jax.jit(problem.scaled)(problem.rows(x), key)
-    levels = noise_levels.noise_levels_from_data(scaled, key)
+    seed = config.training.seed
+    scaled = jax.jit(problem.scaled)(problem.rows(x), named("dequantization", seed))
+    levels = noise_levels.noise_levels_from_data(scaled, named("noise levels", seed))
     sigma_max, sigma_min = float(levels.sigmas[0]), float(levels.sigmas[-1])
     return dataclasses.replace(problem, sigma_min=sigma_min, sigma_max=sigma_max), str(levels)
 
@@ -299,7 +300,7 @@ class GreyUNet(nnx.Module):
 
 def _network(config: Config, problem: Problem) -> nnx.Module:
     model, shape = config.model, problem.event_shape
-    rngs = nnx.Rngs(params=jax.random.key(config.training.seed))
+    rngs = nnx.Rngs(params=named("parameters", config.training.seed))
     kind = network_kind(config, problem)
     cond_dims = (problem.num_labels or 0) + 2 * _augmented(config)
     sizes = {"dropout": model.dropout, "cond_dims": cond_dims, "rngs": rngs}

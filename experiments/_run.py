@@ -93,11 +93,6 @@ def restore_params(directory: pathlib.Path, like: Any) -> Any:
     return training.restore_params(directory, like, best=best)
 
 
-def keys(config: _config.Config, num: int) -> jax.Array:
-    """Returns keys for what follows training; training itself uses the key of the seed."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(config.training.seed), 1), num)
-
-
 def write_config(
     directory: pathlib.Path, recipe: str, config: _config.Config, problem: _problem.Problem
 ) -> None:

@@ -37,6 +37,7 @@ def main(args: list[str] | None = None) -> None:
 def evaluate(options: Evaluate, output: pathlib.Path) -> None:
     """Computes the results, shows them, and writes them to `output`."""
     from experiments import _evaluation, _report, _run
+    from experiments._keys import named
 
     run = _run.load(options.run)
     names = ("likelihood_steps", "likelihood_examples", "divergence")
@@ -44,8 +45,9 @@ def evaluate(options: Evaluate, output: pathlib.Path) -> None:
     evaluation = dataclasses.replace(run.config.evaluation, **asked)
     run = run._replace(config=dataclasses.replace(run.config, evaluation=evaluation))
     examples = _run.load_examples(run)
+    key = named("evaluation", run.config.training.seed)
     output.parent.mkdir(parents=True, exist_ok=True)
-    results = _evaluation.evaluate(run, examples, _run.keys(run.config, 3)[0])
+    results = _evaluation.evaluate(run, examples, key)
     output.write_text(json.dumps(results, indent=2) + "\n")
     _report.show(options.run, results)
     print(f"  {output}")

@@ -95,6 +95,7 @@ def sample(options: Sample, output: pathlib.Path) -> None:
     import numpy as np
 
     from experiments import _plots, _run, _samplers
+    from experiments._keys import named
     from sm_jax import samplers
 
     num = 64 if options.num is None else options.num
@@ -122,7 +123,7 @@ def sample(options: Sample, output: pathlib.Path) -> None:
     each = -(-num // len(labels))
     x = samplers.generate(
         draw,
-        jax.random.key(options.seed),
+        named("drawn samples", options.seed),
         each,
         batch_size=max(1, _MOST_TOGETHER // len(labels)),
     )
@@ -142,6 +143,7 @@ def inpaint(options: Sample, output: pathlib.Path) -> None:
     import numpy as np
 
     from experiments import _plots, _run
+    from experiments._keys import named
     from sm_jax import guidance, samplers
     from sm_jax.processes import prior_sample
 
@@ -163,7 +165,7 @@ def inpaint(options: Sample, output: pathlib.Path) -> None:
         raise ValueError(f"--inpaint takes one --label at most, got {len(labels)}")
     array, picture = files(output)
     rows = problem.rows(_run.load_examples(run).held_out[:num])
-    data_key, key = jax.random.split(jax.random.key(options.seed))
+    data_key, key = jax.random.split(named("inpainting", options.seed))
     originals = jax.jit(problem.scaled)(rows, data_key)
     known = known_part(problem.event_shape, options.inpaint)
     score_fn = _score_fn(run, options, jnp.repeat(jnp.asarray(labels), len(rows)))

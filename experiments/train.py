@@ -95,22 +95,24 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
 
 def finish(run: "Run", examples: "Examples", start: float) -> None:
     """Evaluates a trained run, draws its pictures, writes its report, and shows the results."""
-    from experiments import _evaluation, _plots, _report, _run
+    from experiments import _evaluation, _plots, _report
+    from experiments._keys import named
 
     directory, options = run.directory, run.config.evaluation
-    evaluation_key, sample_key, picture_key = _run.keys(run.config, 3)
-    results = _evaluation.evaluate(run, examples, evaluation_key)
+    seed = run.config.training.seed
+    results = _evaluation.evaluate(run, examples, named("evaluation", seed))
 
     labels = _evaluation.labels_to_draw(run.problem, options.num_samples)
     num_samples = options.num_samples if labels is None else len(labels)
-    x, path, levels = _evaluation.sample(
-        run, sample_key, num_samples, options.sampling_steps, labels
+    x, trajectory, levels = _evaluation.sample(
+        run, named("samples", seed), num_samples, options.sampling_steps, labels
     )
     if labels is not None:
         results["recognized"] = _evaluation.recognized(run.problem, examples, x, labels)
     _plots.samples(directory / "samples.png", run.problem, x, examples, labels)
-    _plots.gif(directory / "sampling.gif", run.problem, path, levels, labels)
-    _plots.scores_per_level(directory / "scores_per_level.png", run, examples, results, picture_key)
+    _plots.gif(directory / "sampling.gif", run.problem, trajectory, levels, labels)
+    path = directory / "scores_per_level.png"
+    _plots.scores_per_level(path, run, examples, results, named("pictures", seed))
     _plots.loss_curve(directory)
 
     results["wall_seconds"] = time.monotonic() - start

@@ -1,6 +1,8 @@
 """What goes wrong around a run: other data, damaged files, options that cannot be."""
 
 import json
+import pathlib
+import re
 import shutil
 
 import jax
@@ -12,6 +14,7 @@ from experiments import (
     _evaluation,
     _examples,
     _images,
+    _keys,
     _problem,
     _report,
     _run,
@@ -169,3 +172,22 @@ def test_a_unet_of_vectors_is_refused():
     _, config = _cli.parse(["moons", "--network", "unet"])
     with pytest.raises(ValueError, match=r"examples have shape \(2,\): take mlp"):
         _problem.build(config, problem_of_shape(2))
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def test_no_two_purposes_share_a_key():
+    """Also none with `fit`, whose keys are the first numbers folded into that of the seed."""
+    sources = {
+        file: file.read_text()
+        for file in pathlib.Path(_run.__file__).parent.glob("*.py")
+        if file.stem not in ("benchmark", "compare_samplers")  # these train nothing
+    }
+    names = {name for text in sources.values() for name in re.findall(r'named\("([^"]+)"', text)}
+    assert {"toy", "parameters", "evaluation", "drawn samples"} <= names
+    of_fit = [jax.random.key(0), *jax.random.split(jax.random.key(0), 8)]
+    keys = [*of_fit, *(_keys.named(name, 0) for name in names)]
+    assert len({jax.random.key_data(key).tobytes() for key in keys}) == len(keys)
+    makers = [file.stem for file, text in sources.items() if "random.key(" in text]
+    assert makers == ["_keys"]
