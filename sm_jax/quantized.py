@@ -123,13 +123,13 @@ def precondition(
             ``[B, ..., K]``.
         process: any process.
         edges: increasing edges of the cells ``[K + 1]``, e.g. `level_edges`.
-        sigma_data: standard deviation of the data.
+        sigma_data: standard deviation of the data, one number, as there.
 
     Returns:
         A score function ``(x_t [B, ...], t [B]) -> [B, ...]``.
 
     Raises:
-        ValueError: ``sigma_data`` is not positive, the edges are not an increasing vector, or (at
+        ValueError: ``sigma_data`` is not one positive number, the edges are not an increasing vector, or (at
             the first call) the network returns another shape.
 
     Example:
@@ -139,6 +139,7 @@ def precondition(
         >>> print(jnp.abs(score_fn(jnp.zeros((1, 2)), jnp.array([2.0]))).round(3))
         [[0. 0.]]
     """
+    _checks.check_scalar("sigma_data", sigma_data)
     _checks.check_positive("sigma_data", sigma_data)
     _check_edges(edges)
 

@@ -485,6 +485,7 @@ def inpaint(**change):
         (inverse(noise_std=-1.0), ValueError, "noise_std must be finite and not negative"),
         (inverse("moment_matching", noise_std=-1.0), ValueError, "noise_std must be finite"),
         (inverse(sigma_data=0.0), ValueError, "sigma_data must be positive"),
+        (inverse(sigma_data=jnp.ones(2)), ValueError, r"one number, got shape \(2,\)"),
         (inverse(num_iterations=0), ValueError, "num_iterations must be at least 1"),
         (inverse("moment_matching", num_iterations=0), ValueError, "num_iterations must be at le"),
         (

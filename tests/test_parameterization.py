@@ -187,6 +187,9 @@ def test_bad_values():
         p.precondition(lambda x, c: x, processes.VE(), sigma_data=0.0)
     with pytest.raises(ValueError, match="sigma_data must be positive and finite"):
         p.precondition_energy(lambda x, c: c, processes.VE(), sigma_data=-1.0)
+    for function in (p.precondition, p.precondition_energy):
+        with pytest.raises(ValueError, match=r"sigma_data must be one number, got shape \(2,\)"):
+            function(lambda x, c: c, processes.VE(), sigma_data=jnp.ones(2))
     with pytest.raises(ValueError, match=r"one number per example.*\(2, 3\)"):
         p.precondition_energy(lambda x, c: x, processes.VE())(jnp.ones((2, 3)), jnp.ones(2))
     with pytest.raises(ValueError, match=r"energy_fn must return one number per example.*\(2, 1\)"):

@@ -203,6 +203,10 @@ def test_network_receives_what_edm_gives_it(getkey):
             "sigma_data must be positive",
         ),
         (
+            lambda: quantized.precondition(None, processes.VE(), edges=EDGES, sigma_data=[0.5]),
+            r"sigma_data must be one number, got shape \(1,\)",
+        ),
+        (
             lambda: quantized.precondition(lambda x, c: x, processes.VE(), edges=EDGES)(
                 jnp.ones((2, 2)), 1.0
             ),

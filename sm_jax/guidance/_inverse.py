@@ -122,7 +122,9 @@ def pseudo_inverse(
         observation: ``y``, of the shape of ``operator(x)``, or of one of its rows, for all.
         noise_std: ``s``, standard deviation of the noise of the observation, a scalar or ``[B]``. 0
             requires that ``y`` is within the range of ``A``.
-        sigma_data: ``d``, standard deviation of the data.
+        sigma_data: ``d``, standard deviation of the data, one number. 1 is that of standardised
+            data, as in the likelihoods; pass what the network was trained with, for which
+            `sm_jax.parameterization.precondition` has the default 0.5 of EDM.
         num_iterations: iterations of conjugate gradients, one ``A`` and one ``A'`` each. As many as
             ``A A'`` has distinct eigenvalues are exact: one for a mask or a subsampling.
 
@@ -131,7 +133,7 @@ def pseudo_inverse(
 
     Raises:
         TypeError: at a call, if the score has another dtype than ``x_t``.
-        ValueError: ``noise_std`` is negative, ``sigma_data`` is not positive,
+        ValueError: ``noise_std`` is negative, ``sigma_data`` is not one positive number,
             ``num_iterations < 1``; or, at a call, if the observation has not the shape of
             ``operator(x)`` nor of a row, or the score that of ``x_t``.
 
@@ -146,6 +148,7 @@ def pseudo_inverse(
     Reference: Song et al. 2023, https://openreview.net/forum?id=9_gsMA8MRKQ
     """
     _checks.check_not_negative("noise_std", noise_std)
+    _checks.check_scalar("sigma_data", sigma_data)
     _checks.check_positive("sigma_data", sigma_data)
     _checks.check_count("num_iterations", num_iterations)
 

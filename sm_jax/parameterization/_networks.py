@@ -67,13 +67,14 @@ def precondition(
         network: ``F``, mapping inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to
             outputs ``[B, ...]``.
         process: any process.
-        sigma_data: standard deviation of the data, ``d``.
+        sigma_data: standard deviation of the data, ``d``: one number. 0.5 is that of EDM, for images
+            from -1 to 1; where no network was trained with it, the default of the library is 1.
 
     Returns:
         A score function ``(x_t [B, ...], t [B]) -> [B, ...]``.
 
     Raises:
-        ValueError: ``sigma_data`` is not positive.
+        ValueError: ``sigma_data`` is not one positive number.
 
     Example:
         >>> from sm_jax import processes
@@ -83,6 +84,7 @@ def precondition(
 
     Reference: Karras et al. 2022, table 1, https://arxiv.org/abs/2206.00364
     """
+    _checks.check_scalar("sigma_data", sigma_data)
     _checks.check_positive("sigma_data", sigma_data)
 
     def score_fn(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -114,13 +116,14 @@ def precondition_energy(
         network: ``e``, mapping inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to
             numbers ``[B]``.
         process: any process.
-        sigma_data: standard deviation of the data, ``d``.
+        sigma_data: standard deviation of the data, ``d``: one number. 0.5 is that of EDM, for images
+            from -1 to 1; where no network was trained with it, the default of the library is 1.
 
     Returns:
         An energy ``(x_t [B, ...], t [B]) -> [B]``, in nats, in float32 at least.
 
     Raises:
-        ValueError: ``sigma_data`` is not positive, or at the first call, the network does not
+        ValueError: ``sigma_data`` is not one positive number, or at the first call, the network does not
             return one number per example.
 
     Example:
@@ -129,6 +132,7 @@ def precondition_energy(
         >>> print(energy_fn(jnp.ones((1, 2)), jnp.array([2.0])).round(6))
         [0.2]
     """
+    _checks.check_scalar("sigma_data", sigma_data)
     _checks.check_positive("sigma_data", sigma_data)
 
     def energy_fn(x: jax.Array, t: jax.Array) -> jax.Array:
