@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import difflib
+import itertools
 import json
 import pathlib
 import sys
@@ -12,6 +12,8 @@ import tyro
 
 from experiments import _config
 from experiments._config import Config
+
+_FLAGS = ("--resume", "--dry-run", "--conditional", "--quick")  # options that take no value
 
 
 def parse(args: Sequence[str]) -> tuple[str, Config]:
@@ -23,12 +25,13 @@ def parse(args: Sequence[str]) -> tuple[str, Config]:
     """
     args = list(args)
     recipe = args.pop(0) if args and not args[0].startswith("-") else None
+    _check_order(args)
     resumed = _resumed(args)
     if resumed is not None:
         recipe, default = _same_recipe(recipe, *resumed)
     else:
         recipe = recipe or "digits"
-        default = _defaults(recipe, quick="--quick" in args)
+        default = _config.defaults(recipe, quick="--quick" in args)
     config = tyro.cli(
         tyro.conf.OmitArgPrefixes[type(default)],
         prog=f"python -m experiments.train {recipe}",
@@ -39,24 +42,14 @@ def parse(args: Sequence[str]) -> tuple[str, Config]:
     return recipe, config
 
 
-def _defaults(recipe: str, *, quick: bool) -> Config:
-    kind, _, name = recipe.partition(":")
-    if kind in _config.TOYS and not name:
-        return _config.Toy(data=_config.ToyData(density=kind))
-    if recipe == "digits":
-        return _config.Digits()
-    if recipe == "array":
-        return _config.Array(data=_config.ArrayData(path=tyro.MISSING))
-    if kind == "tfds" and name:
-        config = _config.Tfds(data=_config.TfdsData(data_dir=tyro.MISSING, name=name))
-        return _config.quick(config) if quick else config
-    names = [name.replace(":NAME", ":mnist") for name in _config.RECIPES]
-    close = difflib.get_close_matches(recipe, names, n=1, cutoff=0.5)
-    close = ["tfds:mnist"] if kind == "tfds" else close
-    suggestion = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(
-        f"there is no recipe {recipe!r}: {suggestion}The recipes are {', '.join(_config.RECIPES)}"
-    )
+def _check_order(args: list[str]) -> None:
+    """Raises if a recipe comes after an option, and is not its value."""
+    for before, arg in itertools.pairwise(args):
+        value = before.startswith("-") and "=" not in before and before not in _FLAGS
+        if _config.is_recipe(arg) and not value:
+            raise ValueError(
+                f"the recipe comes first, before all options: python -m experiments.train {arg} ..."
+            )
 
 
 def _resumed(args: list[str]) -> tuple[str, Config] | None:
@@ -103,7 +96,9 @@ def read_config(directory: pathlib.Path) -> tuple[str, Config, dict]:
 
 def _description(recipe: str, kind: type[Config]) -> str:
     width = max(map(len, _config.RECIPES))
-    recipes = "\n".join(f"  {name:{width}}  {text}" for name, text in _config.RECIPES.items())
+    recipes = "\n".join(
+        f"  {name:{width}}  {entry.help}" for name, entry in _config.RECIPES.items()
+    )
     return (
         f"Train a score model, sample from it, evaluate it.\n\n"
         f"usage: python -m experiments.train [RECIPE] [options]\n\n{recipes}\n\n"

@@ -5,10 +5,11 @@ The text below each field is its help on the command line. Nothing slow is impor
 """
 
 import dataclasses
+import difflib
 import pathlib
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tyro
 
@@ -88,7 +89,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Run:
+class Execution:
     """Where and how to run."""
 
     directory: pathlib.Path | None = None
@@ -119,7 +120,7 @@ class Digits:
     model: Model = Model(network="levels", dropout=0.3)
     training: Training = Training(num_steps=4000)
     evaluation: Evaluation = Evaluation()
-    run: Run = Run()
+    run: Execution = Execution()
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Toy:
     evaluation: Evaluation = Evaluation(
         num_samples=2000, likelihood_examples=2000, likelihood_steps=64
     )
-    run: Run = Run()
+    run: Execution = Execution()
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class Array:
     model: Model = Model(network="auto", width=128, depth=3, dropout=0.3)
     training: Training = Training(num_steps=2000)
     evaluation: Evaluation = Evaluation(every=100)
-    run: Run = Run()
+    run: Execution = Execution()
 
 
 @dataclass(frozen=True)
@@ -209,12 +210,12 @@ class Tfds:
     model: Model = Model(network="unet", width=64, depth=2, dropout=0.1)
     training: Training = Training(num_steps=50_000, batch_size=128, learning_rate=5e-4)
     evaluation: Evaluation = Evaluation(likelihood_examples=256, every=2500)
-    run: Run = Run()
+    run: Execution = Execution()
     quick: bool = False
     """A small network and few steps, for a CPU: other defaults, which options still override."""
 
 
-def quick(config: Tfds) -> Tfds:
+def quickly(config: Tfds) -> Tfds:
     """Returns the defaults of `--quick`."""
     return dataclasses.replace(
         config,
@@ -237,20 +238,67 @@ def quick(config: Tfds) -> Tfds:
 
 Config = Digits | Toy | Array | Tfds
 
+
+class Recipe(NamedTuple):
+    """What can be trained by a name: the class of its options, and a line of help."""
+
+    kind: type[Config]
+    help: str
+
+
 TOYS = ("moons", "swiss_roll", "checkerboard", "rings", "pinwheel", "eight_gaussians")
 
 RECIPES = {
-    "digits": "scikit-learn's handwritten digits (the default)",
-    **{name: "2-D toy with exact score and likelihood" for name in TOYS},
-    "array": "your own .npy, .npz, .csv or folder of images: array --data FILE",
-    "tfds:NAME": "images of TensorFlow Datasets: tfds:mnist --data-dir DIR",
+    "digits": Recipe(Digits, "scikit-learn's handwritten digits (the default)"),
+    **{name: Recipe(Toy, "2-D toy with exact score and likelihood") for name in TOYS},
+    "array": Recipe(Array, "your own .npy, .npz, .csv or folder of images: array --data FILE"),
+    "tfds:NAME": Recipe(Tfds, "images of TensorFlow Datasets: tfds:mnist --data-dir DIR"),
 }
 
 
+def is_recipe(recipe: str) -> bool:
+    """Returns whether there is a recipe of this name, such as "tfds:mnist"."""
+    return _entry(recipe) in RECIPES
+
+
+def _entry(recipe: str) -> str:
+    kind, _, name = recipe.partition(":")
+    return "tfds:NAME" if kind == "tfds" and name else recipe
+
+
 def recipe_class(recipe: str) -> type[Config]:
-    """Returns the configuration class of a recipe by its name, such as "tfds:mnist"."""
-    kinds = {"digits": Digits, "array": Array, "tfds": Tfds} | dict.fromkeys(TOYS, Toy)
-    return kinds[recipe.partition(":")[0]]
+    """Returns the configuration class of a recipe by its name, such as "tfds:mnist".
+
+    Raises:
+        ValueError: if there is no such recipe.
+    """
+    if is_recipe(recipe):
+        return RECIPES[_entry(recipe)].kind
+    names = [name.replace(":NAME", ":mnist") for name in RECIPES]
+    close = difflib.get_close_matches(recipe, names, n=1, cutoff=0.5)
+    close = ["tfds:mnist"] if recipe.partition(":")[0] == "tfds" else close
+    suggestion = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(
+        f"there is no recipe {recipe!r}: {suggestion}The recipes are {', '.join(RECIPES)}"
+    )
+
+
+def defaults(recipe: str, *, quick: bool = False) -> Config:
+    """Returns the configuration of a recipe before any option is given.
+
+    Raises:
+        ValueError: if there is no such recipe.
+    """
+    kind = recipe_class(recipe)
+    if kind is Toy:
+        return Toy(data=ToyData(density=recipe))
+    if kind is Array:
+        return Array(data=ArrayData(path=tyro.MISSING))
+    if kind is Tfds:
+        name = recipe.partition(":")[2]
+        config = Tfds(data=TfdsData(data_dir=tyro.MISSING, name=name))
+        return quickly(config) if quick else config
+    return kind()
 
 
 def is_conditional(config: Config) -> bool:

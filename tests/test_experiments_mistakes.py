@@ -191,3 +191,11 @@ def test_no_two_purposes_share_a_key():
     assert len({jax.random.key_data(key).tobytes() for key in keys}) == len(keys)
     makers = [file.stem for file, text in sources.items() if "random.key(" in text]
     assert makers == ["_keys"]
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_a_value_may_be_the_name_of_a_recipe():
+    _, config = _cli.parse(["moons", "--directory", "digits", "--dry-run"])
+    assert str(config.run.directory) == "digits"
