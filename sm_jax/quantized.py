@@ -129,8 +129,8 @@ def precondition(
         A score function ``(x_t [B, ...], t [B]) -> [B, ...]``.
 
     Raises:
-        ValueError: ``sigma_data`` is not one positive number, the edges are not an increasing vector, or (at
-            the first call) the network returns another shape.
+        ValueError: ``sigma_data`` is not one positive number, the edges are not an increasing
+            vector, or (at the first call) the network returns another shape.
 
     Example:
         >>> from sm_jax import processes

@@ -67,8 +67,8 @@ def precondition(
         network: ``F``, mapping inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to
             outputs ``[B, ...]``.
         process: any process.
-        sigma_data: standard deviation of the data, ``d``: one number. 0.5 is that of EDM, for images
-            from -1 to 1; where no network was trained with it, the default of the library is 1.
+        sigma_data: standard deviation of the data, ``d``, one number. 0.5 is that of EDM, for
+            images from -1 to 1; where no network is made with it, the default is 1.
 
     Returns:
         A score function ``(x_t [B, ...], t [B]) -> [B, ...]``.
@@ -116,15 +116,15 @@ def precondition_energy(
         network: ``e``, mapping inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to
             numbers ``[B]``.
         process: any process.
-        sigma_data: standard deviation of the data, ``d``: one number. 0.5 is that of EDM, for images
-            from -1 to 1; where no network was trained with it, the default of the library is 1.
+        sigma_data: standard deviation of the data, ``d``, one number. 0.5 is that of EDM, for
+            images from -1 to 1; where no network is made with it, the default is 1.
 
     Returns:
         An energy ``(x_t [B, ...], t [B]) -> [B]``, in nats, in float32 at least.
 
     Raises:
-        ValueError: ``sigma_data`` is not one positive number, or at the first call, the network does not
-            return one number per example.
+        ValueError: ``sigma_data`` is not one positive number, or at the first call, the network
+            does not return one number per example.
 
     Example:
         >>> from sm_jax import processes
