@@ -20,7 +20,8 @@ def parse(args: Sequence[str]) -> tuple[str, Config]:
     """Returns the recipe and the configuration that a command line asks for.
 
     Raises:
-        ValueError: on an unknown recipe, or a run to resume that is not there.
+        ValueError: on an unknown recipe, a run to resume that is not there, or an option that is
+            out of its limits.
         SystemExit: from tyro, on a bad option (2) and after printing help (0).
     """
     args = list(args)
@@ -39,6 +40,7 @@ def parse(args: Sequence[str]) -> tuple[str, Config]:
         args=args,
         default=default,
     )
+    _config.check(config)
     return recipe, config
 
 

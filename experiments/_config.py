@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 
+from experiments import _limits
+
 # The shared pieces.
 
 
@@ -299,6 +301,31 @@ def defaults(recipe: str, *, quick: bool = False) -> Config:
         config = Tfds(data=TfdsData(data_dir=tyro.MISSING, name=name))
         return quickly(config) if quick else config
     return kind()
+
+
+def check(config: Config) -> None:
+    """Raises unless every option is within its limits, and goes with the others.
+
+    Raises:
+        ValueError: naming the option, its value and the remedy.
+    """
+    _limits.check(config)
+    if not config.model.multipliers:
+        raise ValueError("--multipliers must name at least one level of resolution, got none")
+    if not isinstance(config, Array):
+        return
+    path, array, labels = config.data.path, config.data.array, config.conditioning.labels
+    if path.suffix.lower() != ".npz":
+        for option, name in (("--array", array), ("--labels", labels)):
+            if name is not None:
+                raise ValueError(
+                    f"{option} {name} names an array of an .npz file, and {str(path)!r} is none: "
+                    f"leave {option} out"
+                )
+    if config.conditioning.conditional and labels is None:
+        raise ValueError("--conditional needs labels: name their array by --labels NAME")
+    if labels is not None and not config.conditioning.conditional:
+        raise ValueError(f"--labels {labels} is for --conditional: add it, or leave both out")
 
 
 def is_conditional(config: Config) -> bool:

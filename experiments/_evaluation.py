@@ -120,7 +120,7 @@ def _row(problem: Problem, log_probs: np.ndarray, errors: np.ndarray | None = No
     in_units = log_probs + (0.0 if problem.num_levels else problem.log_det)
     row = {
         "nats": float(in_units.mean()),
-        "standard_error": float(in_units.std(ddof=1) / math.sqrt(len(in_units))),
+        "standard_error": _standard_error(in_units),
         "bits_per_dim": float(
             likelihood.bits_per_dim(log_probs, problem.num_dims, log_det=problem.log_det).mean()
         ),
@@ -129,6 +129,11 @@ def _row(problem: Problem, log_probs: np.ndarray, errors: np.ndarray | None = No
     if errors is not None and np.any(errors > 0):
         row["standard_error_of_divergence"] = float(np.sqrt((errors**2).sum()) / len(errors))
     return row
+
+
+def _standard_error(values: np.ndarray) -> float:
+    """Of their mean; nan for a single one, which has no spread."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def _label_gain(gain: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -142,7 +147,7 @@ def _label_gain(gain: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     share = share[share > 0]
     return {
         "nats": float(gain.mean()),
-        "standard_error": float(gain.std(ddof=1) / math.sqrt(len(gain))),
+        "standard_error": _standard_error(gain),
         "entropy_of_labels": float(-(share * np.log(share)).sum()),
     }
 

@@ -2,6 +2,8 @@
 
 import base64
 import html
+import json
+import math
 import pathlib
 from typing import Any
 
@@ -132,6 +134,19 @@ def show(directory: pathlib.Path, results: dict[str, Any]) -> None:
     for name in ("report.html", "samples.png", "sampling.gif", "results.json"):
         if (directory / name).exists():
             console.print(f"  {directory / name}", soft_wrap=True)
+
+
+def write_json(path: pathlib.Path, results: dict[str, Any]) -> None:
+    """Writes the results as JSON, which knows no NaN: null where there is no such number."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    path.write_text(json.dumps(plain(results), indent=2, allow_nan=False) + "\n")
 
 
 def write(run: Run, results: dict[str, Any]) -> None:

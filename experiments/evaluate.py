@@ -1,14 +1,13 @@
 """Evaluate a run anew: `python -m experiments.evaluate RUN`."""
 
 import dataclasses
-import json
 import pathlib
 import sys
 from typing import Annotated, Literal
 
 import tyro
 
-from experiments import _cli
+from experiments import _cli, _limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +30,7 @@ def main(args: list[str] | None = None) -> None:
     """Runs the command line, which is `sys.argv` by default."""
     with _cli.one_line_errors():
         options = tyro.cli(Evaluate, prog="python -m experiments.evaluate", args=args)
+        _limits.check(options)
         evaluate(options, options.output or options.run / "evaluation.json")
 
 
@@ -48,7 +48,7 @@ def evaluate(options: Evaluate, output: pathlib.Path) -> None:
     key = named("evaluation", run.config.training.seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     results = _evaluation.evaluate(run, examples, key)
-    output.write_text(json.dumps(results, indent=2) + "\n")
+    _report.write_json(output, results)
     _report.show(options.run, results)
     print(f"  {output}")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from experiments import _cli
+from experiments import _cli, _limits
 from experiments._samplers import SAMPLERS
 
 if TYPE_CHECKING:  # slow to import
@@ -43,8 +43,8 @@ class Sample:
     """Noise levels LOW HIGH within which to guide, in units of the scaled data; all by default."""
     inpaint: Literal["left", "right", "top", "bottom", "center"] | None = None
     """Complete held-out images of which this part is hidden, instead of drawing new ones."""
-    completions: int = 6
-    """Completions of each image, with --inpaint."""
+    completions: int | None = None
+    """Completions of each image, with --inpaint; 6 by default."""
     sampler: Annotated[Literal[tuple(SAMPLERS)], tyro.conf.arg(help=_SAMPLER_HELP)] = "heun"
     num_steps: int | None = None
     """Steps of the sampler, by default as many as it takes for good samples; for annealed_langevin,
@@ -62,11 +62,35 @@ def main(args: list[str] | None = None) -> None:
     """Runs the command line, which is `sys.argv` by default."""
     with _cli.one_line_errors():
         options = tyro.cli(Sample, prog="python -m experiments.sample", args=args)
+        check(options)
         output = options.output or options.run / default_name(options)
         if options.inpaint:
             inpaint(options, output)
         else:
             sample(options, output)
+
+
+def check(options: Sample) -> None:
+    """Raises unless every option is within its limits, and goes with the others.
+
+    Raises:
+        ValueError: naming the option and the remedy.
+    """
+    _limits.check(options)
+    if options.inpaint and (options.sampler != "heun" or options.churn):
+        raise ValueError("--inpaint has a sampler of its own: leave --sampler and --churn out")
+    if options.completions is not None and not options.inpaint:
+        raise ValueError("--completions is for --inpaint: add it, or say --num for samples")
+    if options.guidance is not None and not options.label:
+        raise ValueError("--guidance needs a label to guide to: add --label")
+    if options.guidance_interval is not None:
+        low, high = options.guidance_interval
+        if options.guidance is None:
+            raise ValueError("--guidance-interval needs --guidance: add it")
+        if not 0 <= low < high:
+            raise ValueError(
+                f"--guidance-interval is LOW HIGH with 0 <= LOW < HIGH, got {low} {high}"
+            )
 
 
 def default_name(options: Sample) -> str:
@@ -99,8 +123,6 @@ def sample(options: Sample, output: pathlib.Path) -> None:
     from sm_jax import samplers
 
     num = 64 if options.num is None else options.num
-    if num < 1:
-        raise ValueError(f"--num must be at least 1, got {num}")
     run = _run.load(options.run)
     labels = _labels(run, options)
     sampler, settings = _samplers.choose(run, options.sampler, options.num_steps, options.churn)
@@ -148,11 +170,7 @@ def inpaint(options: Sample, output: pathlib.Path) -> None:
     from sm_jax.processes import prior_sample
 
     num = 8 if options.num is None else options.num
-    for name, value in (("--num", num), ("--completions", options.completions)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if options.sampler != "heun" or options.churn:
-        raise ValueError("--inpaint has a sampler of its own: leave --sampler and --churn out")
+    num_completions = 6 if options.completions is None else options.completions
     run = _run.load(options.run)
     problem = run.problem
     if not problem.is_image:
@@ -184,12 +202,12 @@ def inpaint(options: Sample, output: pathlib.Path) -> None:
         )
 
     together = max(1, _MOST_TOGETHER // len(rows))
-    x = samplers.generate(draw, key, options.completions, batch_size=together).swapaxes(0, 1)
+    x = samplers.generate(draw, key, num_completions, batch_size=together).swapaxes(0, 1)
     np.save(array, problem.unscaled(x))
     place = "center" if options.inpaint == "center" else f"{options.inpaint} half"
     title = ", ".join(filter(None, [f"{place} hidden", _title(options, labels)]))
     _plots.completions(picture, problem, known, np.asarray(originals), x, title)
-    each = f"{options.completions} completions of each of {len(rows)} held-out images"
+    each = f"{num_completions} completions of each of {len(rows)} held-out images"
     print(f"{each}:\n  {array}\n  {picture}")
 
 
@@ -216,16 +234,6 @@ def _labels(run: "Run", options: Sample) -> "np.ndarray":
 
     from experiments import _problem
 
-    if options.guidance is not None and not options.label:
-        raise ValueError("--guidance needs a label to guide to: add --label")
-    if options.guidance_interval is not None and options.guidance is None:
-        raise ValueError("--guidance-interval needs --guidance: add it")
-    if options.guidance_interval is not None:
-        low, high = options.guidance_interval
-        if not 0 <= low < high:
-            raise ValueError(
-                f"--guidance-interval is LOW HIGH with 0 <= LOW < HIGH, got {low} {high}"
-            )
     if not options.label:
         return np.array([_problem.NO_LABEL])
     num = run.problem.num_labels

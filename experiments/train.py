@@ -4,7 +4,6 @@ Without arguments: scikit-learn's handwritten digits, in under three minutes on 
 `--help` lists the recipes and the options.
 """
 
-import json
 import pathlib
 import sys
 import time
@@ -116,7 +115,7 @@ def finish(run: "Run", examples: "Examples", start: float) -> None:
     _plots.loss_curve(directory)
 
     results["wall_seconds"] = time.monotonic() - start
-    (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    _report.write_json(directory / "results.json", results)
     _report.write(run, results)
     _report.show(directory, results)
 

@@ -251,7 +251,7 @@ def test_configuration_survives_json(recipe):
         (["--num-steps", "many"], "--num-steps"),
         (["array"], "--data"),
         (["array", "--data", "nowhere.npy"], "nowhere.npy"),
-        (["--num-steps", "0", "--directory", "{empty}"], "num_steps"),
+        (["--num-steps", "0", "--directory", "{empty}"], "--num-steps must be at least 1"),
         (["--resume"], "--directory"),
         (["--resume", "--directory", "{empty}"], "there is no run in"),
         (["moons", "--resume", "--directory={empty}/typo"], "there is no run in"),

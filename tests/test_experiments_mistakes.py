@@ -1,5 +1,6 @@
 """What goes wrong around a run: other data, damaged files, options that cannot be."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -11,6 +12,7 @@ import pytest
 
 from experiments import (
     _cli,
+    _config,
     _evaluation,
     _examples,
     _images,
@@ -199,3 +201,73 @@ def test_no_two_purposes_share_a_key():
 def test_a_value_may_be_the_name_of_a_recipe():
     _, config = _cli.parse(["moons", "--directory", "digits", "--dry-run"])
     assert str(config.run.directory) == "digits"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("--sampling-steps 0", "--sampling-steps must be at least 1, got 0"),
+        ("--likelihood-steps 0", "--likelihood-steps must be at least 1"),
+        ("--likelihood-examples 0", "--likelihood-examples must be at least 1"),
+        ("--num-samples 0", "--num-samples must be at least 1"),
+        ("--num-estimates 0", "--num-estimates must be at least 1"),
+        ("--batch-size -3", "--batch-size must be at least 1, got -3"),
+        ("--every 0", "--every must be at least 1"),
+        ("--multipliers 1 0", "--multipliers must be at least 1, got 0"),
+        ("--log-sigma-mean nan", "--log-sigma-mean must be finite, got nan"),
+        ("--log-sigma-std 0", "--log-sigma-std must be finite and above 0"),
+        ("--weight-decay nan", "--weight-decay must be finite and at least 0, got nan"),
+        ("--weight-decay -1", "--weight-decay must be finite and at least 0, got -1"),
+        ("--learning-rate inf", "--learning-rate must be finite and above 0"),
+        ("--ema-decay 1", "--ema-decay must be at least 0 and below 1, got 1"),
+        ("--dropout 1", "--dropout must be at least 0 and below 1"),
+        ("--seed -1", "--seed must be at least 0 and at most 4294967295"),
+        ("--shift 100", "--shift must be at least 0 and at most 7, got 100"),
+        ("--shift -1", "--shift must be"),
+        ("moons --num-train -5", "--num-train must be at least 1"),
+        ("moons --num-held-out 0", "--num-held-out must be at least 1"),
+        ("array --data x.npz --max-examples -3", "--max-examples must be at least 1"),
+        ("array --data x.npy --array name", "--array name names an array of an .npz file"),
+        ("array --data x.npy --conditional --labels y", "--labels y names an array"),
+    ],
+)
+def test_options_out_of_their_limits_are_told_of_by_a_dry_run(args, says, capsys):
+    error, code = run_fails(train.main, [*args.split(), "--dry-run"], capsys)
+    assert code == 2
+    assert says in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("main", "args", "says"),
+    [
+        (sample.main, "--num 0", "--num must be at least 1"),
+        (sample.main, "--num-steps 0", "--num-steps must be at least 1"),
+        (sample.main, "--completions 3", "--completions is for --inpaint"),
+        (sample.main, "--churn nan", "--churn must be finite and at least 0"),
+        (sample.main, "--label 1 --guidance inf", "--guidance must be finite, got inf"),
+        (evaluate.main, "--likelihood-steps 0", "--likelihood-steps must be at least 1"),
+        (evaluate.main, "--likelihood-examples 0", "--likelihood-examples must be at least 1"),
+    ],
+)
+def test_options_out_of_their_limits_are_told_of_before_a_run_is_read(main, args, says, capsys):
+    error, code = run_fails(main, ["nowhere", *args.split()], capsys)
+    assert code == 2
+    assert says in error
+
+
+@pytest.mark.parametrize("recipe", _config.RECIPES)
+def test_the_limits_allow_the_defaults(recipe):
+    for quick in (False, True):
+        config = _config.defaults(recipe, quick=quick)
+        if recipe == "array":
+            config = dataclasses.replace(config, data=_config.ArrayData(path=pathlib.Path("x")))
+        _config.check(config)
+
+
+def test_a_single_example_has_no_standard_error(images, tmp_path):
+    row = _evaluation._row(images[0].problem, np.array([1.0]))
+    assert np.isnan(row["standard_error"])
+    assert row["nats"] == 1.0
+    _report.write_json(tmp_path / "x.json", {"a": {"b": [row["standard_error"], 2]}, "c": "d"})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": {"b": [None, 2]}, "c": "d"}
