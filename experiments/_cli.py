@@ -69,7 +69,10 @@ def _resumed(args: list[str]) -> tuple[str, Config] | None:
             f"there is no run in {joined[-1]!r} to resume: check --directory, or leave --resume "
             "out to start one there"
         )
-    return read_config(path)[:2]
+    recipe, config, _ = read_config(path)
+    with rebuilding(path):
+        _config.check(config)
+    return recipe, config
 
 
 def _same_recipe(asked: str | None, recipe: str, config: Config) -> tuple[str, Config]:
@@ -82,7 +85,7 @@ def read_config(directory: pathlib.Path) -> tuple[str, Config, dict]:
     """Returns the recipe, the configuration and the facts of the data that a run wrote down.
 
     Raises:
-        ValueError: if the directory holds no run.
+        ValueError: if the directory holds no run, or one that is damaged or of another version.
     """
     path = directory.expanduser() / "config.json"
     try:
@@ -93,7 +96,20 @@ def read_config(directory: pathlib.Path) -> tuple[str, Config, dict]:
             f"{str(directory)!r} is not the directory of a run: its config.json cannot be read "
             f"({error!r}). Give a directory that experiments.train wrote"
         ) from None
-    return recipe, _config.from_dict(recipe, options), problem
+    with rebuilding(directory):
+        return recipe, _config.from_dict(recipe, options), problem
+
+
+@contextlib.contextmanager
+def rebuilding(directory: pathlib.Path) -> Iterator[None]:
+    """Turns what a damaged config.json, or one of another version, leads to into a ValueError."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the run in {str(directory)!r} cannot be rebuilt: its config.json is damaged, or of "
+            f"another version of sm_jax ({error!r}). Put it back as it was written, or train anew"
+        ) from error
 
 
 def _description(recipe: str, kind: type[Config]) -> str:

@@ -48,11 +48,13 @@ def load(directory: pathlib.Path) -> Run:
     """Loads a run.
 
     Raises:
-        ValueError: if the directory holds no run, or one without a readable checkpoint.
+        ValueError: if the directory holds no run, one that is damaged or of another version, or one
+            without a readable checkpoint.
     """
     recipe, config, facts = _cli.read_config(directory)
-    problem = _problem.Problem.from_dict(facts)
-    model = _problem.build(config, problem)
+    with _cli.rebuilding(directory):
+        problem = _problem.Problem.from_dict(facts)
+        model = _problem.build(config, problem)
     params = restore_params(directory, model.params)
     return Run(directory, recipe, config, problem, model, params)
 

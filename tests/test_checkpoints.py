@@ -368,6 +368,19 @@ def test_metadata(run, copy, tmp_path):
         training.restore_params(tmp_path / "absent", PARAMS)
 
 
+@pytest.mark.parametrize("name", ["config", "best", "state", "best.mode"])
+def test_metadata_without_an_entry_is_damaged(name, copy):
+    metadata = checkpoints.read_metadata(copy)
+    if name == "best.mode":
+        del metadata["best"]["mode"]
+    else:
+        del metadata[name]
+    (copy / "metadata.json").write_text(json.dumps(metadata))
+    for call in (resume, lambda directory: training.restore_params(directory, PARAMS)):
+        with pytest.raises(ValueError, match=r"metadata\.json is damaged"):
+            call(copy)
+
+
 def test_restore_params_refuses_another_model(run):
     with pytest.raises(
         ValueError, match=r"\.ema\['w'\]: 'float32\[2, 2\]' then, 'float32\[3, 2\]' now"

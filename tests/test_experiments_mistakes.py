@@ -271,3 +271,58 @@ def test_a_single_example_has_no_standard_error(images, tmp_path):
     assert row["nats"] == 1.0
     _report.write_json(tmp_path / "x.json", {"a": {"b": [row["standard_error"], 2]}, "c": "d"})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": {"b": [None, 2]}, "c": "d"}
+
+
+# --- damaged runs ---------------------------------------------------------------------------------
+
+
+def change(content, path, value):
+    """Sets, or with the value ... deletes, what is at a path "a.b.c" of nested dicts."""
+    *parents, last = path.split(".")
+    for name in parents:
+        content = content[name]
+    if value is ...:
+        del content[last]
+    else:
+        content[last] = value
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value"),
+    [
+        ("config.json", "recipe", "arrays"),
+        ("config.json", "recipe", 3),
+        ("config.json", "options", None),
+        ("config.json", "options.model", None),
+        ("config.json", "options.model.width", "16"),
+        ("config.json", "options.model.new", 1),
+        ("config.json", "options.new", 1),
+        ("config.json", "options.data.path", 7),
+        ("config.json", "problem", None),
+        ("config.json", "problem", ...),
+        ("config.json", "problem.standardizer", ...),
+        ("config.json", "problem.sigma_max", "many"),
+        ("config.json", "problem.new", 1),
+        ("metadata.json", "best", ...),
+        ("metadata.json", "state", ...),
+    ],
+)
+def test_damaged_runs_end_in_a_clear_line(file, path, value, copy, capsys):
+    content = json.loads((copy / file).read_text())
+    change(content, path, value)
+    (copy / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"config\.json|metadata\.json|no recipe"):
+        _run.load(copy)
+    for main in (sample.main, evaluate.main):
+        error, code = run_fails(main, [copy], capsys)
+        assert code == 2
+        assert len(error.splitlines()) == 1
+
+
+def test_a_damaged_run_is_not_resumed(copy, capsys):
+    content = json.loads((copy / "config.json").read_text())
+    content["options"]["model"]["width"] = "16"
+    (copy / "config.json").write_text(json.dumps(content))
+    error, code = run_fails(train.main, ["--resume", "--directory", copy], capsys)
+    assert code == 2
+    assert "config.json" in error

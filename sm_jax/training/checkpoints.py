@@ -138,7 +138,8 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
         The content of `metadata.json`: "format_version", "config", "best", "state", "libraries".
 
     Raises:
-        ValueError: if there is none, it is not JSON, or its format is not the one read here.
+        ValueError: if there is none, it is not JSON, lacks an entry, or its format is not the one
+            read here.
     """
     path = pathlib.Path(directory) / "metadata.json"
     try:
@@ -152,6 +153,13 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(
             f"{path} has format version {version}, and this sm_jax reads {FORMAT_VERSION}: "
             "use the sm_jax that wrote it, see the entry libraries"
+        )
+    best = metadata.get("best")
+    whole = all(isinstance(metadata.get(name), dict) for name in ("config", "best", "state"))
+    if not whole or not {"metric", "mode"} <= best.keys():
+        raise ValueError(
+            f"{path} is damaged: it must have the entries config, state and best (of metric and "
+            f"mode), and has {sorted(metadata)}, with best={best!r}. Put it back as it was written"
         )
     return metadata
 
