@@ -100,6 +100,41 @@ def test_moment_matching_is_exact_for_gaussian_data(getkey):
             assert np.abs(rough / exact - 1).max() > 0.05
 
 
+def test_moment_matching_is_exact_on_a_field_with_enough_iterations(getkey):
+    """32 numbers, half of them observed: 16 iterations are exact, the default nearly, 5 are not."""
+    place = np.arange(32)
+    cov = np.exp(-np.abs(place[:, None] - place) / 8) + 0.01 * np.eye(32)
+    values, vectors = np.linalg.eigh(cov)
+    x_0 = np.random.default_rng(7).multivariate_normal(np.zeros(32), cov, size=5)
+    observation = x_0[:, :16] + 0.1 * np.random.default_rng(8).normal(size=(5, 16))
+    laws = [posterior(np.zeros(32), cov, 0.1, np.eye(32)[:16], y) for y in observation]
+
+    def score_fn(x, t):
+        return -((x @ vectors) / (values[None] + t[:, None] ** 2)) @ vectors.T
+
+    def relative_error(x, t, **options):
+        guided = guidance.moment_matching(
+            score_fn,
+            process=doubled(VE),
+            operator=lambda x: x[:, :16],
+            observation=observation,
+            noise_std=0.1,
+            **options,
+        )
+        rows = zip(np.asarray(x)[:, None], laws, strict=True)
+        exact = np.concatenate([noised_scores(VE, row, t[:1], *law) for row, law in rows])
+        return np.linalg.norm(jax.jit(guided)(x, t) - exact) / np.linalg.norm(exact)
+
+    with jax.enable_x64(True):
+        for level in (30.0, 2.0, 0.3):
+            t = jnp.full(5, level, jnp.float64)
+            x = x_0 + level * jax.random.normal(getkey(), (5, 32), jnp.float64)
+            assert relative_error(x, t, num_iterations=16) < 1e-6
+            assert relative_error(x, t) < 1e-3
+            if level == 2.0:  # about the scale of the data, where the spectrum is the widest
+                assert relative_error(x, t, num_iterations=5) > 0.01
+
+
 def test_posterior_sampling_adds_the_gradient_of_the_misfit(getkey):
     """``-scale / (2 s^2) grad |y - A D|^2``, with an operator that is not linear too."""
     process, scale = processes.VPLinear(), np.array([0.5, 1.0, 2.0, 0.0])

@@ -17,12 +17,12 @@ The methods differ in ``C``:
     C = (sigma^2 / alpha) J                            `moment_matching` (MMPS).       (5)
 
 (5) is the true covariance for any data (Tweedie's formula of second order), and (4) that of data
-from ``N(m, d^2 I)``. So moment matching is exact for all Gaussian data, pseudo-inverse guidance
-for isotropic ones, and DPS for none: it believes that ``D`` is the data, and trusts the
-observation too much while there is noise. For data that are not Gaussian all three are
-approximations, and the better the more the observation alone determines.
+from ``N(m, d^2 I)``. So, with the inverse in (2) exact, moment matching is exact for all Gaussian
+data, pseudo-inverse guidance for isotropic ones, and DPS for none: it believes that ``D`` is the
+data, and trusts the observation too much while there is noise. For data that are not Gaussian all
+three are approximations, and the better the more the observation alone determines.
 
-The inverse in (2) is applied by conjugate gradients, row by row, with ``A'`` from automatic
+The inverse is applied by conjugate gradients, row by row, with ``A'`` from automatic
 differentiation; no matrix is formed. An ``A`` that is not linear is linearised at ``D``.
 """
 
@@ -176,12 +176,13 @@ def moment_matching(
     operator: Operator,
     observation: ArrayLike,
     noise_std: ArrayLike = 0.0,
-    num_iterations: int = 5,
+    num_iterations: int = 10,
 ) -> NoiseScoreFn:
     """Return the score of moment matching posterior sampling (MMPS), eqs. (2) and (5).
 
-    Exact for Gaussian data of any covariance, and the most accurate of the three for others, for
-    the price of one more vector-Jacobian product of the network per iteration.
+    Exact for Gaussian data of any covariance, given enough iterations, and the most accurate of the
+    three for others, for the price of one more vector-Jacobian product of the network per
+    iteration.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``, row i depending on row i only, and a
@@ -193,7 +194,9 @@ def moment_matching(
         noise_std: ``s``, standard deviation of the noise of the observation, a scalar or ``[B]``. 0
             requires that ``y`` is within the range of ``A``.
         num_iterations: iterations of conjugate gradients. As many as ``A C A'`` has distinct
-            eigenvalues are exact; stopped earlier, they leave out what it sees least.
+            eigenvalues are exact; stopped earlier, they leave out what it sees least. For smooth
+            Gaussian fields of 32 numbers, observed in halves or blurred, the score errs by 1 to 6 %
+            with 5 iterations and by at most 1 % with 10, at the noise levels where that is most.
 
     Returns:
         A score function ``(x_t, t) -> [B, ...]``: one evaluation and ``num_iterations + 1`` of its
