@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sm_jax import densities, likelihood, processes, samplers
-from sm_jax.parameterization import change_process
+from sm_jax import _checks, densities, likelihood, processes, samplers
+from sm_jax.parameterization import change_process, score_from_energy
 
 LOW, HIGH = 0.01, 50.0
 
@@ -113,6 +113,20 @@ def test_the_source_is_asked_inside_its_range():
     assert seen[0][1] == np.float32(HIGH)
 
 
+def test_the_energy_comes_along(getkey):
+    """Its gradient is that of the changed score, so that likelihoods stay as cheap."""
+    source, target = ALIKE["EDM"], ALIKE["VPLinear"]
+    energy_fn = lambda x, t: jnp.sum(x**4, axis=-1) / (1.0 + t) + jnp.sin(x[:, 0])  # noqa: E731
+    changed = change_process(score_from_energy(energy_fn), source, target)
+    x, t = jax.random.normal(getkey(), (3, 2)), jnp.array([0.2, 0.5, 0.9])
+    energy = _checks.carried_energy(changed)
+    gradient = jax.grad(lambda x: energy(x, t).sum())(x)
+    np.testing.assert_allclose(changed(x, t), -gradient, rtol=1e-4, atol=1e-4)
+    bare = change_process(lambda x, t: score_from_energy(energy_fn)(x, t), source, target)
+    np.testing.assert_allclose(changed(x, t), bare(x, t), rtol=1e-5)
+    assert _checks.carried_energy(bare) is None
+
+
 @pytest.mark.parametrize(
     ("target", "theirs"),
     [
@@ -125,6 +139,10 @@ def test_a_target_beyond_the_source_is_an_error(target, theirs):
     message = rf"from 0.01 to 50, those of the source, but the target has {theirs}: raise t_min"
     with pytest.raises(ValueError, match=message):
         change_process(lambda x, t: -x, ALIKE["EDM"], target)
+    with pytest.raises(ValueError, match=message):
+        jax.jit(lambda t: change_process(lambda x, t: -x, ALIKE["EDM"], target)(t[:, None], t))(
+            jnp.ones(1)
+        )
     # traced values cannot be checked
     jax.eval_shape(
         lambda p: change_process(lambda x, t: -x, ALIKE["EDM"], p)(jnp.ones((1, 1)), p.t_max),

@@ -130,12 +130,27 @@ def test_noise_is_fresh_and_stays_below_the_next_level(getkey):
     assert np.all(levels < 255)
 
 
+def test_levels_in_bfloat16_are_dequantized_in_float32(getkey):
+    """Half of the cell of level 200 is within the model, a narrow one about its lower edge."""
+
+    def log_prob(y):
+        away = ((y + 1) * 128 - 200.0) / 0.05
+        return jnp.sum(-0.5 * away**2 - jnp.log(0.05 * np.sqrt(2 * np.pi)) + jnp.log(128.0), -1)
+
+    x = jnp.full((1, 1), 200.0, jnp.bfloat16)
+    value = likelihood.discrete_log_prob(log_prob, x, getkey(), num_levels=256, num_samples=20_000)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, np.log(0.5), atol=0.1)
+
+
 def test_bad_input(getkey):
     value = partial(likelihood.discrete_log_prob, gaussian, key=getkey())
-    with pytest.raises(ValueError, match=r"levels from 0 to num_levels - 1 = 3.*to 4"):
+    with pytest.raises(ValueError, match=r"levels 0, 1, ..., num_levels - 1 = 3.*to 4"):
         value(jnp.array([[0.0, 4.0]]), num_levels=4)
-    with pytest.raises(ValueError, match="levels from 0"):
+    with pytest.raises(ValueError, match="the levels 0, 1"):
         value(jnp.array([[-1.0, 0.0]]), num_levels=4)
+    with pytest.raises(ValueError, match="the integers themselves, not scaled data"):
+        value(jnp.array([[0.0, 0.5, 1.0]]), num_levels=256)
     with pytest.raises(TypeError, match="float"):
         value(jnp.array([[0, 1]]), num_levels=4)
     with pytest.raises(ValueError, match="num_levels"):

@@ -9,6 +9,7 @@ import pytest
 from scipy import special, stats
 
 from sm_jax import samplers
+from sm_jax.parameterization import score_from_energy
 from tests.oracles import COV, MEAN, assert_mean, gaussian_score
 
 PRECISION = np.linalg.inv(COV.astype(np.float64))
@@ -136,6 +137,22 @@ def test_mala_accepts_as_often_as_quadrature_says(form, getkey):
     assert_mean(chain.acceptance_rate, expected)
     assert chain.acceptance_rate.shape == (20_000,)
     assert 0.2 < expected < 0.9
+
+
+def test_a_score_that_carries_its_energy_is_taken_for_it(getkey):
+    x, key, calls = 0.5 * jnp.ones((4, 1)), getkey(), []
+
+    def energy_fn(x):
+        jax.debug.callback(lambda: calls.append(1))
+        return jnp.sum(jnp.cos(3.0 * x) + x**2, axis=-1)
+
+    options = {"step_size": 0.5, "num_steps": 8}
+    carried = samplers.mala(score_from_energy(energy_fn), x, key, **options)
+    jax.effects_barrier()
+    assert len(calls) == 9
+    given = samplers.mala(None, x, key, energy_fn=energy_fn, **options)
+    np.testing.assert_array_equal(carried.acceptance_rate, given.acceptance_rate)
+    np.testing.assert_array_equal(carried.x, given.x)
 
 
 def test_energy_and_score_make_the_same_chain(getkey):
@@ -562,6 +579,16 @@ def test_number_of_evaluations(getkey):
             ValueError,
             "at least two levels",
         ),
+        (
+            partial(samplers.underdamped, lambda x: x, step_size=0.1, num_steps=1, friction=[1.0]),
+            ValueError,
+            r"friction must be one number, got shape \(1,\)",
+        ),
+        (
+            partial(samplers.mala, lambda x: x, step_size=[0.1, 0.2], num_steps=1),
+            ValueError,
+            r"step_size must be one number, got shape \(2,\)",
+        ),
         # gamma = 1/2: eta must lie between 1/2 and 3/2
         (
             partial(samplers.consistent_annealed, lambda x, s: x, sigmas=[4.0, 2.0], step_size=1.0),
@@ -578,6 +605,27 @@ def test_number_of_evaluations(getkey):
 def test_bad_input(call, error, message, getkey):
     with pytest.raises(error, match=message):
         call(jnp.ones((2, 3)), getkey())
+
+
+@pytest.mark.parametrize("sigmas", [[4.0, 2.0], np.array([4.0, 2.0])])
+def test_literal_options_are_checked_under_jit(sigmas, getkey):
+    @jax.jit
+    def draw(x, key):
+        return samplers.consistent_annealed(lambda x, s: x, x, key, sigmas=sigmas, step_size=1.0)
+
+    with pytest.raises(ValueError, match=r"got -1\.25"):
+        draw(jnp.ones((2, 3)), getkey())
+
+
+def test_fine_ladders_in_float32_are_geometric(getkey):
+    sigmas = jnp.geomspace(50.0, 0.01, 20_000)
+    x = jax.eval_shape(
+        lambda key: samplers.consistent_annealed(
+            lambda x, s: x, jnp.ones((1, 1)), key, sigmas=sigmas, step_size=1e-7
+        ),
+        getkey(),
+    )
+    assert x.shape == (1, 1)
 
 
 def test_legal_consistent_steps(getkey):

@@ -166,6 +166,8 @@ def test_times_are_checked_up_to_rounding_and_where_they_are_known():
     np.testing.assert_array_equal(check(process, jnp.array([60.0, 1.0])), [60.0, 1.0])
     known = jax.jit(lambda process: processes.check_times(process, [60.0, 1.0]))
     np.testing.assert_array_equal(known(process), [60.0, 1.0])
+    with pytest.raises(ValueError, match="range of the process"):  # neither is traced
+        jax.jit(lambda: processes.check_times(process, [60.0, 1.0]))()
 
 
 @each_process
@@ -185,6 +187,33 @@ def test_processes_are_pytrees(process, getkey):
     other = jax.tree.unflatten(treedef, [1.01 * leaf for leaf in leaves[:1]] + leaves[1:])
     np.testing.assert_allclose(sigma(other, t), other.sigma(t), rtol=1e-6)
     assert len(traces) == 1
+
+
+@each_process
+def test_the_leaves_of_a_process_may_be_anything(process):
+    """Only the constructor checks: pytrees hold tangents, stacks and placeholders."""
+    t = 0.5 * (process.t_min + process.t_max)
+    gradient = jax.grad(lambda process: process.sigma(t) / process.alpha(t))(process)
+    assert type(gradient) is type(process)
+    for field in dataclasses.fields(process):
+        value, step = getattr(process, field.name), 1e-3 * getattr(process, field.name)
+        there, back = (
+            dataclasses.replace(process, **{field.name: value + sign * step}) for sign in (1, -1)
+        )
+        slope = (there.sigma(t) / there.alpha(t) - back.sigma(t) / back.alpha(t)) / (2 * step)
+        np.testing.assert_allclose(getattr(gradient, field.name), slope, rtol=0.02, atol=1e-4)
+    zeros = jax.tree.map(jnp.zeros_like, process)
+    assert type(zeros) is type(process)
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), process, process)
+    np.testing.assert_allclose(jax.vmap(lambda p: p.sigma(t))(stack), process.sigma(t), rtol=1e-6)
+    many = jax.vmap(lambda high: processes.VE(0.01 * high, high))(jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(many.t_min, [0.01, 0.02])
+
+
+def test_a_constant_rate_is_the_ornstein_uhlenbeck_process():
+    process = processes.VPLinear(beta_min=2.0, beta_max=2.0)
+    np.testing.assert_allclose(process.alpha(0.7), np.exp(-0.7), rtol=1e-6)
+    np.testing.assert_allclose(process.time(process.sigma(0.7) / process.alpha(0.7)), 0.7, 1e-6)
 
 
 @pytest.mark.parametrize(

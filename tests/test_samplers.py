@@ -197,20 +197,21 @@ def test_reverse_sde_adds_the_noise_of_the_process(getkey):
 
 def test_churn_adds_noise_to_the_level_that_it_claims(getkey):
     """With D = y held fixed (score 0) the flow stands still and only the churned noise is left."""
-    process, times, churn = processes.VE(), jnp.array([3.0, 2.0, 1.0, 0.5]), 0.6
+    process, churn = processes.VE(sigma_max=3.2), 0.6
+    times = jnp.array([3.0, 2.0, 1.0, 0.5])
     x = jnp.zeros((20_000, 1))
     out = samplers.heun(
         lambda x, t: 0.0 * x, x, getkey(), process=process, times=times, churn=churn, denoise=False
     )
     gamma = churn / 3
-    # the first level is the largest: it is not raised
-    raised = np.minimum(np.array([3.0, 2.0, 1.0]) * (1 + gamma), 3.0)
+    # not above the largest level of the process
+    raised = np.minimum(np.array([3.0, 2.0, 1.0]) * (1 + gamma), 3.2)
     variance = np.sum(raised**2 - np.array([3.0, 2.0, 1.0]) ** 2)
     assert abs(float(out.var()) / variance - 1) < 4.5 * np.sqrt(2 / 20_000)
     strong = samplers.heun(
         lambda x, t: 0.0 * x, x, getkey(), process=process, times=times, churn=1e3, denoise=False
     )
-    raised = np.minimum(np.array([3.0, 2.0, 1.0]) * 2**0.5, 3.0)
+    raised = np.minimum(np.array([3.0, 2.0, 1.0]) * 2**0.5, 3.2)
     variance = np.sum(raised**2 - np.array([3.0, 2.0, 1.0]) ** 2)
     assert abs(float(strong.var()) / variance - 1) < 4.5 * np.sqrt(2 / 20_000)
 
@@ -358,6 +359,11 @@ noise_score = partial(lambda x, t: -x)
             lambda x, k: samplers.heun(noise_score, x, k, process=ve, churn=-1.0),
             ValueError,
             "churn must be finite and not negative",
+        ),
+        (
+            lambda x, k: samplers.langevin(lambda x: x, x, k, step_size=[0.1, 0.2], num_steps=1),
+            ValueError,
+            r"step_size must be one number, got shape \(2,\)",
         ),
         (
             lambda x, k: samplers.heun(noise_score, x.astype(int), process=ve),

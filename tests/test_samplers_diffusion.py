@@ -18,6 +18,8 @@ each_process = pytest.mark.parametrize("process", THREE.values(), ids=THREE.keys
 MIXTURE = {"weights": np.array([0.3, 0.7]), "means": np.array([-1.0, 0.8])}
 STDS = np.array([0.5, 0.4])
 
+VE_SHORT = processes.VE(sigma_min=0.1, sigma_max=4.0)
+
 third = partial(samplers.dpm_solver_pp, order=3)
 DETERMINISTIC = {
     "ddim": samplers.ddim,
@@ -115,6 +117,27 @@ def test_order_of_convergence(name, order):
                 for n in (160, 320)
             ]
             assert abs(np.log2(errors[0] / errors[1]) - order) < 0.15
+
+
+def test_gradients_in_the_options(getkey):
+    """Also where a noise is none: eta = 0, and a level that churn cannot raise."""
+    process, x, key = VE_SHORT, jnp.array([[3.0]]), getkey()
+    score_fn = mixture_score(process)
+    times = jnp.array([4.0, 2.0, 1.0, 0.5])
+
+    def ddim(eta):
+        return samplers.ddim(score_fn, x, key, process=process, times=times, eta=eta).sum()
+
+    step = 1e-2
+    slope = (ddim(step) - ddim(0.0)) / step
+    np.testing.assert_allclose(jax.grad(ddim)(0.0), slope, rtol=0.1)
+
+    def heun(middle):
+        grid = times.at[1].set(middle)
+        return samplers.heun(score_fn, x, key, process=process, times=grid, churn=2.0).sum()
+
+    slope = (heun(2.0 + step) - heun(2.0 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(heun)(2.0), slope, rtol=0.05)
 
 
 # Exact steps.
@@ -325,6 +348,21 @@ def test_no_corrector_is_the_predictor(getkey):
 # Samples.
 
 
+def test_a_predictor_keeps_its_churn(getkey):
+    """Each of its steps is one of the grid, though it is asked for one at a time."""
+    x, key = jnp.ones((3, 1)), getkey()
+    heun = partial(samplers.heun, churn=1.0)
+    options = {"process": VE_SHORT, "num_steps": 1, "denoise": False}
+    out = samplers.predictor_corrector(
+        lambda x, t: -x, x, key, predictor=heun, num_corrector_steps=0, **options
+    )
+    key_predictor, _ = jax.random.split(jax.random.split(key, 1)[0])
+    np.testing.assert_allclose(out, heun(lambda x, t: -x, x, key_predictor, **options), rtol=1e-6)
+    times = jnp.array([2.0, 1.0])  # not from the largest level
+    still = samplers.heun(lambda x, t: 0 * x, x, key, process=VE_SHORT, times=times, churn=1.0)
+    assert np.all(np.abs(still - x) > 1e-3)
+
+
 @pytest.mark.parametrize("name", ["dpm_solver_sde", "predictor_corrector"])
 def test_mean_and_covariance(name, getkey):
     process = processes.VPLinear()
@@ -443,6 +481,9 @@ def test_the_default_grid_of_multistep_methods_is_nearly_even():
     assert steps.max() / steps.min() < 1.15
 
 
+KEY = jax.random.key(0)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -454,21 +495,27 @@ def test_the_default_grid_of_multistep_methods_is_nearly_even():
         (partial(samplers.dpm_solver_pp, order=4), ValueError, "order must be 2 or 3, got 4"),
         (partial(samplers.dpm_solver_pp, num_steps=0), ValueError, "num_steps must be at least 1"),
         (partial(samplers.ddim, num_steps=2, times=[2.0, 1.0]), ValueError, "not both"),
-        (partial(samplers.ancestral, key=None, times=[1.0, 2.0]), ValueError, "decrease"),
+        (partial(samplers.ddim, times=[1.0, 2.0]), ValueError, "decrease"),
+        (partial(samplers.dpm_solver_pp, times=[99.0, 1.0]), ValueError, "range of the process"),
         (
-            partial(samplers.reverse_diffusion, key=None, times=[99.0, 1.0]),
-            ValueError,
-            "range of the process",
-        ),
-        (
-            partial(samplers.predictor_corrector, key=None, num_corrector_steps=-1),
+            partial(samplers.predictor_corrector, key=KEY, num_corrector_steps=-1),
             ValueError,
             "num_corrector_steps must be at least 0, got -1",
         ),
         (
-            partial(samplers.predictor_corrector, key=None, snr=0.0),
+            partial(samplers.predictor_corrector, key=KEY, snr=0.0),
             ValueError,
             "snr must be positive",
+        ),
+        (
+            partial(samplers.predictor_corrector, key=KEY, snr=[0.1, 0.2]),
+            ValueError,
+            r"snr must be one number, got shape \(2,\)",
+        ),
+        (
+            partial(samplers.predictor_corrector, key=KEY, predictor=samplers.adaptive_sde),
+            TypeError,
+            "must return the points, got AdaptiveSample",
         ),
     ],
 )

@@ -27,7 +27,7 @@ from sm_jax import _checks
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import noise_ratio
 from sm_jax.samplers._diffusion import _grid
-from sm_jax.samplers._scan import run
+from sm_jax.samplers._scan import run, wide
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 
@@ -96,13 +96,14 @@ def inpaint(
     Reference: Lugmayr et al. 2022, algorithm 1, https://arxiv.org/abs/2201.09865
     """
     x = _checks.check_data(x)
+    _checks.check_key("inpaint", key)
     known, mask = _event("known", known, x).astype(x.dtype), _event("mask", mask, x)
     if mask.dtype != bool:
         raise TypeError(f"mask must be boolean, got {mask.dtype}: compare, e.g. mask > 0.5.")
     _checks.check_count("num_resamples", num_resamples)
     _checks.check_count("jump_length", jump_length)
-    times = _grid(process, num_steps, times, default=64)
-    denoiser_fn = denoiser_from_score(_checks.checked(score_fn, x), process)
+    times = _grid(x, process, num_steps, times, default=64)
+    denoiser_fn = denoiser_from_score(wide(score_fn, x), process)
 
     def denoised(x, t):
         return denoiser_fn(x, jnp.broadcast_to(t, x.shape[:1]))
@@ -117,7 +118,7 @@ def inpaint(
 
         y = x / process.alpha(before)
         y = y + jnp.sqrt(jnp.maximum(high**2 - last**2, 0.0)) * noise(key_up)
-        clean = denoised((process.alpha(above) * y).astype(x.dtype), above)
+        clean = denoised(process.alpha(above) * y, above)
         kept = (low / high) ** 2
         y = clean + kept * (y - clean) + low * jnp.sqrt(1.0 - kept) * noise(key_down)
         y = jnp.where(mask, known + low * noise(key_known), y)

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax.divergence import exact
-from sm_jax.likelihood._flow import LogProb, standard_error
+from sm_jax.likelihood._flow import LogProb, score_and_traces, standard_error
 from sm_jax.processes import noise_ratio, prior_log_prob
 from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike
 
@@ -56,8 +56,9 @@ def adaptive_log_prob(
             spread gives the standard error. Needs a key if above 1.
         sigma_data: standard deviation of the data. The nearer, the fewer steps; the result does not
             depend on it.
-        rtol: tolerated error of one step, relative to ``w`` and to the log-density.
-        atol: tolerated absolute error of one step, in ``w``, of unit scale, and in nats.
+        rtol: tolerated error of one step, relative to ``w`` and to the change of the log-density.
+        atol: tolerated absolute error of one step: of ``w``, which has unit scale, in the root mean
+            square over its ``D`` numbers, and thus up to ``atol sqrt(D)`` nats of the log-density.
         solver: an explicit Runge-Kutta method of diffrax with an error estimate;
             ``diffrax.Tsit5()`` by default.
         adjoint: how diffrax differentiates, ``diffrax.RecursiveCheckpointAdjoint()`` by default;
@@ -94,6 +95,7 @@ def adaptive_log_prob(
 
     x = _checks.check_data(x)
     for name, value in (("sigma_data", sigma_data), ("rtol", rtol), ("atol", atol)):
+        _checks.check_scalar(name, value)
         _checks.check_positive(name, value)
     for name, count in (("num_estimates", num_estimates), ("max_steps", max_steps)):
         _checks.check_count(name, count)
@@ -111,23 +113,15 @@ def adaptive_log_prob(
     def scale(t):
         return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
 
-    def value_and_traces(x, t, keys):
-        score_at = _checks.at_noise(score_fn, t)
-        if keys is None:
-            score, trace = divergence(score_at, x, None)
-            return score[0], trace
-        # The score is the same for every key, and is computed once.
-        axes = type(divergence(score_at, x, keys[0]))(None, 0)
-        score, traces = jax.vmap(lambda key: divergence(score_at, x, key), out_axes=axes)(keys)
-        return score[0], traces[:, 0]
-
     def flow(u, state, keys):
         w, _ = state
         t = process.time(jnp.exp(u))
         k, variance = scale(t), process.sigma(t) ** 2
-        score, traces = value_and_traces((k * w).astype(x.dtype)[None], t[None], keys)
-        slope = -variance / k * (score + w / k)
-        return slope.astype(dtype), (variance * (traces + dims / k**2)).astype(dtype)
+        points = (k * w).astype(x.dtype)[None]
+        score_at = _checks.at_noise(score_fn, t[None])
+        score, traces = score_and_traces(divergence, score_at, points, keys)
+        slope = -variance / k * (score[0] + w / k)
+        return slope.astype(dtype), (variance * (traces[:, 0] + dims / k**2)).astype(dtype)
 
     def solve(w, keys):
         return diffrax.diffeqsolve(

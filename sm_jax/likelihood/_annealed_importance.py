@@ -68,7 +68,7 @@ def annealed_importance(
     base: DensityLike,
     step_size: ArrayLike,
     num_chains: int = 1024,
-    num_temperatures: int = 256,
+    num_temperatures: int | None = None,
     inverse_temperatures: ArrayLike | None = None,
     num_steps: int = 1,
     samples: ArrayLike | None = None,
@@ -87,8 +87,9 @@ def annealed_importance(
         step_size: of MALA, in squared units of the data: a scalar, or one for each of
             ``b_1 .. b_{K-1}``, ``[K - 1]``: large at the wide base, small at the narrow model.
         num_chains: number of forward chains.
-        num_temperatures: ``K``; the schedule is ``b_k = (k / K)^2``.
-        inverse_temperatures: instead: ``b`` from 0 to 1, ``[K + 1]``, strictly increasing.
+        num_temperatures: ``K``, 256 by default; the schedule is ``b_k = (k / K)^2``.
+        inverse_temperatures: instead of ``num_temperatures``: ``b`` from 0 to 1, ``[K + 1]``,
+            strictly increasing.
         num_steps: steps of MALA at each temperature. Evaluations of the energy and its gradient for
             each chain: ``(K - 1) num_steps + 1``.
         samples: exact samples of the model ``[N, ...]``, the starts of the chains back; from a
@@ -117,6 +118,7 @@ def annealed_importance(
     References: Neal 2001, https://arxiv.org/abs/physics/9803008; Grosse et al. 2015,
     https://arxiv.org/abs/1511.02543
     """
+    _checks.check_key("annealed_importance", key)
     _checks.check_count("num_chains", num_chains, minimum=2)
     _checks.check_count("num_steps", num_steps)
     _checks.check_positive("step_size", step_size)
@@ -148,17 +150,23 @@ def annealed_importance(
     return LogNormalizer(lower, inverse._replace(value=-inverse.value))
 
 
-def _schedule(num_temperatures: int, inverse_temperatures: ArrayLike | None) -> jax.Array:
+def _schedule(num_temperatures: int | None, inverse_temperatures: ArrayLike | None) -> jax.Array:
     """Return ``b_0 .. b_K``."""
+    if inverse_temperatures is not None and num_temperatures is not None:
+        raise ValueError(
+            f"give num_temperatures={num_temperatures} or inverse_temperatures="
+            f"{inverse_temperatures}, not both."
+        )
     if inverse_temperatures is None:
+        num_temperatures = 256 if num_temperatures is None else num_temperatures
         _checks.check_count("num_temperatures", num_temperatures, minimum=2)
         return jnp.linspace(0.0, 1.0, num_temperatures + 1) ** 2
+    known = _checks.concrete(inverse_temperatures)
     schedule = _checks.as_floating(inverse_temperatures)
     if schedule.ndim != 1 or schedule.shape[0] < 3:
         raise ValueError(
             f"inverse_temperatures must be a vector of at least three, got shape {schedule.shape}."
         )
-    known = _checks.concrete(schedule)
     if known is not None and (known[0] != 0 or known[-1] != 1 or np.any(np.diff(known) <= 0)):
         raise ValueError(f"inverse_temperatures must increase from 0 to 1, got {known}.")
     return schedule

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
@@ -105,7 +106,8 @@ def discrete_log_prob(
     Args:
         log_prob_fn: the log-density of the model, ``y [B, ...] -> [B]``, in nats, of the data
             scaled as ``y = 2 (x + u) / num_levels - 1``; e.g. `log_prob` of a trained score.
-        x: levels ``0, ..., num_levels - 1``, as floating numbers ``[B, ...]``.
+        x: levels ``0, ..., num_levels - 1``, as floating numbers ``[B, ...]``. The model sees them
+            scaled in float32 at least.
         key: a random key.
         num_levels: ``K``, the number of levels.
         dequantizer: source of the noise: `uniform_dequantizer`, or one that
@@ -134,11 +136,14 @@ def discrete_log_prob(
     _checks.check_count("num_levels", num_levels, minimum=2)
     _checks.check_count("num_samples", num_samples)
     known = _checks.concrete(x)
-    if known is not None and not (known.min() >= 0 and known.max() <= num_levels - 1):
+    if known is not None and not (
+        known.min() >= 0 and known.max() <= num_levels - 1 and np.all(known == np.round(known))
+    ):
         raise ValueError(
-            f"x must hold levels from 0 to num_levels - 1 = {num_levels - 1}, got values from "
+            f"x must hold the levels 0, 1, ..., num_levels - 1 = {num_levels - 1}, got values from "
             f"{known.min()} to {known.max()}: pass the integers themselves, not scaled data."
         )
+    x = _checks.accumulated(x)  # bfloat16 has nothing between large integers
     log_det = _checks.num_dims(x) * jnp.log(2.0 / num_levels)
 
     def log_weight(key):

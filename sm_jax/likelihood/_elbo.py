@@ -83,6 +83,7 @@ def elbo(
     Reference: Kingma et al. 2021, https://arxiv.org/abs/2107.00630
     """
     x = _checks.check_data(x)
+    _checks.check_key("elbo", key)
     for name, count in (("num_steps", num_steps), ("num_samples", num_samples)):
         if count is not None:
             _checks.check_count(name, count)
@@ -98,7 +99,7 @@ def elbo(
         return _checks.sum_data_axes((sigma * score_fn(x_t, t) + z) ** 2)
 
     if num_steps is not None:
-        times = time_grid(process, num_steps, rho=20.0)
+        times = time_grid(process, num_steps, rho=20.0).astype(_checks.accumulator(x.dtype))
         ratios = noise_ratio(process, times)
         weights = 0.5 * num_steps * ((ratios[:-1] / ratios[1:]) ** 2 - 1.0)
 

@@ -57,7 +57,7 @@ def thermodynamic_integration(
     key: jax.Array | None = None,
     *,
     process: ProcessLike,
-    num_levels: int = 65,
+    num_levels: int | None = None,
     times: ArrayLike | None = None,
     step_size: ArrayLike = 0.5,
     num_steps: int = 10,
@@ -79,9 +79,9 @@ def thermodynamic_integration(
             ``processes.perturb``.
         key: a random key, or None for given samples.
         process: the process that the energy was trained for.
-        num_levels: number of levels ``L`` of ``processes.time_grid(process, L - 1, rho=20)``; for
-            given samples, their own number.
-        times: instead of the grid: strictly decreasing times ``[L]``.
+        num_levels: number of levels ``L`` of ``processes.time_grid(process, L - 1, rho=20)``, 65 by
+            default; for given samples, their own number.
+        times: instead of ``num_levels``: strictly decreasing times ``[L]``.
         step_size: step of MALA over ``sigma(t)^2``, the same at all levels.
         num_steps: steps of MALA at each level: in all ``L (num_steps + 1)`` evaluations of the
             energy with its gradient, and ``4 L`` of the energy; only these for given samples.
@@ -112,11 +112,14 @@ def thermodynamic_integration(
     """
     x = _checks.check_data(x)
     _checks.check_count("num_steps", num_steps)
-    _checks.check_positive("step_size", step_size)
-    _checks.check_positive("sigma_data", sigma_data)
+    for name, value in (("step_size", step_size), ("sigma_data", sigma_data)):
+        _checks.check_scalar(name, value)
+        _checks.check_positive(name, value)
     given = key is None
+    if times is not None and num_levels is not None:
+        raise ValueError(f"give num_levels={num_levels} or times={times}, not both.")
     if times is None:
-        num_levels = x.shape[0] if given else num_levels
+        num_levels = num_levels or (x.shape[0] if given else 65)
         _checks.check_count("num_levels", num_levels, minimum=2)
         times = time_grid(process, num_levels - 1, rho=20.0)
     else:

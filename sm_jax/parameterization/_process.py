@@ -41,9 +41,11 @@ def change_process(
 
     Reference: Karras et al. 2022, appendix B.1, https://arxiv.org/abs/2206.00364
     """
-    inner, outer = (
-        [_checks.concrete(noise_ratio(p, t)) for t in (p.t_min, p.t_max)] for p in (source, target)
-    )
+    with jax.ensure_compile_time_eval():  # the ratios are known under jit too
+        inner, outer = (
+            [_checks.concrete(noise_ratio(p, t)) for t in (p.t_min, p.t_max)]
+            for p in (source, target)
+        )
     slack = 1e-3  # of the ratio; rounding alone moves small ones by this much
     if not any(ratio is None for ratio in (*inner, *outer)) and (
         outer[0] < inner[0] * (1.0 - slack) or outer[1] > inner[1] * (1.0 + slack)
@@ -54,11 +56,19 @@ def change_process(
             "t_min or sigma_min of the target, or lower its t_max, sigma_max or beta_max."
         )
 
-    def changed(x: jax.Array, t: jax.Array) -> jax.Array:
+    def at_source(x, t):
+        """Return ``c``, the point ``c x`` and ``t'``."""
         t = _checks.check_per_example("t", t, x)
         source_t = source.time(noise_ratio(target, t))
         source_t = jnp.clip(source_t, source.t_min, source.t_max)  # rounding may leave the range
         scale = _checks.expand_like(source.alpha(source_t) / target.alpha(t), x)
-        return (scale * score_fn((scale * x).astype(x.dtype), source_t)).astype(x.dtype)
+        return scale, (scale * x).astype(x.dtype), source_t
 
-    return changed
+    def changed(x: jax.Array, t: jax.Array) -> jax.Array:
+        scale, moved, source_t = at_source(x, t)
+        return (scale * score_fn(moved, source_t)).astype(x.dtype)
+
+    energy_fn = _checks.carried_energy(score_fn)
+    if energy_fn is None:
+        return changed
+    return _checks.carry_energy(changed, lambda x, t: energy_fn(*at_source(x, t)[1:]))

@@ -100,10 +100,10 @@ def diffusion_squared(process: ProcessLike, t: ArrayLike) -> jax.Array:
 
     Args:
         process: any process.
-        t: times, any shape.
+        t: times above zero, any shape.
 
     Returns:
-        ``g^2`` at each time.
+        ``g^2`` at each time; at time zero, where ``sigma`` may have no derivative, NaN.
 
     Example:
         >>> from sm_jax.processes import VPLinear
@@ -209,10 +209,10 @@ def check_times(process: ProcessLike, times: ArrayLike) -> jax.Array:
         >>> print(check_times(VE(sigma_min=1.0, sigma_max=9.0), [9.0, 3.0, 1.0]))
         [9. 3. 1.]
     """
+    known = _checks.concrete(times)
     times = _checks.as_floating(times)
     if times.ndim != 1 or times.shape[0] < 2:
         raise ValueError(f"times must be a vector of at least two times, got shape {times.shape}.")
-    known = _checks.concrete(times)
     if known is not None and not np.all(np.diff(known) < 0):
         raise ValueError(f"times must strictly decrease, from t_max to t_min, got {known}.")
     low, high = (_checks.concrete(t) for t in (process.t_min, process.t_max))

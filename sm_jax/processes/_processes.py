@@ -4,24 +4,51 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax.typing import ProcessLike
 
 
-def _check_increasing(process: ProcessLike, low: str, high: str) -> None:
+def _pytree(process_type: type) -> type:
+    """Register a frozen dataclass as a pytree whose leaves, its fields, may be anything.
+
+    JAX puts tangents, stacks and placeholders into pytrees; only the constructor checks values.
+    """
+    names = tuple(field.name for field in dataclasses.fields(process_type))
+    keys = tuple(jax.tree_util.GetAttrKey(name) for name in names)
+
+    def flatten(process):
+        return tuple(getattr(process, name) for name in names), None
+
+    def flatten_with_keys(process):
+        return tuple(zip(keys, flatten(process)[0], strict=True)), None
+
+    def unflatten(_, leaves):
+        process = object.__new__(process_type)
+        for name, leaf in zip(names, leaves, strict=True):
+            object.__setattr__(process, name, leaf)
+        return process
+
+    jax.tree_util.register_pytree_with_keys(process_type, flatten_with_keys, unflatten, flatten)
+    return process_type
+
+
+def _check_increasing(process: ProcessLike, low: str, high: str, *, equal: bool = False) -> None:
     for name in (low, high):
         _checks.check_positive(name, getattr(process, name))
     smallest = _checks.concrete(getattr(process, low))
     largest = _checks.concrete(getattr(process, high))
-    if smallest is not None and largest is not None and smallest >= largest:
+    if smallest is None or largest is None or (equal and np.all(smallest == largest)):
+        return
+    if np.any(smallest >= largest):
         raise ValueError(
             f"{low} must be below {high}, got {low}={smallest} and {high}={largest}: swap them."
         )
 
 
-@jax.tree_util.register_dataclass
+@_pytree
 @dataclasses.dataclass(frozen=True)
 class VE:
     """Variance exploding, its time being the noise level: ``alpha = 1``, ``sigma(t) = t``.
@@ -69,7 +96,7 @@ class VE:
         return _checks.as_floating(ratio)
 
 
-@jax.tree_util.register_dataclass
+@_pytree
 @dataclasses.dataclass(frozen=True)
 class EDM(VE):
     """The process of EDM: ``VE`` between the noise levels that Karras et al. use for images.
@@ -88,7 +115,7 @@ class EDM(VE):
     sigma_max: ArrayLike = 80.0
 
 
-@jax.tree_util.register_dataclass
+@_pytree
 @dataclasses.dataclass(frozen=True)
 class GeometricVE:
     """Variance exploding with noise geometric in time: ``sigma(t) = s_min (s_max / s_min)^t``.
@@ -134,7 +161,7 @@ class GeometricVE:
         return jnp.log(ratio / self.sigma_min) / self._log_growth()
 
 
-@jax.tree_util.register_dataclass
+@_pytree
 @dataclasses.dataclass(frozen=True)
 class VPLinear:
     """Variance preserving with a linear rate: ``alpha^2 + sigma^2 = 1``, ``g^2 = beta(t)``.
@@ -157,7 +184,7 @@ class VPLinear:
     t_min: ArrayLike = 1e-5
 
     def __post_init__(self):
-        _check_increasing(self, "beta_min", "beta_max")
+        _check_increasing(self, "beta_min", "beta_max", equal=True)
         _check_increasing(self, "t_min", "t_max")
 
     @property
@@ -186,7 +213,7 @@ class VPLinear:
         return self._time_of_integrated_rate(jnp.log1p(jnp.square(ratio)))
 
 
-@jax.tree_util.register_dataclass
+@_pytree
 @dataclasses.dataclass(frozen=True)
 class SubVP(VPLinear):
     """Sub-variance preserving: the scale of `VPLinear` with ``sigma = 1 - exp(-b(t))``.
@@ -211,7 +238,7 @@ class SubVP(VPLinear):
         return self._time_of_integrated_rate(2.0 * jnp.arcsinh(0.5 * jnp.asarray(ratio)))
 
 
-@jax.tree_util.register_dataclass
+@_pytree
 @dataclasses.dataclass(frozen=True)
 class Cosine:
     """Variance preserving along a quarter of a circle: ``alpha = cos(pi t / 2)``, ``sigma = sin``.

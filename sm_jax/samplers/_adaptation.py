@@ -80,6 +80,8 @@ def adapt_step_size(
     Rosenthal 1998, https://doi.org/10.1111/1467-9868.00123
     """
     x = _checks.check_data(x)
+    _checks.check_key("adapt_step_size", key)
+    _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
     known = _checks.concrete(target_acceptance)
@@ -99,8 +101,8 @@ def adapt_step_size(
         log_mean = weight * log_step + (1.0 - weight) * log_mean
         return (point, log_step, log_mean, error), None
 
-    start = (evaluate(x), first, first, jnp.zeros_like(first))
+    start = (evaluate(_checks.accumulated(x)), first, first, jnp.zeros_like(first))
     counts = jnp.arange(1, num_steps + 1, dtype=first.dtype)
     inputs = (counts, jax.random.split(key, num_steps))
     (point, _, log_mean, _), _ = jax.lax.scan(body, start, inputs)
-    return AdaptedStep(jnp.exp(log_mean), point.x)
+    return AdaptedStep(jnp.exp(log_mean), point.x.astype(x.dtype))

@@ -133,8 +133,9 @@ def probability_flow(
         raise ImportError(message) from error
 
     x = _checks.check_data(x)
-    times = _grid(process, num_steps, times, default=32)
+    times = _grid(x, process, num_steps, times, default=32)
     for name, value in (("rtol", rtol), ("atol", atol), ("sigma_data", sigma_data)):
+        _checks.check_scalar(name, value)
         _checks.check_positive(name, value)
     _checks.check_count("max_steps", max_steps)
     solver = diffrax.Tsit5() if solver is None else solver
@@ -248,8 +249,10 @@ def adaptive_sde(
     Reference: Jolicoeur-Martineau et al. 2021, algorithm 1, https://arxiv.org/abs/2105.14080
     """
     x = _checks.check_data(x)
-    times = _grid(process, None, times, default=1)
+    _checks.check_key("adaptive_sde", key)
+    times = _grid(x, process, None, times, default=1)
     for name, value in (("rtol", rtol), ("atol", atol), ("safety", safety)):
+        _checks.check_scalar(name, value)
         _checks.check_positive(name, value)
     _checks.check_count("max_steps", max_steps)
     denoiser_fn = denoiser_from_score(_checks.checked(score_fn, x), process)

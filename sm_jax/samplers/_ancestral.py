@@ -30,7 +30,7 @@ from jax.typing import ArrayLike
 from sm_jax import _checks
 from sm_jax.processes import noise_ratio
 from sm_jax.samplers._diffusion import _finish, _grid
-from sm_jax.samplers._scan import run
+from sm_jax.samplers._scan import run, wide
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 
@@ -43,7 +43,7 @@ def _transition(process: ProcessLike, times: jax.Array) -> tuple[jax.Array, jax.
 def _linear(
     coefficients: Callable,
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: jax.Array,
     key: jax.Array | None,
     process: ProcessLike,
     times: jax.Array,
@@ -54,8 +54,7 @@ def _linear(
 
     ``coefficients(sigma_t, sigma_s, a, q^2)`` returns ``(scale, gain, spread)``.
     """
-    x = _checks.check_data(x)
-    score_fn = _checks.checked(score_fn, x)
+    score_fn = wide(score_fn, x)
     sigma = process.sigma(times)
     inputs = (times[:-1], *coefficients(sigma[:-1], sigma[1:], *_transition(process, times)))
     if key is not None:
@@ -121,7 +120,9 @@ def reverse_diffusion(
         variance = sigma**2 * (1.0 - q2)
         return 2.0 - a, variance, jnp.sqrt(variance)
 
-    times = _grid(process, num_steps, times, default=256)
+    x = _checks.check_data(x)
+    _checks.check_key("reverse_diffusion", key)
+    times = _grid(x, process, num_steps, times, default=256)
     return _linear(coefficients, score_fn, x, key, process, times, denoise, trajectory)
 
 
@@ -175,7 +176,9 @@ def ancestral(
     def coefficients(sigma, sigma_next, a, q2):
         return 1.0 / a, sigma**2 * (1.0 - q2) / a, sigma_next * jnp.sqrt(1.0 - q2)
 
-    times = _grid(process, num_steps, times, default=256)
+    x = _checks.check_data(x)
+    _checks.check_key("ancestral", key)
+    times = _grid(x, process, num_steps, times, default=256)
     return _linear(coefficients, score_fn, x, key, process, times, denoise, trajectory)
 
 
@@ -237,10 +240,10 @@ def ddim(
         raise ValueError(f"eta={eta} draws noise: pass a key, or eta=0.")
 
     def coefficients(sigma, sigma_next, a, q2):
-        share = eta**2 * (1.0 - q2)
-        kept = jnp.sqrt(q2 * (1.0 - share))
-        return 1.0 / a, sigma**2 * (1.0 - kept) / a, sigma_next * jnp.sqrt(share)
+        kept = jnp.sqrt(q2 * (1.0 - eta**2 * (1.0 - q2)))
+        return 1.0 / a, sigma**2 * (1.0 - kept) / a, sigma_next * eta * jnp.sqrt(1.0 - q2)
 
-    times = _grid(process, num_steps, times, default=64)
+    x = _checks.check_data(x)
+    times = _grid(x, process, num_steps, times, default=64)
     key = None if silent else key
     return _linear(coefficients, score_fn, x, key, process, times, denoise, trajectory)

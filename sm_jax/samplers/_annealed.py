@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax.samplers._langevin import langevin_step
-from sm_jax.samplers._scan import run
+from sm_jax.samplers._scan import run, wide
 from sm_jax.typing import NoiseScoreFn
 
 
@@ -77,10 +77,12 @@ def annealed_langevin(
     Reference: Song & Ermon 2020, algorithm 1, https://arxiv.org/abs/2006.09011
     """
     x = _checks.check_data(x)
+    _checks.check_key("annealed_langevin", key)
     sigmas = _checks.check_levels("sigmas", sigmas).astype(_checks.accumulator(x.dtype))
+    _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
-    score_fn = _checks.checked(score_fn, x)
+    score_fn = wide(score_fn, x)
 
     def score_at(x, sigma):
         return score_fn(x, jnp.broadcast_to(sigma, x.shape[:1]))
@@ -145,10 +147,13 @@ def consistent_annealed(
     Reference: Jolicoeur-Martineau et al. 2020, algorithm 2, https://arxiv.org/abs/2009.05475
     """
     x = _checks.check_data(x)
-    sigmas = _checks.check_levels("sigmas", sigmas).astype(_checks.accumulator(x.dtype))
+    _checks.check_key("consistent_annealed", key)
+    _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
+    levels = _checks.check_levels("sigmas", sigmas)
     _check_consistent(sigmas, step_size)
-    score_fn = _checks.checked(score_fn, x)
+    sigmas = levels.astype(_checks.accumulator(x.dtype))
+    score_fn = wide(score_fn, x)
     eta = step_size / sigmas[-1] ** 2
 
     def step(x, given):
@@ -165,15 +170,16 @@ def consistent_annealed(
     return run(step, x, inputs, finish if denoise else None, trajectory)
 
 
-def _check_consistent(sigmas: jax.Array, step_size: ArrayLike) -> None:
+def _check_consistent(sigmas: ArrayLike, step_size: ArrayLike) -> None:
     """Raise unless the levels are geometric and eq. (3) is positive, where they are concrete."""
-    if sigmas.shape[0] < 2:
+    if np.shape(sigmas)[0] < 2:
         raise ValueError(f"sigmas must hold at least two levels, got {sigmas}.")
     known, step = _checks.concrete(sigmas), _checks.concrete(step_size)
     if known is None:
         return
+    rounding = float(jnp.finfo(jnp.promote_types(known.dtype, jnp.bfloat16)).eps)
     ratios = known[1:] / known[:-1]
-    if np.ptp(ratios) > 1e-3 * (1.0 - ratios.max()):
+    if np.ptp(ratios) > max(1e-3 * (1.0 - ratios.max()), 16.0 * rounding):
         raise ValueError(
             f"sigmas must be geometric, got ratios from {ratios.min()} to {ratios.max()}: use "
             "noise_levels.geometric or jnp.geomspace."

@@ -23,11 +23,12 @@ from jax.typing import ArrayLike
 from sm_jax import _checks
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import check_times, diffusion_squared, drift, noise_ratio, time_grid
-from sm_jax.samplers._scan import run
+from sm_jax.samplers._scan import run, wide
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 
 def _grid(
+    x: jax.Array,
     process: ProcessLike,
     num_steps: int | None,
     times: ArrayLike | None,
@@ -35,11 +36,13 @@ def _grid(
     rho: float = 7.0,
 ) -> jax.Array:
     """Return the decreasing times of a solver, given or from the grid of the process."""
-    if times is None:
-        return time_grid(process, default if num_steps is None else num_steps, rho=rho)
-    if num_steps is not None:
+    if times is not None and num_steps is not None:
         raise ValueError(f"give num_steps={num_steps} or times={times}, not both.")
-    return check_times(process, times)
+    if times is None:
+        times = time_grid(process, default if num_steps is None else num_steps, rho=rho)
+    else:
+        times = check_times(process, times)
+    return times.astype(_checks.accumulator(x.dtype))
 
 
 def _finish(score_fn: NoiseScoreFn, process: ProcessLike, t: jax.Array, denoise: bool):
@@ -95,8 +98,9 @@ def reverse_sde(
     Reference: Song et al. 2021, eq. 6, https://arxiv.org/abs/2011.13456
     """
     x = _checks.check_data(x)
-    times = _grid(process, num_steps, times, default=256)
-    score_fn = _checks.checked(score_fn, x)
+    _checks.check_key("reverse_sde", key)
+    times = _grid(x, process, num_steps, times, default=256)
+    score_fn = wide(score_fn, x)
 
     def step(x, given):
         t, t_next, key = given
@@ -136,7 +140,8 @@ def heun(
             evaluations, and the denoising one more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         churn: EDM's ``S_churn``: each step first raises the noise level by a factor
-            ``1 + min(churn / num_steps, sqrt(2) - 1)`` with fresh noise; 0 is deterministic.
+            ``1 + min(churn / num_steps, sqrt(2) - 1)`` with fresh noise, but not above that of
+            ``t_max``; 0 is deterministic.
         denoise: end with the denoiser at the last time.
         trajectory: also return the path.
 
@@ -161,8 +166,8 @@ def heun(
     Reference: Karras et al. 2022, algorithms 1 and 2, https://arxiv.org/abs/2206.00364
     """
     x = _checks.check_data(x)
-    times = _grid(process, num_steps, times, default=32)
-    score_fn = _checks.checked(score_fn, x)
+    times = _grid(x, process, num_steps, times, default=32)
+    score_fn = wide(score_fn, x)
     _checks.check_not_negative("churn", churn)
     if churn and key is None:
         raise ValueError(f"churn={churn} draws noise: pass a key, or churn=0.")
@@ -172,25 +177,29 @@ def heun(
     raised = ratios[:-1]
     if churn:
         # Never above the largest level, where the score was not trained.
-        raised = jnp.minimum(raised * (1.0 + min(churn / count, 2.0**0.5 - 1.0)), ratios[0])
+        largest = noise_ratio(process, process.t_max).astype(raised.dtype)
+        raised = jnp.minimum(raised * (1.0 + min(churn / count, 2.0**0.5 - 1.0)), largest)
 
     def slope(y, r):
         t = process.time(r)
-        score = score_fn((process.alpha(t) * y).astype(x.dtype), jnp.broadcast_to(t, x.shape[:1]))
+        score = score_fn(process.alpha(t) * y, jnp.broadcast_to(t, x.shape[:1]))
         return -r * process.alpha(t) * score
 
     def step(x, given):
-        t, t_next, r, r_raised, r_next, *keys = given
+        t, t_next, r_raised, r_next, *noise = given
         y = x / process.alpha(t)
-        if keys:
-            added = jnp.sqrt(jnp.maximum(r_raised**2 - r**2, 0.0))
-            y = y + added * jax.random.normal(keys[0], x.shape, x.dtype)
+        if noise:
+            added, key = noise
+            y = y + added * jax.random.normal(key, x.shape, x.dtype)
         first = slope(y, r_raised)
         second = slope(y + (r_next - r_raised) * first, r_next)
         y = y + 0.5 * (r_next - r_raised) * (first + second)
         return process.alpha(t_next) * y
 
-    inputs = (times[:-1], times[1:], ratios[:-1], raised, ratios[1:])
+    inputs = (times[:-1], times[1:], raised, ratios[1:])
     if churn:
-        inputs = (*inputs, jax.random.split(key, count))
+        # The root is guarded twice, as its derivative at zero is infinite.
+        gap = raised**2 - ratios[:-1] ** 2
+        added = jnp.where(gap > 0.0, jnp.sqrt(jnp.where(gap > 0.0, gap, 1.0)), 0.0)
+        inputs = (*inputs, added, jax.random.split(key, count))
     return run(step, x, inputs, _finish(score_fn, process, times[-1], denoise), trajectory)

@@ -35,6 +35,7 @@ from sm_jax import _checks
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import noise_ratio
 from sm_jax.samplers._diffusion import _finish, _grid
+from sm_jax.samplers._scan import wide
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 _RHO = 100.0  # of the default grid: steps nearly equal in l, which suits multistep methods
@@ -61,7 +62,7 @@ def _weights(ratios: jax.Array, rate: float, order: int) -> jax.Array:
 
 def _solve(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: jax.Array,
     key: jax.Array | None,
     process: ProcessLike,
     times: jax.Array,
@@ -70,8 +71,7 @@ def _solve(
     trajectory: bool,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Integrate eq. (2): the SDE with a key, the ODE without."""
-    x = _checks.check_data(x)
-    score_fn = _checks.checked(score_fn, x)
+    score_fn, start = wide(score_fn, x), _checks.accumulated(x)
     denoiser_fn = denoiser_from_score(score_fn, process)
     alpha, ratios = process.alpha(times), noise_ratio(process, times)
     kept = ratios[1:] / ratios[:-1]  # exp(-h)
@@ -84,20 +84,21 @@ def _solve(
         inputs = (*inputs, spread, jax.random.split(key, times.shape[0] - 1))
 
     def step(state, given):
-        x, past = state
+        y, past = state
         t, scale, weights, *noise = given
-        newest = denoiser_fn(x, jnp.broadcast_to(t, x.shape[:1]))
+        newest = denoiser_fn(y, jnp.broadcast_to(t, x.shape[:1]))
         known = (newest, *past)
-        mean = scale * x + sum(weights[i] * known[i] for i in range(order))
+        y = scale * y + sum(weights[i] * known[i] for i in range(order))
         if noise:
             spread, key = noise
-            mean = mean + spread * jax.random.normal(key, x.shape, x.dtype)
-        x = mean.astype(x.dtype)
-        return (x, known[:-1]), x if trajectory else None
+            y = y + spread * jax.random.normal(key, x.shape, start.dtype)
+        y = y.astype(start.dtype)
+        return (y, known[:-1]), y.astype(x.dtype) if trajectory else None
 
-    (last, _), iterates = jax.lax.scan(step, (x, (jnp.zeros_like(x),) * (order - 1)), inputs)
+    past = (jnp.zeros_like(start),) * (order - 1)
+    (last, _), iterates = jax.lax.scan(step, (start, past), inputs)
     finish = _finish(score_fn, process, times[-1], denoise)
-    result = last if finish is None else finish(last)
+    result = (last if finish is None else finish(last)).astype(x.dtype)
     return (result, jnp.concatenate([x[None], iterates])) if trajectory else result
 
 
@@ -151,7 +152,8 @@ def dpm_solver_pp(
     """
     if order not in (2, 3):
         raise ValueError(f"order must be 2 or 3, got {order}: order 1 is ddim.")
-    times = _grid(process, num_steps, times, default=24, rho=_RHO)
+    x = _checks.check_data(x)
+    times = _grid(x, process, num_steps, times, default=24, rho=_RHO)
     return _solve(score_fn, x, None, process, times, order, denoise, trajectory)
 
 
@@ -201,5 +203,7 @@ def dpm_solver_sde(
 
     Reference: Lu et al. 2022, section 5, https://arxiv.org/abs/2211.01095
     """
-    times = _grid(process, num_steps, times, default=64, rho=_RHO)
+    x = _checks.check_data(x)
+    _checks.check_key("dpm_solver_sde", key)
+    times = _grid(x, process, num_steps, times, default=64, rho=_RHO)
     return _solve(score_fn, x, key, process, times, 2, denoise, trajectory)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.samplers._scan import run
+from sm_jax.samplers._scan import run, wide
 from sm_jax.typing import ScoreFn
 
 
@@ -75,9 +75,11 @@ def langevin(
         (4, 2)
     """
     x = _checks.check_data(x)
+    _checks.check_key("langevin", key)
+    _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
-    score_fn = _checks.checked(score_fn, x)
+    score_fn = wide(score_fn, x)
 
     def step(x, key):
         return langevin_step(score_fn(x), x, step_size, key)
@@ -131,7 +133,9 @@ def tempered_langevin(
     Reference: Marinari & Parisi 1992, https://arxiv.org/abs/hep-lat/9205018
     """
     x = _checks.check_data(x)
+    _checks.check_key("tempered_langevin", key)
     _checks.check_positive("inverse_temperatures", inverse_temperatures)
+    _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
     schedule = jnp.atleast_1d(jnp.asarray(inverse_temperatures, _checks.accumulator(x.dtype)))
@@ -139,7 +143,7 @@ def tempered_langevin(
         raise ValueError(
             f"inverse_temperatures must be a scalar or a vector, got shape {schedule.shape}."
         )
-    score_fn = _checks.checked(score_fn, x)
+    score_fn = wide(score_fn, x)
 
     def step(x, given):
         inverse_temperature, key = given
@@ -185,8 +189,9 @@ def mode_seeking(
         [[2.25]]
     """
     x = _checks.check_data(x)
+    _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
-    score_fn = _checks.checked(score_fn, x)
+    score_fn = wide(score_fn, x)
     steps = jnp.full((num_steps,), step_size, _checks.accumulator(x.dtype))
     return run(lambda x, h: x + h * score_fn(x), x, steps, None, trajectory)

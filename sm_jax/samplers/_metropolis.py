@@ -28,6 +28,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax.samplers._langevin import langevin_step
+from sm_jax.samplers._scan import wide
 from sm_jax.typing import EnergyFn, ScoreFn
 
 
@@ -64,23 +65,28 @@ def log_prob_and_score(energy_fn: EnergyFn, x: jax.Array) -> tuple[jax.Array, ja
 def target(
     score_fn: ScoreFn | None, energy_fn: EnergyFn | None, x: jax.Array
 ) -> tuple[Callable, Callable]:
-    """Return ``x -> Point`` and the gain ``(old, new) -> G [B]`` of a score, an energy or both."""
+    """Return ``x -> Point`` and the gain ``(old, new) -> G [B]`` of a score, an energy or both.
+
+    The points are in float32 at least; the score and the energy see them in the dtype of ``x``.
+    """
     if score_fn is None and energy_fn is None:
         raise ValueError("pass a score_fn, or score_fn=None and an energy_fn: got neither.")
-    checked = None if score_fn is None else _checks.checked(score_fn, x)
+    if energy_fn is None and (carried := _checks.carried_energy(score_fn)) is not None:
+        score_fn, energy_fn = None, carried
+    proposing = None if score_fn is None else wide(score_fn, x)
 
-    def evaluate(x):
+    def evaluate(y):
         if energy_fn is None:
-            return Point(x, checked(x), None)
-        log_prob, score = log_prob_and_score(energy_fn, x)
-        return Point(x, score if checked is None else checked(x), log_prob)
+            return Point(y, proposing(y), None)
+        log_prob, score = log_prob_and_score(energy_fn, y.astype(x.dtype))
+        return Point(y, _checks.accumulated(score) if proposing is None else proposing(y), log_prob)
 
     def gain(old, new):
         """Return eq. (2), or eq. (3) where there is no energy."""
         if energy_fn is not None:
             return new.log_prob - old.log_prob
-        away = _checks.accumulated(new.x) - _checks.accumulated(old.x)
-        middle = checked((old.x + 0.5 * away).astype(x.dtype))
+        away = new.x - old.x
+        middle = proposing(old.x + 0.5 * away)
         return _checks.sum_data_axes(away * (old.score + 4.0 * middle + new.score)) / 6.0
 
     return evaluate, gain
@@ -132,7 +138,8 @@ def mala(
     the form for scores, for a network that is far from a gradient: it then has no density to keep.
 
     Args:
-        score_fn: ``x [B, ...] -> [B, ...]``; None for the gradient of ``energy_fn``.
+        score_fn: ``x [B, ...] -> [B, ...]``; None for the gradient of ``energy_fn``. One that
+            carries its energy (``parameterization.score_from_energy``) is taken for that energy.
         x: starting points ``[B, ...]``.
         key: a random key.
         step_size: ``h``, in squared units of the data. In high dimensions the best acceptance
@@ -161,6 +168,8 @@ def mala(
     Reference: Roberts & Tweedie 1996, https://doi.org/10.2307/3318418
     """
     x = _checks.check_data(x)
+    _checks.check_key("mala", key)
+    _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
     evaluate, gain = target(score_fn, energy_fn, x)
@@ -168,9 +177,9 @@ def mala(
     def body(state, key):
         point, total = state
         point, probability = metropolis_step(evaluate, gain, point, key, step_size)
-        return (point, total + probability), point.x if trajectory else None
+        return (point, total + probability), point.x.astype(x.dtype) if trajectory else None
 
-    start = (evaluate(x), jnp.zeros(x.shape[:1], _checks.accumulator(x.dtype)))
+    start = (evaluate(_checks.accumulated(x)), jnp.zeros(x.shape[:1], _checks.accumulator(x.dtype)))
     (point, total), iterates = jax.lax.scan(body, start, jax.random.split(key, num_steps))
     path = jnp.concatenate([x[None], iterates]) if trajectory else None
-    return Chain(point.x, total / num_steps, path)
+    return Chain(point.x.astype(x.dtype), total / num_steps, path)

@@ -28,7 +28,7 @@ from sm_jax import _checks
 from sm_jax.samplers._ancestral import reverse_diffusion
 from sm_jax.samplers._diffusion import _finish, _grid
 from sm_jax.samplers._langevin import langevin_step
-from sm_jax.samplers._scan import run
+from sm_jax.samplers._scan import run, wide
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 
@@ -81,7 +81,7 @@ def predictor_corrector(
         denoising.
 
     Raises:
-        TypeError: ``x`` is not floating, or the score has another dtype.
+        TypeError: ``x`` is not floating, the score has another dtype, or the predictor is adaptive.
         ValueError: ``x`` is empty, the score has another shape, a count is too small, ``snr`` is
             not positive, or the times are not strictly decreasing or leave the range of the
             process.
@@ -95,10 +95,12 @@ def predictor_corrector(
         (4, 2)
     """
     x = _checks.check_data(x)
-    times = _grid(process, num_steps, times, default=128)
+    _checks.check_key("predictor_corrector", key)
+    times = _grid(x, process, num_steps, times, default=128)
     _checks.check_count("num_corrector_steps", num_corrector_steps, minimum=0)
+    _checks.check_scalar("snr", snr)
     _checks.check_positive("snr", snr)
-    score_fn = _checks.checked(score_fn, x)
+    score_fn = wide(score_fn, x)
 
     def correct(t):
         step_size = 2.0 * (snr * process.sigma(t)) ** 2
@@ -120,6 +122,11 @@ def predictor_corrector(
             times=jnp.stack([t, t_next]),
             denoise=False,
         )
+        if not isinstance(x, jax.Array):
+            raise TypeError(
+                f"predictor must return the points, got {type(x).__name__}: an adaptive sampler "
+                "takes steps of its own."
+            )
         if num_corrector_steps:
             keys = jax.random.split(key_corrector, num_corrector_steps)
             x = run(correct(t_next), x, keys, None, trajectory=False)

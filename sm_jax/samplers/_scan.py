@@ -1,9 +1,21 @@
-"""The loop that every sampler runs."""
+"""The loop that every sampler runs, its state kept in float32 at least.
+
+In bfloat16 a step of Langevin dynamics is often less than half a unit in the last place of ``x``:
+the state would not move. The score sees the state in the dtype of the data, and so do the results.
+"""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from sm_jax import _checks
+
+
+def wide(score_fn: Callable, x: jax.Array) -> Callable:
+    """Return ``score_fn`` from and to float32 at least, checked against ``x`` at every call."""
+    checked = _checks.checked(score_fn, x)
+    return lambda y, *t: _checks.accumulated(checked(y.astype(x.dtype), *t))
 
 
 def run(
@@ -11,13 +23,15 @@ def run(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Scan ``x = step(x, input)`` over ``inputs``, apply ``finish``; return ``x`` or ``(x, path)``.
 
-    The path ``[num_steps + 1, B, ...]`` holds the start and every iterate, before ``finish``.
+    The path ``[num_steps + 1, B, ...]`` holds the start and every iterate, before ``finish``. The
+    steps are in float32 at least, ``x`` and the results in the dtype of ``x``.
     """
+    start = _checks.accumulated(x)
 
     def body(state, given):
-        state = step(state, given).astype(x.dtype)
-        return state, state if trajectory else None
+        state = step(state, given).astype(start.dtype)
+        return state, state.astype(x.dtype) if trajectory else None
 
-    last, iterates = jax.lax.scan(body, x, inputs)
-    result = last if finish is None else finish(last).astype(x.dtype)
+    last, iterates = jax.lax.scan(body, start, inputs)
+    result = (last if finish is None else finish(last)).astype(x.dtype)
     return (result, jnp.concatenate([x[None], iterates])) if trajectory else result

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax.samplers._scan import wide
 from sm_jax.typing import ScoreFn
 
 
@@ -73,35 +74,40 @@ def underdamped(
     Reference: Leimkuhler & Matthews 2013, https://doi.org/10.1093/amrx/abs010
     """
     x = _checks.check_data(x)
+    _checks.check_key("underdamped", key)
+    for name, value in (("step_size", step_size), ("friction", friction)):
+        _checks.check_scalar(name, value)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
     _checks.check_not_negative("friction", friction)
-    score_fn = _checks.checked(score_fn, x)
+    score_fn = wide(score_fn, x)
     if velocity is not None and jnp.shape(velocity) != x.shape:
         raise ValueError(
             f"velocity must have the shape of x, {x.shape}, got {jnp.shape(velocity)}."
         )
     key_velocity, key_bath = jax.random.split(key)
+    place = _checks.accumulated(x)
     if velocity is None:
-        start = jax.random.normal(key_velocity, x.shape, x.dtype)
+        start = jax.random.normal(key_velocity, x.shape, place.dtype)
     else:
-        start = jnp.asarray(velocity, x.dtype)
+        start = jnp.asarray(velocity, place.dtype)
     decay = friction * step_size
     kept, spread = jnp.exp(-decay), jnp.sqrt(-jnp.expm1(-2.0 * decay))
 
     def body(state, key):
-        x, v, score = state
+        y, v, score = state
         v = v + 0.5 * step_size * score
-        middle = x + 0.5 * step_size * v
-        v = kept * v + spread * jax.random.normal(key, x.shape, x.dtype)
-        new = (middle + 0.5 * step_size * v).astype(x.dtype)
-        score = score_fn(new)
-        v = (v + 0.5 * step_size * score).astype(x.dtype)
-        return (new, v, score), new if trajectory else None
+        middle = y + 0.5 * step_size * v
+        v = kept * v + spread * jax.random.normal(key, x.shape, place.dtype)
+        y = (middle + 0.5 * step_size * v).astype(place.dtype)
+        score = score_fn(y)
+        v = (v + 0.5 * step_size * score).astype(place.dtype)
+        return (y, v, score), y.astype(x.dtype) if trajectory else None
 
     keys = jax.random.split(key_bath, num_steps)
-    (last, v, _), iterates = jax.lax.scan(body, (x, start, score_fn(x)), keys)
-    result = (last,) if velocity is None else (last, v)
+    (last, v, _), iterates = jax.lax.scan(body, (place, start, score_fn(place)), keys)
+    last = last.astype(x.dtype)
+    result = (last,) if velocity is None else (last, v.astype(x.dtype))
     if trajectory:
         result = (*result, jnp.concatenate([x[None], iterates]))
     return result if len(result) > 1 else last
