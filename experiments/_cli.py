@@ -126,11 +126,23 @@ def _description(recipe: str, kind: type[Config]) -> str:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the program with one line on stderr: exit code 2 for what the user can mend."""
+    """Ends the program with one line on stderr: exit code 2 for what the user can mend.
+
+    This is for what options, data and files can be wrong about. What comes after them goes under
+    `one_line_stops`, so that an error in the program shows where it is.
+    """
+    with one_line_stops():
+        try:
+            yield
+        except (ValueError, ImportError, OSError) as error:
+            sys.exit(_fail(error, 2))
+
+
+@contextlib.contextmanager
+def one_line_stops() -> Iterator[None]:
+    """Ends the program with one line where numbers are no longer finite, or on an interruption."""
     try:
         yield
-    except (ValueError, ImportError, OSError) as error:
-        sys.exit(_fail(error, 2))
     except FloatingPointError as error:
         sys.exit(_fail(error, 1))
     except KeyboardInterrupt:

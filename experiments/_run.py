@@ -81,6 +81,19 @@ def load_examples(run: Run) -> _examples.Examples:
     return examples
 
 
+def check_same(directory: pathlib.Path, facts: dict[str, Any]) -> None:
+    """Raises if a run cannot be resumed with these data and options.
+
+    Raises:
+        ValueError: naming each that differs, with both values.
+    """
+    directory = directory.expanduser()
+    if checkpoints.has_checkpoints(directory):
+        saved = dict(checkpoints.read_metadata(directory)["config"])
+        saved.pop("fit", None)  # what `fit` adds, all of which is among the options
+        checkpoints.check_metadata({"config": saved}, None, facts)
+
+
 def checksum(problem: _problem.Problem, examples: _examples.Examples) -> int:
     """Returns the CRC-32 of the training examples, in their order, and of their labels."""
     value = 0

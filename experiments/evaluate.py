@@ -3,11 +3,15 @@
 import dataclasses
 import pathlib
 import sys
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from experiments import _cli, _limits
+
+if TYPE_CHECKING:  # slow to import
+    from experiments._examples import Examples
+    from experiments._run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,25 +35,37 @@ def main(args: list[str] | None = None) -> None:
     with _cli.one_line_errors():
         options = tyro.cli(Evaluate, prog="python -m experiments.evaluate", args=args)
         _limits.check(options)
-        evaluate(options, options.output or options.run / "evaluation.json")
+        run, examples = prepare(options)
+        output = options.output or options.run / "evaluation.json"
+        output.parent.mkdir(parents=True, exist_ok=True)
+    with _cli.one_line_stops():
+        evaluate(run, examples, output)
 
 
-def evaluate(options: Evaluate, output: pathlib.Path) -> None:
-    """Computes the results, shows them, and writes them to `output`."""
-    from experiments import _evaluation, _report, _run
-    from experiments._keys import named
+def prepare(options: Evaluate) -> tuple["Run", "Examples"]:
+    """Reads the run, with the options asked for, and its data.
+
+    Raises:
+        ValueError: on a run that is none, or whose data are no longer those that it had.
+    """
+    from experiments import _run
 
     run = _run.load(options.run)
     names = ("likelihood_steps", "likelihood_examples", "divergence")
     asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     evaluation = dataclasses.replace(run.config.evaluation, **asked)
     run = run._replace(config=dataclasses.replace(run.config, evaluation=evaluation))
-    examples = _run.load_examples(run)
-    key = named("evaluation", run.config.training.seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    results = _evaluation.evaluate(run, examples, key)
+    return run, _run.load_examples(run)
+
+
+def evaluate(run: "Run", examples: "Examples", output: pathlib.Path) -> None:
+    """Computes the results, shows them, and writes them to `output`."""
+    from experiments import _evaluation, _report
+    from experiments._keys import named
+
+    results = _evaluation.evaluate(run, examples, named("evaluation", run.config.training.seed))
     _report.write_json(output, results)
-    _report.show(options.run, results)
+    _report.show(run.directory, results)
     print(f"  {output}")
 
 

@@ -7,7 +7,7 @@ held-out images.
 import dataclasses
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
@@ -15,6 +15,8 @@ from experiments import _cli, _limits
 from experiments._samplers import SAMPLERS
 
 if TYPE_CHECKING:  # slow to import
+    from collections.abc import Callable
+
     import jax
     import numpy as np
 
@@ -58,16 +60,34 @@ class Sample:
     followed by the labels and the guidance where there are any."""
 
 
+class Prepared(NamedTuple):
+    """What `prepare` returns: all that can be read before anything is drawn.
+
+    Attributes:
+        run: the trained run.
+        labels: the labels asked for, or what stands for none.
+        held_out: the held-out examples, to be completed.
+        sampler: the sampler and its options, where new samples are drawn.
+        array: the file to write the samples to.
+        picture: the file to write their picture to.
+    """
+
+    run: "Run"
+    labels: "np.ndarray"
+    held_out: "np.ndarray | None"
+    sampler: "tuple[Callable, dict] | None"
+    array: pathlib.Path
+    picture: pathlib.Path
+
+
 def main(args: list[str] | None = None) -> None:
     """Runs the command line, which is `sys.argv` by default."""
     with _cli.one_line_errors():
         options = tyro.cli(Sample, prog="python -m experiments.sample", args=args)
         check(options)
-        output = options.output or options.run / default_name(options)
-        if options.inpaint:
-            inpaint(options, output)
-        else:
-            sample(options, output)
+        prepared = prepare(options)
+    with _cli.one_line_stops():
+        (inpaint if options.inpaint else sample)(options, prepared)
 
 
 def check(options: Sample) -> None:
@@ -113,20 +133,43 @@ def files(output: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     return output.with_name(output.name + ".npy"), output.with_name(output.name + ".png")
 
 
-def sample(options: Sample, output: pathlib.Path) -> None:
-    """Draws the samples and writes OUTPUT.npy, in the units of the data, and OUTPUT.png."""
+def prepare(options: Sample) -> Prepared:
+    """Reads what the options ask for, and makes the folder of the output.
+
+    Raises:
+        ValueError: on a run that is none, or cannot give what is asked for.
+    """
+    from experiments import _run, _samplers
+
+    run = _run.load(options.run)
+    labels = _labels(run, options)
+    held_out = sampler = None
+    if options.inpaint:
+        if not run.problem.is_image:
+            raise ValueError(
+                f"--inpaint is for images, and the examples of this run have shape "
+                f"{run.problem.event_shape}: leave it out"
+            )
+        if len(labels) > 1:
+            raise ValueError(f"--inpaint takes one --label at most, got {len(labels)}")
+        held_out = _run.load_examples(run).held_out
+    else:
+        sampler = _samplers.choose(run, options.sampler, options.num_steps, options.churn)
+    array, picture = files(options.output or options.run / default_name(options))
+    return Prepared(run, labels, held_out, sampler, array, picture)
+
+
+def sample(options: Sample, prepared: Prepared) -> None:
+    """Draws the samples and writes them, in the units of the data, and their picture."""
     import jax
     import numpy as np
 
-    from experiments import _plots, _run, _samplers
+    from experiments import _plots
     from experiments._keys import named
     from sm_jax import samplers
 
     num = 64 if options.num is None else options.num
-    run = _run.load(options.run)
-    labels = _labels(run, options)
-    sampler, settings = _samplers.choose(run, options.sampler, options.num_steps, options.churn)
-    array, picture = files(output)
+    run, labels, _, (sampler, settings), array, picture = prepared
 
     def one(key, label):
         draw = samplers.one_sample(
@@ -151,38 +194,31 @@ def sample(options: Sample, output: pathlib.Path) -> None:
     )
     x = np.swapaxes(x, 0, 1).reshape(-1, *run.problem.event_shape)
     if not np.all(np.isfinite(x)):
-        raise ValueError(f"{options.sampler} did not come to its end: choose another --sampler")
+        raise FloatingPointError(
+            f"{options.sampler} did not come to its end: choose another --sampler"
+        )
     np.save(array, run.problem.unscaled(x))
     shown = np.repeat(labels, each) if options.label else None
     _plots.samples(picture, run.problem, x, labels=shown, title=_title(options, labels))
     print(f"{len(x)} samples by {options.sampler}:\n  {array}\n  {picture}")
 
 
-def inpaint(options: Sample, output: pathlib.Path) -> None:
-    """Completes held-out images; writes OUTPUT.npy `[N, completions, ...]` and OUTPUT.png."""
+def inpaint(options: Sample, prepared: Prepared) -> None:
+    """Completes held-out images; writes the array `[N, completions, ...]` and the picture."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from experiments import _plots, _run
+    from experiments import _plots
     from experiments._keys import named
     from sm_jax import guidance, samplers
     from sm_jax.processes import prior_sample
 
     num = 8 if options.num is None else options.num
     num_completions = 6 if options.completions is None else options.completions
-    run = _run.load(options.run)
+    run, labels, held_out, _, array, picture = prepared
     problem = run.problem
-    if not problem.is_image:
-        raise ValueError(
-            f"--inpaint is for images, and the examples of this run have shape "
-            f"{problem.event_shape}: leave it out"
-        )
-    labels = _labels(run, options)
-    if len(labels) > 1:
-        raise ValueError(f"--inpaint takes one --label at most, got {len(labels)}")
-    array, picture = files(output)
-    rows = problem.rows(_run.load_examples(run).held_out[:num])
+    rows = problem.rows(held_out[:num])
     data_key, key = jax.random.split(named("inpainting", options.seed))
     originals = jax.jit(problem.scaled)(rows, data_key)
     known = known_part(problem.event_shape, options.inpaint)

@@ -7,7 +7,7 @@ Without arguments: scikit-learn's handwritten digits, in under three minutes on 
 import pathlib
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments import _cli, _config
 
@@ -24,26 +24,52 @@ def main(args: list[str] | None = None) -> None:
         if config.run.dry_run:
             _cli.show(config)
             return
-        run, examples = train(recipe, config)
+        untrained, examples, facts = prepare(recipe, config)
+    with _cli.one_line_stops():
+        run = fit(untrained, examples, facts)
     finish(run, examples, start)
 
 
 def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
     """Trains, or goes on training; returns the run and its data."""
+    untrained, examples, facts = prepare(recipe, config)
+    return fit(untrained, examples, facts), examples
+
+
+def prepare(recipe: str, config: _config.Config) -> tuple["Run", "Examples", dict[str, Any]]:
+    """Reads the data, builds the network and makes the run directory.
+
+    Returns:
+        The run with its initial parameters, its data, and what must not change when it is resumed.
+
+    Raises:
+        ValueError: on data, options or a directory that will not do. No directory is left then.
+    """
     import jax  # and all else that is slow to import, now that the options are known to be right
 
-    from experiments import _evaluation, _examples, _problem, _run
+    from experiments import _examples, _problem, _run
     from sm_jax import training
-    from sm_jax.training import checkpoints
 
+    num_devices = training.data_mesh().size
+    if config.training.batch_size % num_devices:
+        raise ValueError(
+            f"--batch-size {config.training.batch_size} does not divide among {num_devices} "
+            f"devices: take a multiple of {num_devices}"
+        )
     name = f"{recipe.replace(':', '-').replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    directory = training.prepare_directory(
-        config.run.directory or pathlib.Path("runs", name), resume=config.run.resume
-    )
+    directory = config.run.directory or pathlib.Path("runs", name)
     examples = _examples.load(config)
     problem, explanation = _problem.examine(config, examples)
     model = _problem.build(config, problem)
-    dataset = problem.batch(examples.train, examples.train_labels)
+    parts = ["data", "model", "training"] + ["conditioning"] * _config.is_conditional(config)
+    facts = {
+        "recipe": recipe,
+        "checksum": _run.checksum(problem, examples),
+        **{part: _config.to_dict(config)[part] for part in parts},
+    }
+    if config.run.resume:
+        _run.check_same(directory, facts)
+    directory = training.prepare_directory(directory, resume=config.run.resume)
     _run.write_config(directory, recipe, config, problem)
     labelled = f" with {problem.num_labels} labels" if problem.num_labels else ""
     print(
@@ -54,18 +80,26 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
         print(explanation)
     size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     print(f"network {_problem.network_kind(config, problem)} of {size:,} parameters")
+    return _run.Run(directory, recipe, config, problem, model, model.params), examples, facts
 
+
+def fit(untrained: "Run", examples: "Examples", facts: dict[str, Any]) -> "Run":
+    """Trains what `prepare` returned; returns the run with its trained parameters."""
+    import jax
+
+    from experiments import _evaluation, _run
+    from sm_jax import training
+    from sm_jax.training import checkpoints
+
+    directory, _, config, problem, model, _ = untrained
     options = config.training
     # On CPU, XLA runs convolutions within loops tens of times slower: then step by step.
     convolutional = any(leaf.ndim == 4 for leaf in jax.tree.leaves(model.params))
-    parts = ["data", "model", "training"] + ["conditioning"] * _config.is_conditional(config)
-    what_matters = {part: _config.to_dict(config)[part] for part in parts}
-    checksum = _run.checksum(problem, examples)
     validate = _evaluation.validation(model, problem, examples, options.seed)
     training.fit(
         model.loss,
         model.params,
-        dataset,
+        problem.batch(examples.train, examples.train_labels),
         optimizer=training.adamw(
             options.learning_rate, options.num_steps, weight_decay=options.weight_decay
         ),
@@ -82,14 +116,14 @@ def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
         directory=directory,
         resume=config.run.resume,
         steps_per_dispatch=1 if convolutional and jax.default_backend() == "cpu" else 50,
-        config={"recipe": recipe, "checksum": checksum, **what_matters},
+        config=facts,
     )
     params = _run.restore_params(directory, model.params)
     if validate is not None:
         step = checkpoints.best_step(directory)
         num = len(examples.validation)
         print(f"took the checkpoint of step {step}, the best on {num} validation examples")
-    return _run.Run(directory, recipe, config, problem, model, params), examples
+    return untrained._replace(params=params)
 
 
 def finish(run: "Run", examples: "Examples", start: float) -> None:

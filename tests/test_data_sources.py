@@ -166,6 +166,7 @@ def test_real_csv(colour, rows, data_dir):
         ("", {}, "is empty"),
         ("\n\n", {}, "is empty"),
         ("a,b\n", {}, r"is empty, shape \(0, 2\)"),
+        ('1,2\n3,"4' + 200_000 * "0", {}, r"line 2 is no line of a table: field .*quotation mark"),
     ],
 )
 def test_broken_csv(text, options, match, tmp_path):
@@ -230,6 +231,13 @@ def test_images_that_cannot_be_used(tmp_path):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"a.png' is no readable image: .*\. Remove it"):
             load(tmp_path)
+
+
+def test_an_image_too_large_to_open(tmp_path, monkeypatch):
+    save_image(tmp_path / "a.png", GREY)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    with pytest.raises(ValueError, match=r"a.png' is no readable image: .*bomb.*\. Remove it"):
+        load(tmp_path)
 
 
 # --- TensorFlow Datasets --------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from experiments import (
     sample,
     train,
 )
+from sm_jax import samplers, training
 from tests.test_experiments import TINY, run_fails
 
 
@@ -326,3 +328,47 @@ def test_a_damaged_run_is_not_resumed(copy, capsys):
     error, code = run_fails(train.main, ["--resume", "--directory", copy], capsys)
     assert code == 2
     assert "config.json" in error
+
+
+# --- errors of the program ------------------------------------------------------------------------
+
+
+def test_an_error_of_the_program_shows_where_it_is(images, monkeypatch, tmp_path, capsys):
+    """It is not taken for a mistake of the user, as those before the training are."""
+    run, file = images
+
+    def wrong(*_, **__):
+        raise ValueError("from a fork")
+
+    monkeypatch.setattr(training, "fit", wrong)
+    args = ["array", "--data", str(file), *TINY]
+    with pytest.raises(ValueError, match="from a fork"):
+        train.main([*args, "--directory", str(tmp_path / "run")])
+    monkeypatch.setattr(samplers, "generate", wrong)
+    monkeypatch.setattr(_evaluation, "evaluate", wrong)
+    for main in (sample.main, evaluate.main):
+        with pytest.raises(ValueError, match="from a fork"):
+            main([str(run.directory)])
+
+    def diverge(*_, **__):
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr(training, "fit", diverge)
+    error, code = run_fails(train.main, [*args, "--directory", tmp_path / "other"], capsys)
+    assert (error, code) == ("error: the loss is nan\n", 1)
+
+
+@pytest.mark.parametrize("args", ["array --data nowhere.npy", "array --data {x} --network levels"])
+def test_a_mistake_leaves_no_directory(args, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(30, 2)))
+    args = args.format(x=tmp_path / "x.npy").split()
+    _, code = run_fails(train.main, [*args, "--directory", tmp_path / "run"], capsys)
+    assert code == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_does_not_divide_is_told_of_before_training(monkeypatch, capsys):
+    monkeypatch.setattr(training, "data_mesh", lambda: types.SimpleNamespace(size=3))
+    error, code = run_fails(train.main, ["--batch-size", "256"], capsys)
+    assert code == 2
+    assert "--batch-size 256 does not divide among 3 devices: take a multiple of 3" in error

@@ -125,7 +125,7 @@ def _load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) ->
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         delimiter = delimiter or _detect_delimiter(file)
         reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-        for row in reader:
+        for row in _rows(reader, path):
             if not "".join(row).strip() and len(row) < 2:
                 continue
             if width is None:
@@ -144,6 +144,16 @@ def _load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) ->
     x = np.array(values).reshape(len(lines), width or 0)
     check_numbers(x, repr(str(path)), lambda i: f"line {lines[i[0]]}, {_column(i[1], names)}")
     return x
+
+
+def _rows(reader: Iterator[list[str]], path: pathlib.Path) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(
+            f"{str(path)!r}, line {reader.line_num} is no line of a table: {error}. Look for a "
+            "quotation mark that is never closed, or mend the line."
+        ) from error
 
 
 def _detect_delimiter(file: TextIO) -> str:
@@ -199,7 +209,7 @@ def _load_images(folder: pathlib.Path) -> np.ndarray:
                         "with transparency: convert it, e.g. with Pillow's Image.convert('RGB')."
                     )
                 pixels = np.asarray(image.convert(_COLOUR[image.mode]))
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(f"{str(file)!r} is no readable image: {error}. Remove it.") from error
         images.append(pixels if pixels.ndim == 3 else pixels[:, :, None])
         (height, width), (first_height, first_width) = pixels.shape[:2], images[0].shape[:2]

@@ -164,18 +164,23 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     return metadata
 
 
-def check_metadata(metadata: Mapping[str, Any], state: State, config: Mapping[str, Any]) -> None:
+def check_metadata(
+    metadata: Mapping[str, Any], state: State | None, config: Mapping[str, Any]
+) -> None:
     """Raises if a run cannot be continued by this state and configuration.
 
     Args:
         metadata: what `read_metadata` returned.
-        state: the state to be restored into.
+        state: the state to be restored into; None compares the configurations only.
         config: the configuration of the continuation, as it was given to `write_metadata`.
 
     Raises:
         ValueError: naming each entry that differs, with both values.
     """
-    for kind, new in (("config", json_config(config)), ("state", layout(state))):
+    compared = {"config": json_config(config)}
+    if state is not None:
+        compared["state"] = layout(state)
+    for kind, new in compared.items():
         changed = differences(metadata[kind], new)
         if changed:
             shown = "; ".join(changed[:8]) + ("; ..." if len(changed) > 8 else "")
