@@ -85,6 +85,14 @@ def _blackjax():
     return blackjax
 
 
+def _check_share(name: str, value: ArrayLike) -> None:
+    """Raise unless a (concrete) number is strictly between 0 and 1."""
+    _checks.check_scalar(name, value)
+    known = _checks.concrete(value)
+    if known is not None and not 0.0 < known < 1.0:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}.")
+
+
 def log_density(energy_fn: EnergyFn) -> Callable[[jax.Array], jax.Array]:
     """Return the unbatched log-density ``x [...] -> -E(x)`` of a batched energy, for blackjax.
 
@@ -172,7 +180,7 @@ def nuts(
         key: a random key.
         num_samples: draws of each chain.
         num_warmup: steps of the adaptation of step size and diagonal metric, which are discarded.
-        target_acceptance: wanted acceptance; nearer to 1, smaller steps.
+        target_acceptance: wanted acceptance, between 0 and 1; nearer to 1, smaller steps.
         max_doublings: limit of the length of a trajectory, ``2^max_doublings`` steps.
 
     Returns:
@@ -180,7 +188,8 @@ def nuts(
 
     Raises:
         TypeError: ``x`` is not floating.
-        ValueError: ``x`` is empty, the energy is not one number per example, or a count is below 1.
+        ValueError: ``x`` is empty, the energy is not one number per example, a count is below 1, or
+            ``target_acceptance`` is not between 0 and 1.
         ImportError: blackjax is not installed.
 
     Example:
@@ -196,6 +205,8 @@ def nuts(
     x = _checks.check_data(x)
     _checks.check_count("num_samples", num_samples)
     _checks.check_count("num_warmup", num_warmup)
+    _checks.check_count("max_doublings", max_doublings)
+    _check_share("target_acceptance", target_acceptance)
     density_fn = log_density(energy_fn)
 
     def chain(x, key):
@@ -312,8 +323,11 @@ def smc(
     gives a bracket. It fails where the base does not cover the model, or the particles are too few
     to hold every mode.
 
+    The energy may be infinite, for data behind walls: the base is then cut to what is inside, by
+    its own draws. Where none of these is inside, the particles are NaN and ``log Z`` is ``-inf``.
+
     Args:
-        energy_fn: ``x [B, ...] -> [B]``.
+        energy_fn: ``x [B, ...] -> [B]``, ``+inf`` where the density is zero.
         key: a random key.
         base: a normalized density wider than the model, with ``sample(key, n)`` and
             ``log_prob(x)``: e.g. ``sm_jax.densities.gaussian``.
@@ -348,15 +362,25 @@ def smc(
     _checks.check_count("num_steps", num_steps)
     _checks.check_count("num_integration_steps", num_integration_steps)
     _checks.check_positive("step_size", step_size)
-    known = _checks.concrete(target_ess)
-    if known is not None and not 0.0 < known < 1.0:
-        raise ValueError(f"target_ess must be between 0 and 1, got {target_ess}.")
+    _check_share("target_ess", target_ess)
     density_fn = log_density(energy_fn)
-    key_base, key_loop = jax.random.split(key)
+    key_base, key_inside, key_loop = jax.random.split(key, 3)
     x = _checks.check_data(base.sample(key_base, num_particles), "base.sample(key, n)")
 
+    # Walls are of the base, cut to what is inside them, as b times infinity has no limit at b = 0.
+    inside = jax.vmap(density_fn)(x) != -jnp.inf
+    share = jnp.mean(inside, dtype=_checks.accumulator(x.dtype))
+    weights = inside / (share * num_particles)
+    picked = blackjax.smc.resampling.systematic(key_inside, weights, num_particles)
+    x = jnp.where(share > 0.0, x[picked], jnp.nan)
+
     def base_fn(x):
-        return base.log_prob(x[None])[0]
+        wall = density_fn(x) == -jnp.inf
+        return jnp.where(wall, -jnp.inf, base.log_prob(x[None])[0])
+
+    def ratio_fn(x):
+        log_p = density_fn(x)
+        return jnp.where(log_p == -jnp.inf, 0.0, log_p - base.log_prob(x[None])[0])
 
     def advance(key, state):
         """Move on to the next temperature, with the metric of the weighted particles."""
@@ -370,7 +394,7 @@ def smc(
         }
         return blackjax.adaptive_tempered_smc(
             base_fn,
-            lambda x: density_fn(x) - base_fn(x),
+            ratio_fn,
             blackjax.hmc.build_kernel(),
             blackjax.hmc.init,
             parameters,
@@ -390,6 +414,6 @@ def smc(
     state = blackjax.smc.tempered.init(x)._replace(tempering_param=zero)
     # Once more at the last temperature: the weights become equal, and copies part.
     state, _, log_normalizer, count, _ = jax.lax.while_loop(
-        lambda carry: carry[1] < 1.0, body, (state, zero, zero, 0, key_loop)
+        lambda carry: carry[1] < 1.0, body, (state, zero, jnp.log(share), 0, key_loop)
     )
     return Particles(state.particles, log_normalizer, count - 1)

