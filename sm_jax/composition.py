@@ -57,8 +57,8 @@ def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: b
         A function of the kind of ``fns``, each call one of every factor.
 
     Raises:
-        ValueError: ``fns`` is empty or ``weights`` is not one number for each; or, at a call,
-            if the factors return different shapes, or a level is given without ``annealed``.
+        ValueError: ``fns`` is empty or ``weights`` is not one finite number for each; or, at a
+            call, if the factors return different shapes, or a level is given without ``annealed``.
 
     Example:
         >>> energy_fn = product([lambda x: x**2, lambda x: (x - 1.0) ** 2])
@@ -74,6 +74,7 @@ def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: b
             f"weights must hold one number for each of the {len(fns)} factors, got shape "
             f"{np.shape(weights)}."
         )
+    _check_finite("weights", weights)
 
     def composed(x: jax.Array, *args: jax.Array) -> jax.Array:
         if args and not annealed:
@@ -102,7 +103,8 @@ def temper(fn: _Fn, *, beta: ArrayLike, annealed: bool = False) -> _Fn:
         A function of the kind of ``fn``: ``beta`` times its value.
 
     Raises:
-        ValueError: ``beta`` is no scalar; or, at a call, a level is given without ``annealed``.
+        ValueError: ``beta`` is not one finite number; or, at a call, a level is given without
+            ``annealed``.
 
     Example:
         >>> print(temper(lambda x: -x, beta=2.0)(jnp.array([3.0])))
@@ -110,6 +112,7 @@ def temper(fn: _Fn, *, beta: ArrayLike, annealed: bool = False) -> _Fn:
     """
     if np.shape(beta) != ():
         raise ValueError(f"beta must be a scalar, got shape {np.shape(beta)}.")
+    _check_finite("beta", beta)
     return product([fn], weights=jnp.asarray(beta)[None], annealed=annealed)
 
 
@@ -167,8 +170,9 @@ def mixture(
         An energy ``(x, *args) -> [B]``, ``-log p`` of the mixture, in nats.
 
     Raises:
-        ValueError: ``energy_fns`` is empty, ``weights`` or ``log_normalizers`` is not one number
-            for each, or a weight is negative; or, at a call, if the energies differ in shape.
+        ValueError: ``energy_fns`` is empty, ``weights`` or ``log_normalizers`` is not one finite
+            number for each, a weight is negative or all are 0; or, at a call, if the energies
+            differ in shape.
 
     Example:
         >>> energy_fn = mixture(
@@ -212,8 +216,8 @@ def mixture_score(
     Raises:
         TypeError: at a call, if a score has another dtype than ``x``.
         ValueError: there are no scores or not as many energies, ``weights`` or ``log_normalizers``
-            is not one number for each, or a weight is negative; or, at a call, if a score has
-            another shape than ``x``, or the energies differ in shape.
+            is not one finite number for each, a weight is negative or all are 0; or, at a call, if
+            a score has another shape than ``x``, or the energies differ in shape.
 
     Example:
         >>> score_fn = mixture_score(
@@ -239,6 +243,13 @@ def mixture_score(
         return sum(terms).astype(x.dtype)
 
     return score_fn
+
+
+def _check_finite(name: str, value: ArrayLike) -> None:
+    """Raise unless every (concrete) entry of ``value`` is finite."""
+    known = _checks.concrete(value)
+    if known is not None and not np.all(np.isfinite(known)):
+        raise ValueError(f"{name} must be finite, got {value}.")
 
 
 def _several(name: str, fns: Sequence[_Fn]) -> list[_Fn]:
@@ -282,4 +293,8 @@ def _offsets(num: int, weights: ArrayLike | None, log_normalizers: ArrayLike | N
                 f"{value.shape}."
             )
     _checks.check_not_negative("weights", weights)
+    _check_finite("log_normalizers", log_normalizers)
+    known = _checks.concrete(weights)
+    if known is not None and not np.any(known > 0):
+        raise ValueError(f"weights must not all be 0, got {weights}.")
     return jnp.log(weights) - jnp.log(jnp.sum(weights)) - log_normalizers

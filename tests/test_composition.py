@@ -265,6 +265,19 @@ def energy(x):
             r"log_normalizers must hold one number for each of the 1",
         ),
         (lambda x: composition.mixture([energy], weights=[-1.0]), "weights must be finite and not"),
+        (
+            lambda x: composition.mixture([energy] * 2, weights=[0.0, 0.0]),
+            "weights must not all be",
+        ),
+        (
+            lambda x: composition.mixture([energy] * 2, log_normalizers=[0.0, np.nan]),
+            "log_normalizers must be finite",
+        ),
+        (
+            lambda x: composition.product([energy] * 2, weights=[1.0, np.inf]),
+            r"weights must be finite, got \[1.0, inf\]",
+        ),
+        (lambda x: composition.temper(energy, beta=np.nan), "beta must be finite, got nan"),
         (lambda x: composition.mixture_score([], []), "score_fns must be a sequence"),
         (
             lambda x: composition.mixture_score([linear], [energy, energy]),
