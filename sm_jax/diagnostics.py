@@ -76,7 +76,7 @@ def asymmetry(
     pull = jax.linear_transpose(push, x)
 
     def one(v):
-        forward, (backward,) = push(v), pull(v)
+        forward, backward = map(_checks.accumulated, (push(v), *pull(v)))
         norm = 0.5 * _checks.sum_data_axes(forward**2 + backward**2)
         return _checks.sum_data_axes((forward - backward) ** 2), norm
 

@@ -86,6 +86,8 @@ def test_contract(getkey):
     half = diagnostics.asymmetry(lambda x: -x, jnp.ones(3, jnp.bfloat16), key)
     assert half.norm.dtype == jnp.float32
     np.testing.assert_array_equal(half.norm, np.ones(3))
+    steep = diagnostics.asymmetry(lambda x: 1e3 * x, jnp.ones((2, 3), jnp.float16), key)
+    np.testing.assert_array_equal(steep.norm, np.full(2, 3e6))
     with jax.debug_key_reuse(True):
         jax.jit(partial(diagnostics.asymmetry, mixing, num_probes=2))(x, getkey())
 
