@@ -25,10 +25,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments import _tables
 from sm_jax import losses, processes, samplers, training
 from sm_jax.parameterization import score_from_energy
 
-_BEGIN, _END = "<!-- begin: experiments.benchmark -->", "<!-- end: experiments.benchmark -->"
+_SCRIPT = "experiments.benchmark"
+_FIT = "fit, per step / bare jitted step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Benchmark:
     rounds: int = 40
     """Rounds of timing of each pair of programs."""
     write: bool = False
-    """Put the table into BENCHMARKS.md."""
+    """Put the table, which must be of all rows, into BENCHMARKS.md."""
     only: str = ""
     """Run the rows whose name contains this text."""
 
@@ -57,19 +59,24 @@ class Row:
 
 def main(config: Benchmark) -> None:
     """Run every comparison and print, or write, the table."""
-    rows = [*gradient_rows(), *laplacian_rows(), heun_row()]
-    rows = [row for row in rows if config.only in row.name]
+    if config.write:
+        _tables.check(_SCRIPT, _tables.BENCHMARKS, only=config.only)
+    every = [*gradient_rows(), *laplacian_rows(), heun_row()]
+    rows = [row for row in every if config.only in row.name]
+    if not rows and config.only not in _FIT:
+        names = "; ".join([*(row.name for row in every), _FIT])
+        raise ValueError(f"no row has {config.only!r} in its name: {names}.")
     results = []
     with Console().status("compiling and timing") as status:
         for row in rows:
             status.update(row.name)
             results.append((row, *measure(row, config.rounds)))
-        if config.only in "fit":
+        if config.only in _FIT:
             status.update("fit")
             results.append(fit_result(config.rounds))
     show(results)
     if config.write:
-        write(results)
+        write(results, _tables.BENCHMARKS)
 
 
 def measure(row: Row, rounds: int) -> tuple[float, float, float, float]:
@@ -260,7 +267,7 @@ def fit_result(rounds: int):
         progress=False,
     )
     ratio = statistics.median(a / b for a, b in zip(looped, bare, strict=False))
-    row = Row("fit, per step / bare jitted step", fit_result, fit_result, 1.0, 1.04)
+    row = Row(_FIT, fit_result, fit_result, 1.0, 1.04)
     return row, statistics.median(looped), ratio, None, None
 
 
@@ -291,14 +298,10 @@ def show(results) -> None:
     Console().print(table)
 
 
-def write(results, path: pathlib.Path = pathlib.Path("BENCHMARKS.md")) -> None:
+def write(results, path: pathlib.Path) -> None:
     """Replace the table in BENCHMARKS.md, between its two markers."""
-    text = path.read_text() if path.exists() else f"# Benchmarks\n\n{_BEGIN}\n{_END}\n"
-    if _BEGIN not in text or _END not in text:
-        raise ValueError(f"{path} has no lines {_BEGIN!r} and {_END!r} to write between.")
     device = jax.devices()[0]
     lines = [
-        "",
         f"`python -m experiments.benchmark --write`, jax {jax.__version__}, Python "
         f"{platform.python_version()}, {device.device_kind} ({jax.device_count()} device, "
         f"{len(_cores())} cores).",
@@ -306,11 +309,8 @@ def write(results, path: pathlib.Path = pathlib.Path("BENCHMARKS.md")) -> None:
         "| " + " | ".join(_HEADER) + " |",
         "|" + "---|" * len(_HEADER),
         *("| " + " | ".join(_cells(*result)) + " |" for result in results),
-        "",
     ]
-    before, rest = text.split(_BEGIN)
-    after = rest.split(_END)[1]
-    path.write_text(before + _BEGIN + "\n".join(lines) + _END + after)
+    _tables.write(_SCRIPT, lines, path)
 
 
 def _cores():

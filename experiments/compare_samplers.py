@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from experiments import _tables
 from sm_jax import densities, noise_levels, processes, samplers
 from sm_jax.metrics import sliced_wasserstein
 from sm_jax.parameterization import change_process
 
-_BEGIN = "<!-- begin: experiments.compare_samplers -->"
-_END = "<!-- end: experiments.compare_samplers -->"
+_SCRIPT = "experiments.compare_samplers"
+_LEVEL_STEPS = 4  # of annealed_langevin, at each level
 PROCESS = processes.VPLinear(t_min=1e-4)
 LADDER = processes.VE(sigma_min=0.01, sigma_max=100.0)  # for the Langevin family
 
@@ -40,13 +41,14 @@ class Compare:
     repeats: int = 3
     """Independent sets of samples, over which the distance is averaged."""
     budgets: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
-    """Evaluations of the score; samplers of several a step take fewer steps."""
+    """Evaluations of the score; samplers of several a step take the steps that fit."""
     tolerances: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 0.003)
     """Relative tolerances of `adaptive_sde`; `probability_flow` is asked for a thirtieth."""
     only: str = ""
     """Run the samplers whose name contains this text."""
     write: bool = False
-    """Put the table into BENCHMARKS.md and the plot into experiments/images."""
+    """Put the table, which must be of all samplers, into BENCHMARKS.md, and the plot into
+    experiments/images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +59,13 @@ class Sampler:
     stochastic: bool
     draw: Callable  # (setting) -> ((x, key) -> samples or AdaptiveSample)
     per_step: int = 1
+    least: int = 1  # of the settings
     adaptive: bool = False
     langevin: bool = False  # starts from the prior of LADDER
+
+    def evaluations(self, setting: int) -> int:
+        """Return the evaluations of a setting, that of the denoising at the end among them."""
+        return setting * self.per_step + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,16 +110,15 @@ def all_samplers() -> list[Sampler]:
     def churned(num_steps):
         return fixed(samplers.heun, churn=0.3 * num_steps)(num_steps)
 
-    def annealed(num_steps):
-        repeats = 4
-        sigmas = noise_levels.geometric(100.0, 0.01, max(num_steps // repeats, 2))
-        step_size = noise_levels.langevin_step_size(sigmas, repeats)
+    def annealed(num_levels):
+        sigmas = noise_levels.geometric(100.0, 0.01, num_levels)
+        step_size = noise_levels.langevin_step_size(sigmas, _LEVEL_STEPS)
         return partial(
             samplers.annealed_langevin,
             change_process(score_fn, PROCESS, LADDER),
             sigmas=sigmas,
             step_size=step_size,
-            num_steps=repeats,
+            num_steps=_LEVEL_STEPS,
         )
 
     def consistent(num_steps):
@@ -139,7 +145,7 @@ def all_samplers() -> list[Sampler]:
         Sampler("heun, churn", True, churned, per_step=2),
         Sampler("dpm_solver_sde", True, fixed(samplers.dpm_solver_sde)),
         Sampler("adaptive_sde", True, adaptive(samplers.adaptive_sde, 1.0, 0.3), adaptive=True),
-        Sampler("annealed_langevin", True, annealed, langevin=True),
+        Sampler("annealed_langevin", True, annealed, per_step=_LEVEL_STEPS, least=2, langevin=True),
         Sampler("consistent_annealed", True, consistent, langevin=True),
     ]
 
@@ -147,6 +153,8 @@ def all_samplers() -> list[Sampler]:
 def main(config: Compare) -> None:
     """Run every sampler and print, or write, the table and the plot."""
     start = time.perf_counter()
+    if config.write:
+        _tables.check(_SCRIPT, _tables.BENCHMARKS, only=config.only)
     chosen = [sampler for sampler in all_samplers() if config.only in sampler.name]
     if not chosen:
         names = ", ".join(sampler.name for sampler in all_samplers())
@@ -157,8 +165,8 @@ def main(config: Compare) -> None:
     points = [measure(*task, distance, config) for task in progress]
     show(points, floor, config)
     if config.write:
-        plot(points, floor, pathlib.Path("experiments/images/samplers.png"))
-        write(points, floor, config, time.perf_counter() - start)
+        plot(points, floor, _tables.ROOT / "experiments" / "images" / "samplers.png")
+        write(points, floor, config, time.perf_counter() - start, _tables.BENCHMARKS)
 
 
 def settings(chosen: list[Sampler], config: Compare) -> Iterator[tuple[Sampler, float]]:
@@ -167,7 +175,8 @@ def settings(chosen: list[Sampler], config: Compare) -> Iterator[tuple[Sampler, 
         if sampler.adaptive:
             yield from ((sampler, tolerance) for tolerance in config.tolerances)
         else:  # one evaluation of every budget is the denoising
-            yield from ((sampler, (n - 1) // sampler.per_step) for n in config.budgets)
+            steps = ((n - 1) // sampler.per_step for n in config.budgets)
+            yield from ((sampler, max(n, sampler.least)) for n in steps)
 
 
 def reference(num: int) -> tuple[float, Callable]:
@@ -190,7 +199,7 @@ def measure(sampler: Sampler, setting: float, distance: Callable, config: Compar
     draw = sampler.draw(setting)
     drawn = jax.jit(lambda x, key: draw(x=x, key=key))
     process = LADDER if sampler.langevin else PROCESS
-    evaluations, distances = setting * sampler.per_step + 1, []
+    evaluations, distances = None if sampler.adaptive else sampler.evaluations(setting), []
     for key in jax.random.split(jax.random.key(1), config.repeats):
         key_prior, key_noise = jax.random.split(key)
         x = drawn(processes.prior_sample(process, key_prior, (config.num, 2)), key_noise)
@@ -202,7 +211,7 @@ def measure(sampler: Sampler, setting: float, distance: Callable, config: Compar
 
 
 def rows(points: list[Point], config: Compare) -> Iterator[list[str]]:
-    """Yield the cells of the table: errors, for adaptive samplers with their evaluations."""
+    """Yield the cells of the table: errors, with the evaluations where these are not the budget."""
     for name in dict.fromkeys(point.sampler.name for point in points):
         own = [point for point in points if point.sampler.name == name]
         if own[0].sampler.adaptive:
@@ -213,7 +222,10 @@ def rows(points: list[Point], config: Compare) -> Iterator[list[str]]:
                 best = max(within, key=lambda p: p.evaluations, default=None)
                 cells.append(f"{best.distance:.4f} ({best.evaluations:.0f})" if best else "")
         else:
-            cells = [f"{point.distance:.4f}" for point in own]
+            cells = [
+                f"{p.distance:.4f}" + f" ({p.evaluations:.0f})" * (p.evaluations != budget)
+                for p, budget in zip(own, config.budgets, strict=True)
+            ]
         yield [name, "SDE" if own[0].sampler.stochastic else "ODE", *cells]
 
 
@@ -281,24 +293,18 @@ def write(
     floor: float,
     config: Compare,
     seconds: float,
-    path: pathlib.Path = pathlib.Path("BENCHMARKS.md"),
+    path: pathlib.Path,
 ) -> None:
     """Replace the table in BENCHMARKS.md, between its two markers."""
-    text = path.read_text()
-    if _BEGIN not in text or _END not in text:
-        raise ValueError(f"{path} has no lines {_BEGIN!r} and {_END!r} to write between.")
     lines = [
-        "",
         f"`python -m experiments.compare_samplers --write`, means of {config.repeats} sets of "
         f"{config.num:,} samples, {seconds:.0f} s. Sets of exact draws: {floor:.4f}.",
         "",
         "| " + " | ".join(header(config)) + " |",
         "|---|---|" + "---:|" * len(config.budgets),
         *("| " + " | ".join(row) + " |" for row in rows(points, config)),
-        "",
     ]
-    before, rest = text.split(_BEGIN)
-    path.write_text(before + _BEGIN + "\n".join(lines) + _END + rest.split(_END)[1])
+    _tables.write(_SCRIPT, lines, path)
 
 
 if __name__ == "__main__":
