@@ -79,6 +79,7 @@ def noise_from_levels(
         logits 85 apart to matter.
 
     Raises:
+        TypeError: ``x`` is not floating.
         ValueError: the edges are not an increasing vector, or the logits have another shape.
 
     Example:
@@ -89,6 +90,7 @@ def noise_from_levels(
         >>> print(jnp.abs(eps).round(3))
         [[0.]]
     """
+    x = _checks.check_data(x)
     t = _checks.check_per_example("t", t, x)
     edges = _check_edges(edges)
     shape = (*x.shape, edges.shape[0] - 1)
@@ -129,6 +131,7 @@ def precondition(
         A score function ``(x_t [B, ...], t [B]) -> [B, ...]``.
 
     Raises:
+        TypeError: at a call, if ``x_t`` is not floating.
         ValueError: ``sigma_data`` is not one positive number, the edges are not an increasing
             vector, or (at the first call) the network returns another shape.
 
@@ -144,6 +147,7 @@ def precondition(
     _check_edges(edges)
 
     def score_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+        x = _checks.check_data(x)
         t = _checks.check_per_example("t", t, x)
         ratio = noise_ratio(process, t)
         y = x / _checks.expand_like(process.alpha(t), x)

@@ -53,6 +53,8 @@ FROM_NOISE = {
     "noise": lambda eps, x, t, process: eps,
 }
 
+CONVERSIONS = [f for table in (TO_NOISE, FROM_NOISE) for k, f in table.items() if k != "noise"]
+
 
 @each_process
 def test_every_conversion_on_gaussian_data(process, getkey):
@@ -180,6 +182,23 @@ def test_dtypes_are_kept():
     energy_fn = p.precondition_energy(lambda x, c: x.sum(-1), process)
     assert energy_fn(x, t).dtype == jnp.float32
     assert p.score_from_energy(energy_fn)(x, t).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(lambda x, t, f=f: f(0.5, x, t, process=processes.VE()) for f in CONVERSIONS),
+        lambda x, t: p.score_from_denoiser(lambda x, t: 0.5 * x, processes.VE())(x, t),
+        lambda x, t: p.denoiser_from_score(lambda x, t: -0.5 * x, processes.VE())(x, t),
+        lambda x, t: p.precondition(lambda x, c: 0.5 * x, processes.VE())(x, t),
+        lambda x, t: p.precondition_energy(lambda x, c: c, processes.VE())(x, t),
+        lambda x, t: p.score_from_energy(lambda x, t: 0.5 * x.sum(-1))(x, t),
+    ],
+)
+def test_integers_are_refused(call):
+    """The result has the dtype of x: numbers like 0.5 would be cut to 0."""
+    with pytest.raises(TypeError, match="x must have a floating dtype, got int32"):
+        call(jnp.ones((2, 3), int), jnp.ones(2))
 
 
 def test_bad_values():

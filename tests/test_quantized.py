@@ -217,3 +217,13 @@ def test_network_receives_what_edm_gives_it(getkey):
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_integers_are_refused():
+    x, logits = jnp.ones((2, 2), int), jnp.zeros((2, 2, 3))
+    for call in (
+        lambda: quantized.noise_from_levels(logits, x, 1.0, process=processes.VE(), edges=EDGES),
+        lambda: quantized.precondition(lambda x, c: logits, processes.VE(), edges=EDGES)(x, 1.0),
+    ):
+        with pytest.raises(TypeError, match="x must have a floating dtype, got int32"):
+            call()

@@ -14,7 +14,8 @@ below are linear functions of one another and of the score ``s``:
 probability-flow ODE, the target of flow matching, per unit of the time of the process.
 
 Every conversion is to or from the noise ``eps``, which stays of order one at every noise level;
-any other pair is a composition of two.
+any other pair is a composition of two. All keep the dtype of ``x_t``, and raise a ``TypeError`` if
+that is not floating.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 
 def _coefficients(process: ProcessLike, x: jax.Array, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    _checks.check_data(x)  # integers would cut the result, which has the dtype of x
     t = _checks.check_per_example("t", t, x)
     return tuple(_checks.expand_like(c(t), x) for c in (process.alpha, process.sigma))
 

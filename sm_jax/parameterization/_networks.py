@@ -37,7 +37,8 @@ def score_from_energy(energy_fn: EnergyFn) -> ScoreFn | NoiseScoreFn:
         ``energy_fn``, from which `sm_jax.divergence` takes second derivatives at less cost.
 
     Raises:
-        ValueError: at the first call, if the energy is not one number per example.
+        TypeError: at a call, if ``x`` is not floating.
+        ValueError: at a call, if ``x`` is empty or the energy is not one number per example.
 
     Example:
         >>> score_fn = score_from_energy(lambda x: 0.5 * jnp.sum(x**2, axis=-1))
@@ -47,6 +48,7 @@ def score_from_energy(energy_fn: EnergyFn) -> ScoreFn | NoiseScoreFn:
 
     @functools.wraps(energy_fn)
     def score_fn(x: jax.Array, *args: jax.Array) -> jax.Array:
+        x = _checks.check_data(x)
         energy, pull_back = jax.vjp(lambda y: energy_fn(y, *args), x)
         return pull_back(-jnp.ones_like(_checks.check_energy(energy, x)))[0]
 
@@ -74,6 +76,7 @@ def precondition(
         A score function ``(x_t [B, ...], t [B]) -> [B, ...]``.
 
     Raises:
+        TypeError: at a call, if ``x_t`` is not floating.
         ValueError: ``sigma_data`` is not one positive number.
 
     Example:
@@ -88,6 +91,7 @@ def precondition(
     _checks.check_positive("sigma_data", sigma_data)
 
     def score_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+        x = _checks.check_data(x)
         t = _checks.check_per_example("t", t, x)
         alpha, sigma = (_checks.expand_like(c(t), x) for c in (process.alpha, process.sigma))
         ratio = noise_ratio(process, t)
@@ -123,6 +127,7 @@ def precondition_energy(
         An energy ``(x_t [B, ...], t [B]) -> [B]``, in nats, in float32 at least.
 
     Raises:
+        TypeError: at a call, if ``x_t`` is not floating.
         ValueError: ``sigma_data`` is not one positive number, or at the first call, the network
             does not return one number per example.
 
@@ -136,6 +141,7 @@ def precondition_energy(
     _checks.check_positive("sigma_data", sigma_data)
 
     def energy_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+        x = _checks.check_data(x)
         t = _checks.check_per_example("t", t, x)
         r = noise_ratio(process, t)
         total = jnp.sqrt(r**2 + sigma_data**2)
