@@ -139,7 +139,19 @@ def test_data_of_another_shape_or_dtype():
             transform(jnp.ones((2, 3), jnp.int32))
 
 
+@pytest.mark.parametrize("array", [float, np.asarray, jnp.asarray])
+def test_plain_numbers_as_mean_and_scale(array):
+    standardizer = Standardizer(array(1.0), array(2.0))
+    for x in (np.array([1.0, 5.0]), jnp.array([1.0, 5.0])):
+        assert standardizer(x).tolist() == [0.0, 2.0]
+        assert standardizer.inverse(standardizer(x)).tolist() == [1.0, 5.0]
+    np.testing.assert_allclose(standardizer.log_det, -np.log(2.0), rtol=1e-6)
+
+
 def test_broken_standardizers():
+    for mean in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="mean must be finite"):
+            Standardizer(np.array([0.0, mean]), np.ones(2))
     with pytest.raises(ValueError, match="scale must be positive"):
         Standardizer(np.zeros(2), np.array([1.0, 0.0]))
     with pytest.raises(ValueError, match=r"shape of one example, got \(2,\) and \(3,\)"):

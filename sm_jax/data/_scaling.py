@@ -50,7 +50,7 @@ class Standardizer:
         scale: standard deviation of each feature, same shape, positive.
 
     Raises:
-        ValueError: the shapes differ, or a scale is not positive and finite.
+        ValueError: the shapes differ, a mean is not finite, or a scale not positive and finite.
 
     Example:
         >>> x = np.array([[0.0, 10.0], [2.0, 30.0]])
@@ -71,6 +71,10 @@ class Standardizer:
                 raise ValueError(
                     f"mean and scale must have the shape of one example, got {mean.shape} and "
                     f"{scale.shape}: give one of each per feature."
+                )
+            if not np.all(np.isfinite(mean)):
+                raise ValueError(
+                    f"mean must be finite, got {self.mean}: fit to data without NaN or infinity."
                 )
             _checks.check_positive("scale", scale)
 
@@ -170,7 +174,8 @@ class Standardizer:
                 f"got {np.shape(x)}."
             )
         if isinstance(x, np.ndarray):
-            return self.mean[None], self.scale[None]
+            values = (self.mean, self.scale)
+            return tuple((v if isinstance(v, jax.Array) else np.asarray(v))[None] for v in values)
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"x must have a floating dtype, got {x.dtype}: convert it first.")
         return tuple(jnp.asarray(value, x.dtype)[None] for value in (self.mean, self.scale))

@@ -2,6 +2,8 @@
 
 import optax
 
+from sm_jax._checks import check_count, check_not_negative, check_positive
+
 
 def adamw(
     learning_rate: float,
@@ -36,6 +38,7 @@ def adamw(
 
     Raises:
         ValueError: on a number out of its range.
+        TypeError: if `num_steps` is not an integer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,16 +48,18 @@ def adamw(
     References:
         Loshchilov & Hutter, Decoupled Weight Decay Regularization, https://arxiv.org/abs/1711.05101
     """
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    check_positive("learning_rate", learning_rate)
+    check_count("num_steps", num_steps)
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup is a share of the run in [0, 1), got {warmup}")
     if not 0 <= final <= 1:
         raise ValueError(f"final is a share of the learning rate in [0, 1], got {final}")
     if not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive, got {clip_norm}; inf never clips")
+    check_not_negative("weight_decay", weight_decay)
+    for name, decay in (("b1", b1), ("b2", b2)):
+        if not 0 <= decay < 1:
+            raise ValueError(f"{name} is a decay per step in [0, 1), got {decay}")
     warmup_steps = int(warmup * num_steps)
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup_steps else learning_rate,
