@@ -213,7 +213,12 @@ def test_adamw_decays_weights_and_starts_at_the_peak_without_warmup():
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
+        ({"learning_rate": float("inf")}, "learning_rate must be positive and finite, got inf"),
+        ({"weight_decay": -1.0}, "weight_decay must be finite and not negative, got -1"),
+        ({"weight_decay": float("nan")}, "weight_decay must be finite and not negative, got nan"),
+        ({"b1": 1.5}, r"b1 is a decay per step in \[0, 1\), got 1.5"),
+        ({"b2": float("nan")}, r"b2 is a decay per step in \[0, 1\), got nan"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"warmup": 1.0}, "warmup is a share of the run in"),
         ({"final": 1.5}, "final is a share of the learning rate"),
@@ -223,6 +228,11 @@ def test_adamw_decays_weights_and_starts_at_the_peak_without_warmup():
 def test_adamw_bad_arguments(kwargs, match):
     with pytest.raises(ValueError, match=match):
         training.adamw(**{"learning_rate": 0.1, "num_steps": 10, **kwargs})
+
+
+def test_adamw_counts_whole_steps():
+    with pytest.raises(TypeError, match="num_steps must be a Python int"):
+        training.adamw(0.1, 2.5)
 
 
 # The loop
@@ -435,6 +445,11 @@ def test_progress(cheap, capfd):
 def test_bad_arguments(kwargs, match):
     with pytest.raises(ValueError, match=match):
         fit(quadratic, jnp.zeros(2), kwargs.pop("data", X), **kwargs)
+
+
+def test_an_evaluation_that_returns_nothing_raises(cheap):
+    with pytest.raises(TypeError, match="evaluate must return a dict of floats, got None"):
+        fit(quadratic, jnp.zeros(2), X, evaluate=lambda ema, step: None)
 
 
 def test_steps_one_by_one_are_the_steps_of_the_loop():

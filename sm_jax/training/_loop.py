@@ -108,6 +108,7 @@ def fit(
     Raises:
         ValueError: on bad arguments, a directory that cannot be used, or a resume whose
             configuration differs, all before work starts.
+        TypeError: if `evaluate` returns no dict.
         FloatingPointError: naming the step where the loss is not finite; no checkpoint holds such
             a state.
 
@@ -214,7 +215,7 @@ def fit(
                     losses = level_loss_fn(ema, batch_at(step), key)
                     record["level_loss"] = np.asarray(losses, float).tolist()
                 if evaluate is not None:
-                    evaluation = {name: float(v) for name, v in evaluate(ema, step).items()}
+                    evaluation = _evaluated(evaluate(ema, step))
                     record |= {f"eval/{name}": value for name, value in evaluation.items()}
                 log.record(step, record)
             if saves:
@@ -373,6 +374,14 @@ def _read(
     raise FloatingPointError(
         f"{what}{kept}. Lower the learning rate, clip the gradient, or look for bad data"
     )
+
+
+def _evaluated(values: Any) -> dict[str, float]:
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            f"evaluate must return a dict of floats, got {values!r}: return {{}} for none"
+        )
+    return {name: float(value) for name, value in values.items()}
 
 
 def _best(evaluation: Mapping[str, float], best_metric: str | None) -> dict[str, float] | None:
