@@ -214,6 +214,19 @@ def test_churn_adds_noise_to_the_level_that_it_claims(getkey):
     raised = np.minimum(np.array([3.0, 2.0, 1.0]) * 2**0.5, 3.2)
     variance = np.sum(raised**2 - np.array([3.0, 2.0, 1.0]) ** 2)
     assert abs(float(strong.var()) / variance - 1) < 4.5 * np.sqrt(2 / 20_000)
+    part = samplers.heun(
+        lambda x, t: 0.0 * x,
+        x,
+        getkey(),
+        process=process,
+        times=times,
+        churn=churn,
+        churn_interval=(1.0, 2.0),  # the ends too
+        churn_noise=1.3,
+        denoise=False,
+    )
+    variance = 1.3**2 * np.sum(np.array([2.0, 1.0]) ** 2 * ((1 + gamma) ** 2 - 1))
+    assert abs(float(part.var()) / variance - 1) < 4.5 * np.sqrt(2 / 20_000)
 
 
 @each_process
@@ -354,6 +367,16 @@ noise_score = partial(lambda x, t: -x)
             lambda x, k: samplers.heun(noise_score, x, process=ve, churn=1.0),
             ValueError,
             "pass a key",
+        ),
+        (
+            lambda x, k: samplers.heun(noise_score, x, process=ve, churn_interval=(2.0, 1.0)),
+            ValueError,
+            r"churn_interval must be \(low, high\) with low < high, got \(2.0, 1.0\)",
+        ),
+        (
+            lambda x, k: samplers.heun(noise_score, x, process=ve, churn_noise=0.0),
+            ValueError,
+            "churn_noise must be positive",
         ),
         (
             lambda x, k: samplers.heun(noise_score, x, k, process=ve, churn=-1.0),

@@ -123,6 +123,8 @@ def heun(
     num_steps: int | None = None,
     times: ArrayLike | None = None,
     churn: float = 0.0,
+    churn_interval: tuple[ArrayLike, ArrayLike] | None = None,
+    churn_noise: ArrayLike = 1.0,
     denoise: bool = True,
     trajectory: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
@@ -142,6 +144,11 @@ def heun(
         churn: EDM's ``S_churn``: each step first raises the noise level by a factor
             ``1 + min(churn / num_steps, sqrt(2) - 1)`` with fresh noise, but not above that of
             ``t_max``; 0 is deterministic.
+        churn_interval: ``(low, high)``, EDM's ``S_tmin`` and ``S_tmax``: only steps from times
+            ``low <= t <= high`` do so. By default all.
+        churn_noise: EDM's ``S_noise``: standard deviation of the fresh noise, over what the raised
+            level asks for. Slightly above 1 it makes up for a network that removes too much noise;
+            any other than 1 is a bias where the score is exact.
         denoise: end with the denoiser at the last time.
         trajectory: also return the path.
 
@@ -152,8 +159,8 @@ def heun(
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, the score has another shape, ``num_steps < 1``, ``churn`` is
-            negative or has no key, or the times are not strictly decreasing or leave the range of
-            the process.
+            negative or has no key, ``churn_noise`` is not positive, ``churn_interval`` is empty, or
+            the times are not strictly decreasing or leave the range of the process.
 
     Example:
         >>> from sm_jax import processes
@@ -171,6 +178,14 @@ def heun(
     _checks.check_not_negative("churn", churn)
     if churn and key is None:
         raise ValueError(f"churn={churn} draws noise: pass a key, or churn=0.")
+    _checks.check_scalar("churn_noise", churn_noise)
+    _checks.check_positive("churn_noise", churn_noise)
+    low, high = (None, None) if churn_interval is None else churn_interval
+    known = [_checks.concrete(end) for end in (low, high)]
+    if all(end is not None for end in known) and not known[0] < known[1]:
+        raise ValueError(
+            f"churn_interval must be (low, high) with low < high, got {churn_interval}."
+        )
 
     count = times.shape[0] - 1
     ratios = noise_ratio(process, times)
@@ -179,6 +194,9 @@ def heun(
         # Never above the largest level, where the score was not trained.
         largest = noise_ratio(process, process.t_max).astype(raised.dtype)
         raised = jnp.minimum(raised * (1.0 + min(churn / count, 2.0**0.5 - 1.0)), largest)
+        if churn_interval is not None:
+            inside = (times[:-1] >= low) & (times[:-1] <= high)
+            raised = jnp.where(inside, raised, ratios[:-1])
 
     def slope(y, r):
         t = process.time(r)
@@ -201,5 +219,5 @@ def heun(
         # The root is guarded twice, as its derivative at zero is infinite.
         gap = raised**2 - ratios[:-1] ** 2
         added = jnp.where(gap > 0.0, jnp.sqrt(jnp.where(gap > 0.0, gap, 1.0)), 0.0)
-        inputs = (*inputs, added, jax.random.split(key, count))
+        inputs = (*inputs, churn_noise * added, jax.random.split(key, count))
     return run(step, x, inputs, _finish(score_fn, process, times[-1], denoise), trajectory)
