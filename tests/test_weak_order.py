@@ -13,6 +13,7 @@ import pytest
 
 from sm_jax import processes, samplers
 from sm_jax.processes import noise_ratio
+from sm_jax.samplers import _adaptive
 
 MEAN, VARIANCE, HIGH, LOW = 0.7, 0.36, 3.0, 0.1
 
@@ -147,6 +148,46 @@ def test_the_bias_of_a_corrector(respond_to_process):
     variance = VARIANCE + LOW**2
     expected = [MEAN, 0.0, variance / (1 - LOW**2 / variance)]
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_adaptive_sde_in_steps_of_one_length(monkeypatch):
+    """With a tolerance of everything its steps, after the first, are the longest: of order 2."""
+    process, key, cells = processes.VE(LOW, HIGH), jax.random.key(3), 2**_adaptive._DEPTH
+    width = np.log(HIGH / LOW) / cells
+
+    def errors(longest):
+        ends = [0, int(0.1 / width)]
+        while ends[-1] < cells:
+            ends.append(min(ends[-1] + int(longest / width), cells))
+        clock = np.exp(2.0 * (width * np.array(ends) - np.log(HIGH)))
+        keys = jax.random.key_data(jax.random.split(key, len(ends) + 1))
+
+        def brownian(key, cell, at, like):
+            """Of row 2 + i: at rest but in step i, which it ends one standard deviation away."""
+            moved = (jnp.clip(at(cell), clock[:-1], clock[1:]) - clock[:-1]) / np.diff(clock) ** 0.5
+            row = jnp.argmax(jnp.all(jax.random.key_data(key)[None] == keys, axis=1))
+            return jnp.append(jnp.zeros(2), moved)[row] + 0.0 * like
+
+        monkeypatch.setattr(_adaptive, "_brownian", brownian)
+        monkeypatch.setattr(_adaptive, "_LONGEST", longest)
+        sample = samplers.adaptive_sde(
+            lambda x, t: (MEAN - x) / (VARIANCE + t[:, None] ** 2),
+            jnp.full((len(ends) + 1, 1), MEAN).at[1].add(1.0),
+            key,
+            process=process,
+            rtol=1e6,
+            denoise=False,
+        )
+        assert set(sample.num_evaluations.tolist()) == {2 * (len(ends) - 1)}
+        slopes = np.asarray(sample.x[1:, 0] - sample.x[0, 0])
+        before, after = VARIANCE + HIGH**2, VARIANCE + LOW**2
+        variance = slopes[0] ** 2 * before + np.sum(slopes[1:] ** 2)
+        return np.array([sample.x[0, 0] - MEAN, slopes[0] - after / before, variance - after])
+
+    coarse, fine = errors(0.1), errors(0.05)
+    # The mean and its slope are exact, as those of the posterior are.
+    np.testing.assert_allclose(coarse[:2], 0.0, atol=1e-12)
+    np.testing.assert_allclose(np.log2(coarse[2] / fine[2]), 2, atol=0.15)
 
 
 def test_consistent_annealed(respond):
