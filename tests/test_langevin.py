@@ -346,7 +346,7 @@ def test_adapted_steps_are_accepted_as_often_as_wanted(form, wanted, getkey):
         getkey(),
         energy_fn=given[1],
         step_size=1e-3,
-        num_steps=400,
+        num_steps=2_000,
         **options,
     )
     chain = FORMS[form](step_size=found.step_size, num_steps=20)(found.x, getkey())
