@@ -58,6 +58,8 @@ def prepare(recipe: str, config: _config.Config) -> tuple["Run", "Examples", dic
         )
     name = f"{recipe.replace(':', '-').replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = config.run.directory or pathlib.Path("runs", name)
+    if directory.expanduser().exists():  # what is wrong with it is to be known before the rest
+        training.prepare_directory(directory, resume=config.run.resume)
     examples = _examples.load(config)
     problem, explanation = _problem.examine(config, examples)
     model = _problem.build(config, problem)

@@ -367,6 +367,14 @@ def test_a_mistake_leaves_no_directory(args, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_directory_that_will_not_do_is_told_of_before_the_data_are_read(tmp_path, capsys):
+    (tmp_path / "x").touch()
+    args = ["array", "--data", "nowhere.npy", "--directory", tmp_path]
+    error, code = run_fails(train.main, args, capsys)
+    assert code == 2
+    assert "is not empty (it holds x)" in error
+
+
 def test_a_batch_that_does_not_divide_is_told_of_before_training(monkeypatch, capsys):
     monkeypatch.setattr(training, "data_mesh", lambda: types.SimpleNamespace(size=3))
     error, code = run_fails(train.main, ["--batch-size", "256"], capsys)
