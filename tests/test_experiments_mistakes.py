@@ -167,9 +167,11 @@ def test_a_unet_of_images_without_channels_is_that_of_one_channel(getkey):
     keys = jax.random.split(getkey(), len(leaves))
     drawn = [jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)]
     x, t = jax.random.normal(getkey(), (2, 8, 9)), np.array([0.1, 0.5], np.float32)
-    flat = models[0].score(jax.tree.unflatten(tree, drawn))(x, t)
-    same = models[1].score(jax.tree.unflatten(jax.tree.structure(models[1].params), drawn))
-    np.testing.assert_allclose(flat, same(x[..., None], t)[..., 0], rtol=1e-5, atol=1e-5)
+    flat = jax.jit(models[0].score(jax.tree.unflatten(tree, drawn)))(x, t)
+    tree = jax.tree.structure(models[1].params)
+    same = jax.jit(models[1].score(jax.tree.unflatten(tree, drawn)))(x[..., None], t)
+    np.testing.assert_allclose(flat, same[..., 0], rtol=1e-5, atol=1e-5)
+    assert np.abs(flat + x / 0.5).max() > 0.1  # not the score without a network
 
 
 def test_a_unet_of_vectors_is_refused():
