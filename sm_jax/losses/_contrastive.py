@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.parameterization import score_from_energy
 from sm_jax.samplers import mala
 from sm_jax.typing import DensityLike, EnergyFn
 
@@ -35,14 +34,7 @@ def _energies(energy_fn: EnergyFn, x: jax.Array) -> jax.Array:
 
 def _negatives(energy_fn, x, key, step_size, num_steps):
     """Return the end of chains of MALA from ``x``, through which no gradient flows."""
-    chain = mala(
-        score_from_energy(energy_fn),
-        x,
-        key,
-        energy_fn=energy_fn,
-        step_size=step_size,
-        num_steps=num_steps,
-    )
+    chain = mala(None, x, key, energy_fn=energy_fn, step_size=step_size, num_steps=num_steps)
     return jax.lax.stop_gradient(chain.x)
 
 
