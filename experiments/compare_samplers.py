@@ -238,7 +238,7 @@ def show(points: list[Point], floor: float, config: Compare) -> None:
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for row in rows(points, config):
         table.add_row(*row)
-    Console(width=110).print(table)
+    Console(width=130).print(table)
 
 
 def header(config: Compare) -> list[str]:
