@@ -191,6 +191,7 @@ def hutchpp(
     """
     x = _checks.check_data(x)
     _checks.check_count("num_matvecs", num_matvecs, minimum=3)
+    _checks.check_key("hutchpp", key)
     num, dims = num_matvecs // 3, _checks.num_dims(x)
     if num > dims:
         raise ValueError(
@@ -314,6 +315,7 @@ def rows_are_independent(score_fn: ScoreFn, x: ArrayLike, key: jax.Array) -> jax
 def draw_probes(key: jax.Array, x: jax.Array, num_probes: int, probe: RandomFn) -> jax.Array:
     """Return ``num_probes`` independent probes for every row of ``x``: ``[K, B, ...]``."""
     _checks.check_count("num_probes", num_probes)
+    _checks.check_key("probe", key)
     keys = jax.random.split(key, num_probes)
     return jax.vmap(lambda k: probe(k, x.shape, x.dtype))(keys)
 

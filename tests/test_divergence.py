@@ -301,6 +301,16 @@ def test_every_pair_of_rows_is_told_apart(num, getkey):
             "at most three times the dimension, 3 x 3, got 12",
         ),
         (
+            lambda k: divergence.hutchinson(lambda x: x, jnp.ones((2, 3)), None),
+            TypeError,
+            "probe draws random numbers: pass a key",
+        ),
+        (
+            lambda k: divergence.hutchpp(lambda x: x, jnp.ones((2, 3)), None, num_matvecs=3),
+            TypeError,
+            "hutchpp draws random numbers: pass a key",
+        ),
+        (
             lambda k: divergence.estimate(lambda x: x, jnp.ones((2, 3)), k, num_repeats=1),
             ValueError,
             "num_repeats must be at least 2, got 1",

@@ -269,5 +269,7 @@ def test_bits_per_dim():
 def test_bad_input(options, message, x):
     with pytest.raises(ValueError, match=message):
         log_prob(lambda x, t: -x, PROCESSES["VE"], x, **options)
+    with pytest.raises(TypeError, match="probe draws random numbers: pass a key"):
+        log_prob(lambda x, t: -x, PROCESSES["VE"], x, divergence=divergence.hutchinson)
     with pytest.raises(ValueError, match="num_dims must be at least 1, got 0"):
         bits_per_dim(1.0, 0)
