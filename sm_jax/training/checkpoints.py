@@ -47,6 +47,7 @@ __all__ = [
     "write_metadata",
 ]
 
+
 def prepare_directory(directory: str | os.PathLike, *, resume: bool = False) -> pathlib.Path:
     """Makes a run directory, or says why it cannot be one, before any work starts.
 
