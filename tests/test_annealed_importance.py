@@ -205,6 +205,11 @@ def test_default_schedule(getkey):
             ValueError,
             r"inner temperature, \(3,\), got shape \(2,\)",
         ),
+        (
+            {"num_temperatures": 2, "inverse_temperatures": [0.0, 0.5, 1.0]},
+            ValueError,
+            "give num_temperatures=2 or inverse_temperatures=.*, not both",
+        ),
         ({"inverse_temperatures": [0.0, 1.0]}, ValueError, r"at least three, got shape \(2,\)"),
         ({"inverse_temperatures": [0.0, 0.5, 0.9]}, ValueError, "increase from 0 to 1"),
         ({"inverse_temperatures": [0.1, 0.5, 1.0]}, ValueError, "increase from 0 to 1"),

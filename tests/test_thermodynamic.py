@@ -213,6 +213,13 @@ def test_integration_evaluations_and_defaults(getkey):
     ("x", "options", "error", "message"),
     [
         (jnp.ones((4, 2)), {"num_levels": 1}, ValueError, "num_levels must be at least 2"),
+        (jnp.ones((4, 2)), {"num_levels": 0}, ValueError, "num_levels must be at least 2, got 0"),
+        (
+            jnp.ones((4, 2)),
+            {"num_levels": 2, "times": [2.0, 1.0]},
+            ValueError,
+            "give num_levels=2 or times=.*, not both",
+        ),
         (jnp.ones((4, 2)), {"num_steps": 0}, ValueError, "num_steps must be at least 1"),
         (jnp.ones((4, 2)), {"step_size": 0.0}, ValueError, "step_size must be positive"),
         (jnp.ones((4, 2)), {"sigma_data": -1.0}, ValueError, "sigma_data must be positive"),

@@ -103,9 +103,10 @@ def annealed_importance(
 
     Raises:
         TypeError: ``samples`` or the draws of the base are not floating.
-        ValueError: a count is below 1 (``num_temperatures`` below 2), the energy has the wrong
-            shape, a step size is not positive or their number is wrong, the inverse temperatures do
-            not increase from 0 to 1, or the samples have another shape than the draws of the base.
+        ValueError: a count is below 1 (``num_temperatures`` below 2), ``num_temperatures`` and
+            ``inverse_temperatures`` are both given, the energy has the wrong shape, a step size is
+            not positive or their number is wrong, the inverse temperatures do not increase from 0
+            to 1, or the samples have another shape than the draws of the base.
 
     Example:
         >>> from sm_jax import densities

@@ -95,9 +95,9 @@ def thermodynamic_integration(
     Raises:
         TypeError: ``x`` is not floating.
         ValueError: ``x`` holds fewer than two chains or, without a key, not one set of samples for
-            each time; the energy has the wrong shape; a count is too small; the step or
-            ``sigma_data`` is not positive; the times are not strictly decreasing or leave the range
-            of the process.
+            each time; the energy has the wrong shape; a count is too small; ``num_levels`` and
+            ``times`` are both given; the step or ``sigma_data`` is not positive; the times are not
+            strictly decreasing or leave the range of the process.
 
     Example:
         >>> from sm_jax import processes
@@ -119,7 +119,8 @@ def thermodynamic_integration(
     if times is not None and num_levels is not None:
         raise ValueError(f"give num_levels={num_levels} or times={times}, not both.")
     if times is None:
-        num_levels = num_levels or (x.shape[0] if given else 65)
+        if num_levels is None:
+            num_levels = x.shape[0] if given else 65
         _checks.check_count("num_levels", num_levels, minimum=2)
         times = time_grid(process, num_levels - 1, rho=20.0)
     else:

@@ -64,7 +64,7 @@ def underdamped(
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, the score or the velocity has another shape, ``num_steps < 1``,
-            ``step_size`` is not positive, or ``friction`` is negative.
+            ``step_size`` is not one positive number, or ``friction`` is negative.
 
     Example:
         >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
