@@ -36,7 +36,7 @@ def counted(score_fn, counts):
 def test_probability_flow_keeps_its_tolerance(name):
     """Against SciPy on a mixture: the error follows the tolerance of a step down.
 
-    In the mean over many paths: of some hundred, one step is misjudged by its own estimate.
+    For nine paths of ten, and in the mean: in some, one step is misjudged by its own estimate.
     """
     process, y = PROCESSES[name], np.linspace(-4, 4, 161)
     times = process.time(jnp.array([4.0, 0.1]))
@@ -57,10 +57,11 @@ def test_probability_flow_keeps_its_tolerance(name):
     for tolerance in (1e-2, 1e-5):
         sample = flow(x, tolerance)
         assert sample.finished.all()
-        error = np.abs(sample.x[:, 0] / process.alpha(times[-1]) - exact).mean()
-        assert error < 6 * tolerance
+        error = np.abs(sample.x[:, 0] / process.alpha(times[-1]) - exact)
+        assert np.quantile(error, 0.9) < 20 * tolerance
+        assert error.mean() < 6 * tolerance
         counts.append(int(sample.num_evaluations.max()))
-    assert error > 1e-8
+    assert error.max() > 1e-8
     assert counts[0] < counts[1] < 400
 
 
