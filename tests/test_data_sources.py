@@ -4,8 +4,10 @@ import io
 import json
 import logging
 import pathlib
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -105,7 +107,7 @@ def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(ValueError, match=r"no file or folder '.*absent.npy' \(resolved: /"):
         load(tmp_path / "absent.npy")
     (tmp_path / "x.mat").touch()
-    with pytest.raises(ValueError, match=r"suffix '.mat': known are .npy, .npz, .csv and folders"):
+    with pytest.raises(ValueError, match=r"suffix '.mat': known are .npy, .npz, .csv, .tsv, .txt"):
         load(tmp_path / "x.mat")
 
 
@@ -119,7 +121,7 @@ def write(tmp_path, text, encoding="utf-8"):
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-@pytest.mark.parametrize("header", ["", "a|b|c\n", '"a, b"|"c; d"|e\n', "|a|b\n"])
+@pytest.mark.parametrize("header", ["", "a|b|c\n", '"a, b"|"c; d"|e\n'])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_csv_with_and_without_header(delimiter, header, end, tmp_path):
     text = (header + "1|2.5|-3e2\n4| 5 |6\n").replace("|", delimiter).replace("\n", end)
@@ -138,6 +140,64 @@ def test_csv_details(tmp_path):
         load(write(tmp_path, "x 2020\n1  2"), delimiter=" ", header=True), [[1, 2]]
     )
     np.testing.assert_array_equal(load(write(tmp_path, "1,2\n3,4\n"), header=True), [[3, 4]])
+
+
+@pytest.mark.parametrize("corner", ["", '""', "Unnamed: 0"])
+@pytest.mark.parametrize("names", ["a,b", "0,1", "1990,2000"])
+@pytest.mark.parametrize("index", ["012", "123", ["x", "y y", "2020-01-03"]])
+def test_the_index_of_the_rows_is_no_feature(corner, names, index, tmp_path):
+    """As pandas (from 0) and R (from 1) write it, or dates and words."""
+    rows = ["1.5,7", "1.5,5", "2,3"]
+    lines = [f"{i},{row}" for i, row in zip(index, rows, strict=True)]
+    file = write(tmp_path, "\n".join([f"{corner},{names}", *lines]))
+    with pytest.warns(UserWarning, match="first column has no name and is the index.*left out"):
+        found = load(file)
+    np.testing.assert_array_equal(found, [[1.5, 7], [1.5, 5], [2, 3]])
+
+
+def test_a_feature_without_a_name_is_kept(tmp_path):
+    found = load(write(tmp_path, ",a\n1,2\n1,3\n"))  # repeated: no index
+    np.testing.assert_array_equal(found, [[1, 2], [1, 3]])
+    found = load(write(tmp_path, ",a\n0.5,2\n1,3\n"))
+    np.testing.assert_array_equal(found, [[0.5, 2], [1, 3]])
+    with pytest.warns(UserWarning, match="'id'. counts the rows and is kept as a feature"):
+        found = load(write(tmp_path, "id,a\n" + "".join(f"{i},{i % 3}\n" for i in range(10))))
+    assert found.shape == (10, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("0,1\n1,1\n0,0\n1,0\n" * 5, 20),  # ones and zeros
+        ("1,2\n3,4\n5,6\n", 3),
+        ("0,0.5\n1,0.25\n", 2),
+        ("0.0,1.0\n0.5,2.5\n1.5,0.5\n", 3),
+        ("5\n0.5\n0.25\n", 3),
+    ],
+)
+def test_numbers_that_are_no_names(text, rows, tmp_path):
+    assert len(load(write(tmp_path, text))) == rows
+
+
+def test_names_that_are_numbers(tmp_path):
+    file = write(tmp_path, "0,1\n.5,.25\n1,.5\n")
+    np.testing.assert_array_equal(load(file, header=True), [[0.5, 0.25], [1, 0.5]])
+    np.testing.assert_array_equal(load(file, header=False), [[0, 1], [0.5, 0.25], [1, 0.5]])
+
+
+def test_tables_by_other_names(tmp_path):
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    np.savetxt(tmp_path / "x.txt", x)  # blanks between
+    np.testing.assert_array_equal(load(tmp_path / "x.txt"), x)
+    np.savetxt(tmp_path / "x.txt", x, fmt="%9.3f ", delimiter="  ")
+    np.testing.assert_allclose(load(tmp_path / "x.txt"), x, atol=5.1e-4)
+    np.savetxt(tmp_path / "x.tsv", x, delimiter="\t", header="a\tb b\tc", comments="")
+    np.testing.assert_array_equal(load(tmp_path / "x.tsv"), x)
+    for encoding in ("utf-16", "utf-8-sig"):
+        np.testing.assert_array_equal(load(write(tmp_path, "hö;b\n1;2\n", encoding)), [[1, 2]])
+    (tmp_path / "x.csv.gz").touch()
+    with pytest.raises(ValueError, match=r"x.csv.gz' is compressed: unpack it"):
+        load(tmp_path / "x.csv.gz")
 
 
 @pytest.mark.parametrize(("colour", "rows"), [("red", 1599), ("white", 4898)])
@@ -160,7 +220,17 @@ def test_real_csv(colour, rows, data_dir):
         ("id,2020\n1,2\n", {}, r"line 1, column 1: 'id' is no number.*header="),
         ("a,b\n1,2\n", {"header": False}, "line 1, column 1: 'a' is no number"),
         ("1,5;2\n", {}, "line 1, column 1: '1,5' is no number.*decimal points"),
-        ("1 2\n3 4\n", {}, "line 2, column 1 .*'3 4' is no number.*delimiter="),
+        ("1|2\n3|4\n", {}, "line 2, column 1 .*'3.4' is no number.*delimiter=.*--delimiter"),
+        ("1;2\n1,5;2\n", {}, r"'1,5' is no number.*decimal points.*1\.5 or 15"),
+        ('a;b\n"1,234.5";2\n', {}, "'1,234.5' is no number.*marks of thousands: remove them"),
+        ("a,b\n1,2\n# x\n", {"header": True}, "line 3 has 1 columns"),
+        ("a,b\n1,2\n# x,3\n", {}, "'# x' is no number. Lines of comments .* remove them"),
+        ("0,1\n.5,.25\n1,.5\n", {}, "line 1 may be names.*header=True.*--header yes"),
+        ("0\n.5\n.25\n", {}, "line 1 may be names"),
+        ("1990,2000\n5,7\n6,3\n3,2\n", {}, "line 1 may be names"),
+        ("0,1,2\n5,7,1\n6,3,2\n3,2,2\n", {}, "line 1 may be names"),
+        (",2,3\n4,5,6\n8,5,6\n", {}, "line 1 may name .* or be a row .* missing.*--header"),
+        (",a\n0.5,1\nx,2\n", {}, r"1 NaN .*line 3, column 1 \(''\)"),
         ("a,b\n1,2\n\n3,nan\n-inf,4\n", {}, r"2 NaN .*\(nan\) at line 4, column 2 \('b'\)"),
         ("1,2\ninf,nan\n", {}, r"2 NaN .* among 4.*\(inf\) at line 2, column 1:"),
         ("", {}, "is empty"),
@@ -217,8 +287,8 @@ def test_images_that_cannot_be_used(tmp_path):
     with pytest.raises(ValueError, match=r"holds no images \(.bmp, .*sub-folders are not searched"):
         load(tmp_path)
     file = tmp_path / "a.png"
-    for mode in ("RGBA", "I;16", "F", "CMYK"):
-        path = file if mode in ("RGBA", "I;16") else file.with_suffix(".tiff")
+    for mode in ("RGBA", "CMYK"):
+        path = file if mode == "RGBA" else file.with_suffix(".tiff")
         Image.new(mode, (2, 2)).save(path)
         with pytest.raises(ValueError, match=rf"a.*neither 8-bit grey nor RGB but '{mode}'.*conv"):
             load(tmp_path)
@@ -231,6 +301,63 @@ def test_images_that_cannot_be_used(tmp_path):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"a.png' is no readable image: .*\. Remove it"):
             load(tmp_path)
+
+
+def png_of_16_bits(pixels):
+    """RGB [H, W, 3], which Pillow does not write."""
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def test_images_of_more_than_8_bits(tmp_path):
+    """None is cut: Pillow reads 16-bit colours as if they had 8, and clips 16-bit grey to white."""
+    deep = np.arange(36).reshape(3, 4, 3) * 1000
+    contents = {
+        "a.png": png_of_16_bits(deep),
+        "a.ppm": b"P6 4 3 65535\n" + deep.astype(">u2").tobytes(),
+        "b.ppm": b"P6 4 3 1023\n" + (deep % 1024).astype(">u2").tobytes(),
+        "a.pgm": b"P5 4 3 65535\n" + deep[..., 0].astype(">u2").tobytes(),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    for mode, name in (("I;16", "grey.png"), ("F", "real.tiff")):
+        Image.new(mode, (4, 3)).save(tmp_path / name)
+    for file in sorted(tmp_path.iterdir()):
+        folder = tmp_path / f"of {file.name}"
+        folder.mkdir()
+        file.rename(folder / file.name)
+        with pytest.raises(ValueError, match=f"{file.name}' has more than 8 bits .*as an array"):
+            load(folder)
+    folder = tmp_path / "levels"
+    folder.mkdir()
+    (folder / "a.ppm").write_bytes(b"P6 4 3 255\n" + RGB.tobytes())
+    np.testing.assert_array_equal(load(folder), RGB[None])
+
+
+def test_images_are_upright(tmp_path):
+    """EXIF's orientation 6: the first row of the pixels is the right side of the image."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save_image(tmp_path / "a.png", GREY, exif=exif)
+    np.testing.assert_array_equal(load(tmp_path)[0, :, :, 0], np.rot90(GREY, -1))
+
+
+def test_images_of_several_pages(tmp_path):
+    pages = [Image.fromarray(GREY + i) for i in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match=r"a.tif' holds 3 images: write each to a file of"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match="is one image: give the folder"):
+        load(tmp_path / "a.tif")
 
 
 def test_an_image_too_large_to_open(tmp_path, monkeypatch):

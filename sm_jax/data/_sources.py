@@ -1,19 +1,16 @@
 """Arrays from files: ``.npy``, ``.npz``, ``.csv`` and folders of images. Nothing is unpickled."""
 
-import array as array_module
 import contextlib
-import csv
 import os
 import pathlib
-import re
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any
 
 import numpy as np
 
+from sm_jax.data._csv import load_csv
 from sm_jax.data._values import check_numbers
 
-_DELIMITERS = "\t;,"  # the comma last: it may be a decimal mark, or part of a name
 _IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _COLOUR = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # Pillow's mode -> that it is read as
 
@@ -31,29 +28,35 @@ def load(
     |----------|------------------------------------------------------------------------------|
     | ``.npy`` | the array                                                                    |
     | ``.npz`` | the array named ``array``, or the only one                                   |
-    | ``.csv`` | rows ``[N, columns]``, float64                                               |
+    | ``.csv`` | rows ``[N, columns]``, float64; ``.tsv`` and ``.txt`` alike                  |
     | folder   | its images in the order of their names, uint8 ``[N, H, W, 1]`` (all grey) or |
     |          | ``[N, H, W, 3]`` (grey ones among them are repeated)                         |
 
     Numbers come as they are stored, because their dtype says how to scale them: uint8 means 8-bit
     levels, so `dequantize` with 256 levels; otherwise `Standardizer`, in float64. Integers become
-    floats only there.
+    floats only there. Images are turned upright, as their EXIF orientation says.
+
+    In a table the first line names the columns if no cell of it is a number. The index that pandas
+    and R write as a first column without a name is left out, with a warning. Numbers that may be
+    names, such as ``0,1,2`` above fractions, are refused unless ``header`` says what they are. A
+    table is UTF-8, or UTF-16 with a byte-order mark.
 
     Args:
         path: the file or folder. Of a folder, files that are no images and sub-folders are skipped.
         array: name of the array; read for ``.npz`` only.
-        delimiter: what separates columns; None takes the first of tab, semicolon and comma that
-            divides the first line. Read for ``.csv`` only.
-        header: whether the first line names the columns; None means it does if no cell of it is a
-            number. Read for ``.csv`` only.
+        delimiter: what separates columns; None takes the first of tab, semicolon, comma and
+            (between numbers) blank that divides the first line. Read for tables only.
+        header: whether the first line names the columns; None decides as above. Read for tables
+            only.
 
     Returns:
         A non-empty array of finite real numbers.
 
     Raises:
         ValueError: the file is missing, of an unknown kind, damaged, empty, ragged, not numeric or
-            not finite, holds Python objects, has several arrays and ``array`` names none, or
-            images are of several sizes.
+            not finite, holds Python objects, has several arrays and ``array`` names none, begins
+            with a line that may be names or numbers, or images are of several sizes, of several
+            pages or of more than 8 bits.
         TypeError: the array is of complex numbers, strings, dates or records.
         ImportError: Pillow, needed for images, is not installed.
 
@@ -73,11 +76,17 @@ def load(
     match path.suffix.lower():
         case ".npy" | ".npz":
             return _load_numpy(path, array)
-        case ".csv":
-            return _load_csv(path, delimiter, header)
+        case ".csv" | ".tsv" | ".txt":
+            return load_csv(path, delimiter, header)
+        case ".gz" | ".zip" | ".bz2" | ".xz":
+            raise ValueError(
+                f"{str(path)!r} is compressed: unpack it first, and read what it holds."
+            )
+    if path.suffix.lower() in _IMAGE_SUFFIXES:
+        raise ValueError(f"{str(path)!r} is one image: give the folder of all images.")
     raise ValueError(
-        f"{str(path)!r} has the unknown suffix {path.suffix!r}: known are .npy, .npz, .csv and "
-        "folders of images."
+        f"{str(path)!r} has the unknown suffix {path.suffix!r}: known are .npy, .npz, .csv, .tsv, "
+        ".txt and folders of images."
     )
 
 
@@ -115,81 +124,16 @@ def _array_name(path: pathlib.Path, names: list[str], array: str | None) -> str:
         return names[0]
     if array not in names:
         asked = "array= names none" if array is None else f"none is named {array!r}"
-        raise ValueError(f"{str(path)!r} holds the arrays {names} and {asked}: name one of them.")
-    return array
-
-
-def _load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) -> np.ndarray:
-    names, width = None, None
-    values, lines = array_module.array("d"), []
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-        delimiter = delimiter or _detect_delimiter(file)
-        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-        for row in _rows(reader, path):
-            if not "".join(row).strip() and len(row) < 2:
-                continue
-            if width is None:
-                width = len(row)
-                if header or (header is None and not any(map(_is_number, row))):
-                    names = row
-                    continue
-            if len(row) != width:
-                raise ValueError(
-                    f"{str(path)!r}, line {reader.line_num} has {len(row)} columns, the first line "
-                    f"has {width} (separated by {delimiter!r}): {delimiter.join(row)[:80]!r}. Make "
-                    "all lines equally long, or give the right delimiter=."
-                )
-            values.extend(_numbers(row, path, reader.line_num, names))
-            lines.append(reader.line_num)
-    x = np.array(values).reshape(len(lines), width or 0)
-    check_numbers(x, repr(str(path)), lambda i: f"line {lines[i[0]]}, {_column(i[1], names)}")
-    return x
-
-
-def _rows(reader: Iterator[list[str]], path: pathlib.Path) -> Iterator[list[str]]:
-    try:
-        yield from reader
-    except csv.Error as error:
         raise ValueError(
-            f"{str(path)!r}, line {reader.line_num} is no line of a table: {error}. Look for a "
-            "quotation mark that is never closed, or mend the line."
-        ) from error
-
-
-def _detect_delimiter(file: TextIO) -> str:
-    first = next((line for line in file if line.strip()), "")
-    file.seek(0)
-    unquoted = re.sub('"[^"]*"', "", first)
-    return next((d for d in _DELIMITERS if d in unquoted), ",")
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell  # float() reads 1_000
-
-
-def _numbers(row: list[str], path: pathlib.Path, line: int, names: list[str] | None) -> list[float]:
-    if "_" not in "".join(row):
-        with contextlib.suppress(ValueError):
-            return [float(cell) for cell in row]
-    i = next(i for i, cell in enumerate(row) if not _is_number(cell))
-    raise ValueError(
-        f"{str(path)!r}, line {line}, {_column(i, names)}: {row[i]!r} is no number. Encode "
-        "categories as numbers, fill in missing values, write decimal points, or give the right "
-        "delimiter= or header=."
-    )
-
-
-def _column(index: int, names: list[str] | None) -> str:
-    return f"column {index + 1}" + (f" ({names[index]!r})" if names else "")
+            f"{str(path)!r} holds the arrays {names} and {asked}: name one of them (array=, "
+            "--array in a shell)."
+        )
+    return array
 
 
 def _load_images(folder: pathlib.Path) -> np.ndarray:
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError("reading images needs Pillow: pip install pillow.") from error
 
@@ -203,12 +147,9 @@ def _load_images(folder: pathlib.Path) -> np.ndarray:
     for file in files:
         try:
             with Image.open(file) as image:
-                if image.mode not in _COLOUR or "transparency" in image.info:
-                    raise ValueError(
-                        f"{str(file)!r} is neither 8-bit grey nor RGB but {image.mode!r}, perhaps "
-                        "with transparency: convert it, e.g. with Pillow's Image.convert('RGB')."
-                    )
-                pixels = np.asarray(image.convert(_COLOUR[image.mode]))
+                _check_image(file, image)
+                upright = ImageOps.exif_transpose(image)
+                pixels = np.asarray(upright.convert(_COLOUR[image.mode]))
         except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(f"{str(file)!r} is no readable image: {error}. Remove it.") from error
         images.append(pixels if pixels.ndim == 3 else pixels[:, :, None])
@@ -220,3 +161,29 @@ def _load_images(folder: pathlib.Path) -> np.ndarray:
             )
     channels = max(image.shape[2] for image in images)
     return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
+
+
+def _check_image(file: pathlib.Path, image: Any) -> None:
+    """Raise unless all that the file holds is one image of 8-bit grey or RGB."""
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1:
+        raise ValueError(f"{str(file)!r} holds {pages} images: write each to a file of its own.")
+    if image.mode.startswith("I") or image.mode == "F" or _is_cut(image):
+        raise ValueError(
+            f"{str(file)!r} has more than 8 bits per channel (Pillow's mode {image.mode!r}), and "
+            "images are read as 8-bit levels: save the pixels as an array, .npy, or divide them "
+            "down to 0 to 255 (Pillow's Image.convert clips them instead)."
+        )
+    if image.mode not in _COLOUR or "transparency" in image.info:
+        raise ValueError(
+            f"{str(file)!r} is neither 8-bit grey nor RGB but {image.mode!r}, perhaps with "
+            "transparency: convert it, e.g. with Pillow's Image.convert('RGB')."
+        )
+
+
+def _is_cut(image: Any) -> bool:
+    """Return whether Pillow would cut 16-bit colours to 8 bits, which its mode does not tell."""
+    args = image.tile[0][3] if image.tile else ""
+    mode, *rest = (args,) if isinstance(args, str) else args or ("",)
+    largest = rest[0] if image.format == "PPM" and rest else 0
+    return ";16" in str(mode) or largest > 255

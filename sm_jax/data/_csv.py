@@ -1,0 +1,184 @@
+"""Tables of numbers in text: ``.csv``, and ``.tsv`` and ``.txt`` of the same form."""
+
+import array as array_module
+import contextlib
+import csv
+import itertools
+import pathlib
+import re
+import warnings
+from collections.abc import Iterator
+from typing import TextIO
+
+import numpy as np
+
+from sm_jax.data._values import check_numbers
+
+_DELIMITERS = "\t;,"  # the comma last: it may be a decimal mark, or part of a name
+_UNNAMED = ("", "Unnamed: 0")  # what pandas writes above the index of the rows
+_REMEDY = "header=True or header=False, --header yes or --header no in a shell"
+
+
+def load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) -> np.ndarray:
+    """Return the table ``[N, columns]``; the arguments are those of `sm_jax.data.load`."""
+    values, lines = array_module.array("d"), []
+    with open(path, newline="", encoding=_encoding(path), errors="replace") as file:
+        delimiter = delimiter or _detect_delimiter(file)
+        text = map(str.strip, file) if delimiter == " " else file  # blanks at an end divide nothing
+        reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True)
+        rows = _rows(reader, path)
+        first = next(rows, [])
+        named = _is_header(first) if header is None else header
+        names = first if named and first else None
+        indexed = names is not None and _is_unnamed(names)
+        for row in rows if named else itertools.chain([first] if first else [], rows):
+            if len(row) != len(first):
+                raise ValueError(
+                    f"{str(path)!r}, line {reader.line_num} has {len(row)} columns, the first line "
+                    f"has {len(first)} (separated by {delimiter!r}): "
+                    f"{delimiter.join(row)[:80]!r}. Make all lines equally long, or give the right "
+                    "delimiter=, --delimiter in a shell."
+                )
+            if indexed and not _is_number(row[0]):
+                row = ["nan", *row[1:]]  # words: an index, or else refused below
+            values.extend(_numbers(row, path, reader.line_num, names))
+            lines.append(reader.line_num)
+    x = np.array(values).reshape(len(lines), len(first))
+    if indexed and len(x) and _is_index(x[:, 0]):
+        if header is None and any(map(_is_number, names)) and not _counts(x[:, 0]):
+            raise ValueError(
+                f"{str(path)!r}, line 1 may name the columns by numbers, or be a row whose first "
+                f"value is missing: {delimiter.join(names)[:80]!r}. Say which: {_REMEDY}."
+            )
+        _warn(f"{str(path)!r}: its first column has no name and is the index of the rows: left out")
+        x, names = x[:, 1:], names[1:]
+    elif header is None and names is None and _may_be_names(first, x):
+        raise ValueError(
+            f"{str(path)!r}, line 1 may be names of columns that are numbers, or a row: "
+            f"{delimiter.join(first)[:80]!r}. Say which: {_REMEDY}."
+        )
+    check_numbers(x, repr(str(path)), lambda i: f"line {lines[i[0]]}, {_column(i[1], names)}")
+    if len(x) >= 10 and x.shape[1] > 1 and _counts(x[:, 0]):
+        _warn(
+            f"{str(path)!r}, {_column(0, names)} counts the rows and is kept as a feature: if it "
+            "is an index, take it out of the file"
+        )
+    return x
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)  # at the caller of `load`
+
+
+def _encoding(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        mark = file.read(2)
+    return "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+
+
+def _rows(reader: Iterator[list[str]], path: pathlib.Path) -> Iterator[list[str]]:
+    """Yield the lines that are not blank."""
+    try:
+        for row in reader:
+            if len(row) > 1 or "".join(row).strip():
+                yield row
+    except csv.Error as error:
+        raise ValueError(
+            f"{str(path)!r}, line {reader.line_num} is no line of a table: {error}. Look for a "
+            "quotation mark that is never closed, or mend the line."
+        ) from error
+
+
+def _detect_delimiter(file: TextIO) -> str:
+    first = next((line for line in file if line.strip()), "")
+    file.seek(0)
+    unquoted = re.sub('"[^"]*"', "", first)
+    cells = unquoted.split()
+    # Blanks only between numbers: names of columns have some of their own.
+    blanks = " " * (len(cells) > 1 and all(map(_is_number, cells)))
+    return next((d for d in _DELIMITERS + blanks if d in unquoted.strip(" \r\n")), ",")
+
+
+def _is_header(first: list[str]) -> bool:
+    """Return whether no cell is a number, or only those after an empty corner, as of pandas."""
+    if not any(map(_is_number, first)):
+        return True
+    return _is_unnamed(first) and all(cell.strip().isdecimal() for cell in first[1:])
+
+
+def _is_unnamed(names: list[str]) -> bool:
+    return len(names) > 1 and names[0].strip() in _UNNAMED
+
+
+def _is_index(column: np.ndarray) -> bool:
+    """Return whether these are all words (NaN), or whole numbers of which none is repeated."""
+    if np.isnan(column).all():
+        return True
+    whole = np.isfinite(column).all() and (column % 1 == 0).all()
+    return whole and len(np.unique(column)) == len(column)
+
+
+def _counts(column: np.ndarray) -> bool:
+    """Return whether these are all words (NaN), or 0, 1, 2, ... or 1, 2, 3, ..."""
+    count = np.arange(len(column)) + (column[0] == 1)
+    return np.isnan(column).all() or np.array_equal(column, count)
+
+
+def _may_be_names(first: list[str], x: np.ndarray) -> bool:
+    """Return whether the first row looks like numbers that name columns: 0, 1, 2 or 1990, 2000.
+
+    Such are whole numbers that increase. They are suspicious where every column has fractions
+    below, or values far away; 0, 1, 2, ... also where all columns lie beyond, or are many.
+    """
+    increasing = len(first) > 1 and (np.diff(x[0]) > 0).all()
+    if not (increasing or first == ["0"]) or not all(cell.strip().isdecimal() for cell in first):
+        return False
+    names, rest = x[0], x[1:]
+    if len(rest) < 2 or not np.isfinite(rest).all():
+        return False
+    low, high = rest.min(axis=0), rest.max(axis=0)
+    distance = np.maximum(low - names, names - high)
+    fractions, far = (rest % 1 != 0).any(axis=0), distance > high - low
+    counted = np.array_equal(names, np.arange(len(names)))
+    beyond = len(rest) >= 10 and (distance > 0).all()
+    return bool(fractions.all() or far.all() or (counted and (len(first) > 2 or beyond)))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell  # float() reads 1_000
+
+
+def _numbers(row: list[str], path: pathlib.Path, line: int, names: list[str] | None) -> list[float]:
+    if "_" not in "".join(row):
+        with contextlib.suppress(ValueError):
+            return [float(cell) for cell in row]
+    i = next(i for i, cell in enumerate(row) if not _is_number(cell))
+    raise ValueError(
+        f"{str(path)!r}, line {line}, {_column(i, names)}: {row[i]!r} is no number. "
+        f"{_remedy(row[i].strip())}"
+    )
+
+
+def _remedy(cell: str) -> str:
+    """Return what to do about a cell that is no number."""
+    if cell.startswith("#"):
+        return "Lines of comments are not read: remove them."
+    if re.fullmatch(r"[-+]?\d+,\d+", cell):
+        return (
+            "Numbers are written with decimal points and without marks of thousands: replace the "
+            f"comma, {cell.replace(',', '.')} or {cell.replace(',', '')}."
+        )
+    if re.fullmatch(r"[-+]?\d{1,3}([,.' ]\d{3})+([.,]\d+)?", cell):
+        return "Numbers are written without marks of thousands: remove them."
+    return (
+        "Encode categories as numbers, fill in missing values, write decimal points, or give the "
+        "right delimiter= or header=, --delimiter or --header in a shell."
+    )
+
+
+def _column(index: int, names: list[str] | None) -> str:
+    return f"column {index + 1}" + (f" ({names[index]!r})" if names else "")
