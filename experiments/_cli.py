@@ -4,8 +4,11 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import pathlib
 import sys
+import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 
 import tyro
@@ -131,7 +134,7 @@ def one_line_errors() -> Iterator[None]:
     This is for what options, data and files can be wrong about. What comes after them goes under
     `one_line_stops`, so that an error in the program shows where it is.
     """
-    with one_line_stops():
+    with one_line_stops(), _one_line_warnings():
         try:
             yield
         except (ValueError, ImportError, OSError) as error:
@@ -139,14 +142,60 @@ def one_line_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_line_stops() -> Iterator[None]:
-    """Ends the program with one line where numbers are no longer finite, or on an interruption."""
+def one_line_stops(next_step: str = "") -> Iterator[None]:
+    """Ends the program with one line where it cannot go on.
+
+    That is where numbers are no longer finite, a file cannot be written, or the user interrupts.
+
+    Args:
+        next_step: what the user can do in the last two cases.
+    """
+    logger = logging.getLogger("absl")  # where Orbax logs, with tracebacks, what it raises later
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     except FloatingPointError as error:
         sys.exit(_fail(error, 1))
+    except OSError as error:
+        sys.exit(_fail(f"{error}. {next_step}", 1))
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 130))
+        sys.exit(_fail(f"interrupted. {next_step}" if next_step else "interrupted", 130))
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Prints what the user is warned of without the line of the program that does it."""
+
+    def show(message, *_, **__):
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def check_writable(output: pathlib.Path) -> None:
+    """Makes the folder of an output file; raises if the file cannot be written.
+
+    Raises:
+        ValueError: saying why, before anything is computed.
+    """
+    if output.is_dir():
+        raise ValueError(
+            f"--output {output} is a directory: name a file in it, such as {output / 'results'}"
+        )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {str(output.parent)!r} ({error.strerror}): name another place by "
+            "--output"
+        ) from error
 
 
 def _fail(error: object, code: int) -> int:

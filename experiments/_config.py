@@ -156,10 +156,18 @@ class ArrayData:
     """Data: examples along the first axis, of any shape."""
 
     path: typing.Annotated[pathlib.Path, tyro.conf.arg(name="data")]
-    """A .npy, .npz or .csv file, or a folder of images of one size. 8-bit numbers are taken as
-    levels and dequantized, all others standardized feature by feature."""
+    """A .npy, .npz, .csv, .tsv or .txt file, or a folder of images of one size. 8-bit numbers are
+    taken as levels of one scale and dequantized, all others standardized feature by feature."""
     array: str | None = None
     """Name of the array, in an .npz file that holds several."""
+    header: Literal["yes", "no", "auto"] = "auto"
+    """Whether the first line of a table names its columns; auto finds out, or asks."""
+    delimiter: str | None = None
+    """What separates the columns of a table; found out by default."""
+    integers: Literal["dequantize", "real"] = "dequantize"
+    """Columns that hold whole numbers only: dequantize adds uniform noise of their cells, so that
+    likelihoods are those of probabilities; real takes them as rounded real numbers. Of examples of
+    several axes all numbers must be whole, or none is taken as an integer."""
     held_out: float = 0.1
     """Share of the examples held out, between 0 and 1."""
     validation: float = 0.1
@@ -354,7 +362,28 @@ def from_dict(recipe: str, options: dict[str, Any]) -> Config:
     Raises:
         ValueError: if an option is missing or unknown, as in the run of another version.
     """
-    return _build(recipe_class(recipe), options)
+    kind = recipe_class(recipe)
+    if kind is Array:
+        options = options | {"data": _EARLIER | options["data"]}
+    return _build(kind, options)
+
+
+# What runs of versions without these options did.
+_EARLIER = {"header": "auto", "delimiter": None, "integers": "real"}
+
+
+def decisive(config: Config) -> dict[str, Any]:
+    """Returns the options that must not change when a run is resumed, for its metadata.
+
+    Those that say what earlier versions did are left out, so that their runs are resumed too.
+    """
+    options = to_dict(config)
+    names = ["data", "model", "training"] + ["conditioning"] * is_conditional(config)
+    parts = {name: options[name] for name in names}
+    if isinstance(config, Array):
+        later = {name: parts["data"].pop(name) for name in _EARLIER}
+        parts["data"] |= {k: v for k, v in later.items() if v != _EARLIER[k]}
+    return parts
 
 
 def _build(kind: type, options: dict[str, Any]) -> Any:

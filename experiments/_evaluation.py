@@ -2,7 +2,6 @@
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments._config import Evaluation
+from experiments import _baselines, _integers
+from experiments._config import Array, Evaluation
 from experiments._examples import Examples
 from experiments._keys import named
 from experiments._problem import Problem, ScoreModel
@@ -67,51 +67,83 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
     log_probs, errors = log_likelihood(run, both, probe_key, options)
     held_out_row, train_row = (_row(problem, log_probs[part], errors[part]) for part in parts)
     rows = {"score model": held_out_row, "score model (train)": train_row}
-    gain = {}
+    results = {
+        "num_examples": num,
+        "num_parameters": sum(x.size for x in jax.tree.leaves(run.params)),
+        "divergence": "exact" if _is_exact(problem, options) else "hutchinson",
+        "likelihood_steps": options.likelihood_steps,
+        "units": _units(run, examples),
+        "log_likelihood": rows,
+        "overfitting_gap_nats": train_row["nats"] - held_out_row["nats"],
+        "overfitting_gap_standard_error": math.hypot(
+            train_row["standard_error"], held_out_row["standard_error"]
+        ),
+        "levels": run.model.levels.tolist(),
+        "loss_per_level": loss_per_level(run, examples, level_key),
+    }
     if problem.num_labels:
         print("the same given their labels")
         labels = np.concatenate([examples.held_out_labels[:num], examples.train_labels[:num]])
         given, errors = log_likelihood(run, both, probe_key, options, labels)
         for name, part in zip(("", " (train)"), parts, strict=True):
             rows[f"score model given label{name}"] = _row(problem, given[part], errors[part])
-        gain = {"label_gain": _label_gain((given - log_probs)[:num], labels[:num])}
+        results["label_gain"] = _label_gain((given - log_probs)[:num], labels[:num])
     if examples.density is not None:
         rows["exact density"] = _row(
             problem, np.asarray(jax.jit(examples.density.log_prob)(held_out))
         )
-    elif problem.num_dims <= _MOST_EXACT_DIMS:
-        print("baselines: Gaussian mixture and kernel density")
-        for name, (values, chosen) in baselines(train, held_out).items():
-            rows[name] = _row(problem, values) | {"chosen": chosen}
-    results = {
-        "num_examples": num,
-        "num_parameters": sum(x.size for x in jax.tree.leaves(run.params)),
-        "divergence": "exact" if _is_exact(problem, options) else "hutchinson",
-        "likelihood_steps": options.likelihood_steps,
-        "units": _units(problem),
-        "log_likelihood": rows,
-        "overfitting_gap_nats": train_row["nats"] - held_out_row["nats"],
-        "overfitting_gap_standard_error": math.hypot(
-            train_row["standard_error"], held_out_row["standard_error"]
-        ),
-        **gain,
-        "levels": run.model.levels.tolist(),
-        "loss_per_level": loss_per_level(run, examples, level_key),
-    }
-    if examples.density is not None:
         results["fisher_divergence"] = fisher_divergence(
             run, examples.density, held_out, fisher_key
         )
+    elif problem.num_dims <= _MOST_EXACT_DIMS:
+        results |= _compared(problem, rows, log_probs[:num], train, held_out)
     return results
 
 
-def _units(problem: Problem) -> str:
+def _compared(
+    problem: Problem,
+    rows: dict[str, dict],
+    log_probs: np.ndarray,
+    train: np.ndarray,
+    held_out: np.ndarray,
+) -> dict[str, Any]:
+    """Adds the rows of the baselines; returns what the model has more than each, and the rest."""
+    fitted_to = _baselines.subset(train)
+    some = "" if len(fitted_to) == len(train) else f" on {len(fitted_to):,} of {len(train):,} rows"
+    print(f"baselines: Gaussian mixture and kernel density{some}; Ctrl-C skips them", flush=True)
+    fitted, left_out = _baselines.fit(fitted_to, held_out)
+    more = {}
+    for name, (values, chosen) in fitted.items():
+        rows[name] = _row(problem, values) | {"chosen": chosen + some}
+        gain = log_probs - values
+        more[name] = {"nats": float(gain.mean()), "standard_error": _standard_error(gain)}
+    for name, reason in left_out.items():
+        print(f"{name}: {reason}")
+    return {"more_than_baselines": more, "left_out": left_out}
+
+
+def _units(run: Run, examples: Examples) -> str:
+    problem, config = run.problem, run.config
     if problem.num_levels:
         return (
             f"Nats are of the dequantized data scaled to [-1, 1], bits of the integer data "
             f"(0 to {problem.num_levels - 1}), which they bound."
         )
-    return "Nats and bits are of the data in their own units."
+    words = "Nats and bits are of the data in their own units."
+    if problem.integers and problem.integers.where.all():
+        return "Nats and bits are of the probability of the integers, which dequantization bounds."
+    if problem.integers:
+        which = _integers.names(problem.integers.where)
+        return (
+            f"Nats and bits are of the probability of the integers and constants ({which}), which "
+            "dequantization bounds, times the density of the others in their own units."
+        )
+    if isinstance(config, Array) and (where := _integers.find(examples.parts)).any():
+        words += (
+            f" Integers ({_integers.names(where)}) are taken as real numbers: this is a density, "
+            "with which no entropy or probability compares."
+        )
+    return words
 
 
 def _row(problem: Problem, log_probs: np.ndarray, errors: np.ndarray | None = None) -> dict:
@@ -188,56 +220,15 @@ def log_likelihood(
     size = -(-len(x) // num_blocks)
     rows = np.arange(num_blocks * size).reshape(num_blocks, size) % len(x)
     keys = jax.random.split(key, num_blocks)
-    blocks = [
-        log_prob(x[chosen], None if labels is None else labels[chosen], key)
-        for chosen, key in zip(rows, keys, strict=True)
-    ]
+    blocks = []
+    with _baselines.progress_bar(num_blocks, "likelihood") as bar:
+        for chosen, key in zip(rows, keys, strict=True):
+            block = log_prob(x[chosen], None if labels is None else labels[chosen], key)
+            blocks.append(jax.block_until_ready(block))
+            bar.update()
     join = functools.partial(np.concatenate, dtype=np.float64)
     values = join([block.value for block in blocks])[: len(x)]
     return values, join([block.standard_error for block in blocks])[: len(x)]
-
-
-def baselines(train: np.ndarray, held_out: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
-    """Fits scikit-learn's density estimators; returns held-out log-densities and what was chosen.
-
-    The mixture is chosen on a fifth of the training set, the bandwidth by 5-fold cross-validation.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-    from sklearn.model_selection import GridSearchCV, ShuffleSplit
-    from sklearn.neighbors import KernelDensity
-
-    train = np.asarray(train, np.float64).reshape(len(train), -1)
-    held_out = np.asarray(held_out, np.float64).reshape(len(held_out), -1)
-    spread = float(train.std())
-    # A search over the folds of a cross-validation would take the mixture five times as long.
-    components = [k for k in (1, 5, 10, 50, 100) if k <= len(train) / 10] or [1]
-    split = ShuffleSplit(n_splits=1, test_size=0.2, random_state=0)
-    searches = {
-        "Gaussian mixture": GridSearchCV(
-            GaussianMixture(reg_covar=1e-3 * spread**2, max_iter=50, random_state=0),
-            [
-                {"covariance_type": ["full"], "n_components": components[:3]},
-                {"covariance_type": ["diag"], "n_components": components[1:] or [1]},
-            ],
-            cv=split,
-        ),
-        "kernel density": GridSearchCV(
-            KernelDensity(), {"bandwidth": spread * np.geomspace(0.05, 1.0, 16)}, cv=5
-        ),
-    }
-    fitted = {}
-    for name, search in searches.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # 50 iterations are enough here
-            search.fit(train)
-        chosen = ", ".join(
-            f"{key.removeprefix('n_').replace('_type', '')} "
-            f"{value if isinstance(value, str) else format(value, '.3g')}"
-            for key, value in search.best_params_.items()
-        )
-        fitted[name] = search.best_estimator_.score_samples(held_out), chosen
-    return fitted
 
 
 def loss_per_level(run: Run, examples: Examples, key: jax.Array) -> dict[str, list[float]]:

@@ -21,6 +21,12 @@ class Examples(NamedTuple):
     train_labels: np.ndarray | None = None  # [N], of a conditional run
     held_out_labels: np.ndarray | None = None
     validation: np.ndarray | None = None  # to choose a checkpoint by; not among those to train on
+    label_names: tuple[str, ...] | None = None  # what the labels 0, 1, 2, ... are called
+
+    @property
+    def parts(self) -> list[np.ndarray]:
+        """All examples there are."""
+        return [x for x in (self.train, self.held_out, self.validation) if x is not None]
 
 
 def load(config: Config) -> Examples:
@@ -32,23 +38,50 @@ def load(config: Config) -> Examples:
     examples = _load(config)
     if not is_conditional(config):
         return examples._replace(train_labels=None, held_out_labels=None)
-    return examples._replace(
-        train_labels=_checked_labels(examples.train_labels, examples.train),
-        held_out_labels=_checked_labels(examples.held_out_labels, examples.held_out),
+    return _numbered(
+        examples,
+        _checked_labels(examples.train_labels, examples.train),
+        _checked_labels(examples.held_out_labels, examples.held_out),
     )
 
 
 def _checked_labels(labels: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+    """Returns labels as strings, integers or booleans; whole floats as integers."""
     if labels is None:
         raise ValueError("--conditional needs labels, and these data have none: leave it out")
-    if labels.dtype.kind not in "iu" or labels.shape != x.shape[:1]:
+    whole = labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels % 1 == 0).all()
+    if (labels.dtype.kind not in "biuU" and not whole) or labels.shape != x.shape[:1]:
         raise ValueError(
-            f"labels must be one integer for each of the {len(x)} examples, got {labels.dtype} of "
-            f"shape {labels.shape}"
+            f"labels must be one integer or word for each of the {len(x)} examples, got "
+            f"{labels.dtype} of shape {labels.shape}"
         )
-    if labels.min() < 0:
-        raise ValueError(f"labels must be 0, 1, 2, ..., got {labels.min()}: number them so")
-    return labels.astype(np.int32)
+    return labels.astype(np.int64) if whole else labels
+
+
+def _numbered(examples: Examples, train: np.ndarray, held_out: np.ndarray) -> Examples:
+    """Returns the examples with labels 0, 1, 2, ... and their names.
+
+    Raises:
+        ValueError: if there are as many labels as examples, or one with none to learn it from.
+    """
+    values, numbers = np.unique(np.concatenate([train, held_out]), return_inverse=True)
+    if len(values) > 0.5 * len(numbers):
+        raise ValueError(
+            f"{len(values)} labels for {len(numbers)} examples: take labels that several examples "
+            "share"
+        )
+    missing = np.setdiff1d(values, train)
+    if len(missing):
+        raise ValueError(
+            f"label {missing[0]} has no example to learn it from, all are held out: add examples, "
+            "leave those of it out, or take another --seed"
+        )
+    numbers = numbers.astype(np.int32)
+    return examples._replace(
+        train_labels=numbers[: len(train)],
+        held_out_labels=numbers[len(train) :],
+        label_names=tuple(str(value) for value in values),
+    )
 
 
 def _load(config: Config) -> Examples:
@@ -86,7 +119,12 @@ def _load_digits() -> Examples:
 def _load_array(config: Array) -> Examples:
     options = config.data
     try:
-        x = data.load(options.path, array=options.array)
+        x = data.load(
+            options.path,
+            array=options.array,
+            header={"yes": True, "no": False, "auto": None}[options.header],
+            delimiter="\t" if options.delimiter in ("\\t", "tab") else options.delimiter,
+        )
         labels = _array_labels(config, x)
     except TypeError as error:  # of the numbers in the file, so the user's to mend
         raise ValueError(str(error)) from error
@@ -110,5 +148,9 @@ def _array_labels(config: Array, x: np.ndarray) -> np.ndarray | None:
     name = config.conditioning.labels
     if name is None:
         return None
-    labels = data.load(config.data.path, array=name)
+    try:
+        labels = data.load(config.data.path, array=name)
+    except TypeError:  # these are words
+        with np.load(config.data.path.expanduser()) as file:
+            labels = file[name]
     return _checked_labels(labels, x)

@@ -54,9 +54,15 @@ def to_pil(grid: np.ndarray, factor: int) -> Any:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def labelled(path: pathlib.Path, images: np.ndarray, labels: np.ndarray, title: str) -> None:
-    """Writes a grid with a block of rows for each label, and the labels at its side."""
-    names = list(dict.fromkeys(labels.tolist()))
+def labelled(
+    path: pathlib.Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    title: str,
+    called: tuple[str, ...],
+) -> None:
+    """Writes a grid with a block of rows for each label, and at its side what it is called."""
+    names = [called[label] for label in dict.fromkeys(labels.tolist())]
     groups = images.reshape(len(names), -1, *images.shape[1:])
     # One row each, unless the picture would be wider than high; then as many as are equally long.
     rows = math.ceil(groups.shape[1] / math.ceil(math.sqrt(len(images))))
@@ -64,7 +70,7 @@ def labelled(path: pathlib.Path, images: np.ndarray, labels: np.ndarray, title: 
     blocks = [tiles(group, columns) for group in groups]
     centers = len(blocks[0]) * (np.arange(len(names)) + 0.5)
     # A single label is for the title to name.
-    left = (centers, [str(name) for name in names]) if len(names) > 1 else ((), ())
+    left = (centers, names) if len(names) > 1 else ((), ())
     framed(path, np.concatenate(blocks), title, left=left)
 
 
@@ -73,7 +79,7 @@ def framed(path, grid, title="", *, left=((), ()), top=((), ())):
     dpi, factor = 100, _enlargement(max(grid.shape[:2]))
     image = np.asarray(to_pil(grid, factor))
     height, width = image.shape[:2]
-    beside = 34 if len(left[0]) else 10
+    beside = 20 + 10 * max(map(len, left[1]), default=-1) + 4 * bool(len(left[0]))
     above = 10 + 26 * bool(title) + 24 * bool(len(top[0]))
     total_width, total_height = beside + width + 10, above + height + 10
     with plt.rc_context(STYLE | {"figure.constrained_layout.use": False}):

@@ -70,7 +70,7 @@ def samples(
     size. The title is of such a picture.
     """
     if problem.is_image and labels is not None:
-        _images.labelled(path, _images.grey(problem, x), labels, title)
+        _images.labelled(path, _images.grey(problem, x), labels, title, problem.labels)
     elif problem.is_image:
         grid = _images.tiles(_images.grey(problem, x))
         _images.to_pil(grid, _images.enlargement(problem, len(x))).save(path)

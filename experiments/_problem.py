@@ -1,13 +1,15 @@
 """From a configuration to data, and from both to a network, its score and its loss.
 
-The network never sees the data as they are stored: integer levels are dequantized, afresh at each
-use, and all else is standardized. A `Problem` holds what was decided from the data; with the
-configuration it is all that is needed to rebuild the network, and `config.json` keeps both.
+The network never sees the data as they are stored: 8-bit levels are dequantized and scaled to
+[-1, 1], all else is standardized, after dequantization where it is integers. The noise of
+dequantization is drawn afresh at each use. A `Problem` holds what was decided from the data; with
+the configuration it is all that is needed to rebuild the network, and `config.json` keeps both.
 """
 
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments import _integers
 from experiments._config import Array, Config, Digits, Toy
 from experiments._examples import Examples
 from experiments._keys import named
@@ -41,14 +44,17 @@ class Problem:
 
     Attributes:
         event_shape: the shape of one example.
-        num_levels: the number of levels of integer data; None for real numbers.
-        standardizer: the scaling of real numbers; None for levels and for the toys.
+        num_levels: the number of levels of 8-bit data and digits; None for all other numbers.
+        standardizer: the scaling of all other numbers; None for levels and for the toys.
         sigma_data: standard deviation of the scaled data, over all numbers.
         sigma_min: the smallest noise level, in units of the scaled data.
         sigma_max: the largest.
         num_labels: the number of labels, 0 to `num_labels - 1`; None for an unconditional run.
         limits: the least and the largest of standardized data, in their own units, to show images
             by; None for levels and for the toys.
+        integers: the standardized features that are integers; None for none, and for levels.
+        label_names: what the labels are called by the user; None in runs of earlier versions,
+            where they are called by their numbers.
     """
 
     event_shape: tuple[int, ...]
@@ -59,6 +65,8 @@ class Problem:
     sigma_max: float
     num_labels: int | None = None
     limits: tuple[float, float] | None = None
+    integers: _integers.Integers | None = None
+    label_names: tuple[str, ...] | None = None
 
     @property
     def num_dims(self) -> int:
@@ -78,7 +86,10 @@ class Problem:
 
     @property
     def log_det(self) -> float:
-        """What to add to a log-density of scaled data for one in the units of the data, in nats."""
+        """What to add to a log-density of scaled data for one in the units of the data, in nats.
+
+        The unit of an integer is its cell, so that its log-density bounds a log-probability.
+        """
         if self.num_levels:
             return data.dequantize_log_det(self.num_levels, self.num_dims)
         return float(self.standardizer.log_det) if self.standardizer else 0.0
@@ -95,21 +106,32 @@ class Problem:
         return rows if labels is None else (rows, labels)
 
     def scaled(self, rows: jax.Array, key: jax.Array) -> jax.Array:
-        """Returns rows as the network sees them; levels are dequantized with fresh noise."""
-        return data.dequantize(rows, key, num_levels=self.num_levels) if self.num_levels else rows
+        """Returns rows as the network sees them; integers are dequantized with fresh noise."""
+        if self.num_levels:
+            return data.dequantize(rows, key, num_levels=self.num_levels)
+        if self.integers:
+            return self.integers.dequantized(rows, key, self.standardizer.scale)
+        return rows
 
     def unscaled(self, x: np.ndarray) -> np.ndarray:
         """Returns scaled numbers, such as samples, in the units of the data."""
         x = np.asarray(x)
         if self.num_levels:
             return np.asarray(data.quantize(x, num_levels=self.num_levels))
-        return self.standardizer.inverse(x) if self.standardizer else x
+        x = self.standardizer.inverse(x) if self.standardizer else x
+        return self.integers.rounded(x) if self.integers else x
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the labels 0, 1, 2, ... are called; empty for an unconditional run."""
+        return self.label_names or tuple(map(str, range(self.num_labels or 0)))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the problem as JSON holds it."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self.standardizer:
-            values["standardizer"] = self.standardizer.to_dict()
+        for name in ("standardizer", "integers"):
+            if values[name] is not None:
+                values[name] = values[name].to_dict()
         return values | {"event_shape": list(self.event_shape)}
 
     @classmethod
@@ -118,13 +140,16 @@ class Problem:
         standardizer = values["standardizer"]
         if standardizer is not None:
             standardizer = data.Standardizer.from_dict(standardizer)
-        limits = values.get("limits")  # runs of earlier versions have none
+        # Runs of earlier versions have none of these.
+        limits, integers, names = map(values.get, ("limits", "integers", "label_names"))
         return cls(
             **values
             | {
                 "event_shape": tuple(values["event_shape"]),
                 "standardizer": standardizer,
                 "limits": None if limits is None else tuple(limits),
+                "integers": None if integers is None else _integers.Integers.from_dict(integers),
+                "label_names": None if names is None else tuple(names),
             }
         )
 
@@ -133,9 +158,11 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
     """Decides scaling and noise levels from the training examples.
 
     Returns:
-        The problem, and an explanation of the noise levels (empty where a recipe fixes them).
+        The problem, and an explanation of its scaling and noise levels (empty where a recipe fixes
+        them).
     """
     x = examples.train
+    explanation = []
     problem = Problem(
         event_shape=x.shape[1:],
         num_levels=DIGIT_LEVELS if isinstance(config, Digits) else _num_levels(x),
@@ -143,7 +170,8 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
         sigma_data=1.0,
         sigma_min=0.002,
         sigma_max=80.0,
-        num_labels=_num_labels(examples),
+        num_labels=None if examples.label_names is None else len(examples.label_names),
+        label_names=examples.label_names,
     )
     if isinstance(config, Toy):
         return dataclasses.replace(problem, sigma_min=0.005, sigma_max=50.0), ""
@@ -153,31 +181,58 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
         spread = math.sqrt(std**2 + 1 / 12) * 2 / problem.num_levels
         problem = dataclasses.replace(problem, sigma_data=spread)
     else:
-        limits = float(x.min()), float(x.max())
-        problem = dataclasses.replace(problem, standardizer=data.Standardizer.fit(x), limits=limits)
+        problem, explanation = _standardized(config, problem, examples)
     if not isinstance(config, Array):
         return problem, ""
     seed = config.training.seed
     scaled = jax.jit(problem.scaled)(problem.rows(x), named("dequantization", seed))
     levels = noise_levels.noise_levels_from_data(scaled, named("noise levels", seed))
     sigma_max, sigma_min = float(levels.sigmas[0]), float(levels.sigmas[-1])
-    return dataclasses.replace(problem, sigma_min=sigma_min, sigma_max=sigma_max), str(levels)
+    problem = dataclasses.replace(problem, sigma_min=sigma_min, sigma_max=sigma_max)
+    return problem, "\n".join([*explanation, str(levels)])
+
+
+def _standardized(
+    config: Config, problem: Problem, examples: Examples
+) -> tuple[Problem, list[str]]:
+    """Returns the problem with a scaling of each feature, and what there is to say of it."""
+    x = examples.train
+    one_value = _integers.constant(x)
+    if one_value.all():
+        raise ValueError(
+            f"all {len(x)} training examples are the same: there is no density to learn"
+        )
+    explanation, whole = [], np.zeros(x.shape[1:], bool)
+    if isinstance(config, Array) and config.data.integers == "dequantize":
+        whole = _integers.find(examples.parts) & ~one_value
+        if whole.any():
+            explanation.append(
+                f"{_integers.names(whole)}: integers, dequantized by uniform noise of their cells, "
+                "so that likelihoods are of probabilities (--integers real takes them as real)"
+            )
+    if one_value.any():
+        explanation.append(
+            f"{_integers.names(one_value)}: constant, and taken as certain: adds 0 nats"
+        )
+    integers = _integers.of(x, whole | one_value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of constant features, as just told
+        standardizer = data.Standardizer.fit(x)
+    if integers:  # of what is added to an integer the mean is 1/2 and the variance 1/12
+        variance = np.var(x, axis=0, dtype=np.float64) + 1 / 12
+        standardizer = data.Standardizer(
+            standardizer.mean + integers.where / 2,
+            np.where(integers.where, np.sqrt(variance), standardizer.scale),
+        )
+    limits = float(x.min()), float(x.max())
+    problem = dataclasses.replace(
+        problem, standardizer=standardizer, limits=limits, integers=integers
+    )
+    return problem, explanation
 
 
 def _num_levels(x: np.ndarray) -> int | None:
     return IMAGE_LEVELS if x.dtype == np.uint8 else None
-
-
-def _num_labels(examples: Examples) -> int | None:
-    if examples.train_labels is None:
-        return None
-    num = 1 + int(max(examples.train_labels.max(), examples.held_out_labels.max()))
-    if num > len(examples.train):
-        raise ValueError(
-            f"labels go up to {num - 1}, with {len(examples.train)} examples to learn them from: "
-            "number the labels 0, 1, 2, ..."
-        )
-    return num
 
 
 class ScoreModel(NamedTuple):

@@ -1,10 +1,13 @@
 """What a run leaves to read: a table in the terminal, and report.html, one self-contained page."""
 
 import base64
+import contextlib
 import html
 import json
 import math
 import pathlib
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from experiments import _config
@@ -61,6 +64,34 @@ def table(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+@contextlib.contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Says so where a part of the report fails, and lets the rest be."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"warning: {what} left out: {reason}", file=sys.stderr)
+
+
+def verdict(results: dict[str, Any]) -> list[str]:
+    """Returns sentences on the model beside the baselines, where it is not clearly better."""
+    said = []
+    for name, more in results.get("more_than_baselines", {}).items():
+        nats, error, num = more["nats"], more["standard_error"], results["num_examples"]
+        if nats > 2 * error:
+            continue
+        difference = f"{abs(nats):.2f} ± {error:.2f} nats {'less' if nats < 0 else 'more'}"
+        if nats < -2 * error:
+            said.append(f"Use the {name} instead: the score model has {difference}")
+        else:
+            said.append(
+                f"The score model is not shown to be better than the {name}: it has {difference}, "
+                f"which {num} held-out example{'s' * (num > 1)} cannot tell from none"
+            )
+    return said + [f"No {name}: {reason}" for name, reason in results.get("left_out", {}).items()]
+
+
 def gap(results: dict[str, Any]) -> str:
     """Returns a sentence on overfitting."""
     return (
@@ -91,6 +122,11 @@ def of_labels(results: dict[str, Any]) -> list[str]:
             "examples"
         )
     return sentences
+
+
+def sentences(results: dict[str, Any]) -> list[str]:
+    """Returns all that is said of the results in words."""
+    return [*verdict(results), gap(results), *of_labels(results)]
 
 
 def method(results: dict[str, Any]) -> str:
@@ -125,7 +161,7 @@ def show(directory: pathlib.Path, results: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print()
     console.print(shown)
-    for sentence in (gap(results), *of_labels(results)):
+    for sentence in sentences(results):
         console.print(sentence)
     console.print(method(results), style="dim")
     if "wall_seconds" in results:
@@ -173,6 +209,7 @@ def write(run: Run, results: dict[str, Any]) -> None:
             f' class="{"pixels" if run.problem.is_image and not layout else ""}">'
             f"<figcaption>{caption}</figcaption></figure>"
             for name, caption, layout in part
+            if (directory / name).exists()
         )
         for part in (figures[:2], figures[2:])
     )
@@ -200,7 +237,7 @@ def write(run: Run, results: dict[str, Any]) -> None:
 <h2>Log-likelihood</h2>
 <div class="scroll"><table><tr><th></th><th class="number">nats</th>
 <th class="number">bits/dim</th><th></th></tr>{rows}</table></div>
-<p>{html.escape(". ".join((gap(results), *of_labels(results))))}. {html.escape(method(results))}</p>
+<p>{html.escape(". ".join(sentences(results)))}. {html.escape(method(results))}</p>
 <h2>Scores and training</h2>
 <div class="figures">{second}</div>
 <h2>Configuration</h2>

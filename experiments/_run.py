@@ -7,6 +7,7 @@ import zlib
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments import _cli, _config, _examples, _problem
 from sm_jax import training
@@ -70,6 +71,12 @@ def load_examples(run: Run) -> _examples.Examples:
         ValueError: if the data cannot be read, or are not those of the run.
     """
     examples = _examples.load(run.config)
+    if run.problem.num_labels and run.problem.label_names is None:  # of an earlier version,
+        train, held_out = (  # which took labels for their numbers
+            np.array(examples.label_names, np.int32)[labels]
+            for labels in (examples.train_labels, examples.held_out_labels)
+        )
+        examples = examples._replace(train_labels=train, held_out_labels=held_out)
     trained_on = checkpoints.read_metadata(run.directory)["config"].get("checksum")
     now = checksum(run.problem, examples)
     if examples.density is None and now != trained_on:

@@ -37,7 +37,7 @@ def main(args: list[str] | None = None) -> None:
         _limits.check(options)
         run, examples = prepare(options)
         output = options.output or options.run / "evaluation.json"
-        output.parent.mkdir(parents=True, exist_ok=True)
+        _cli.check_writable(output)
     with _cli.one_line_stops():
         evaluate(run, examples, output)
 

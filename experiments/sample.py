@@ -122,15 +122,21 @@ def default_name(options: Sample) -> str:
         words += ["guidance", f"{options.guidance:g}"]
     if options.guidance_interval is not None:
         words += ["within", *(f"{sigma:g}" for sigma in options.guidance_interval)]
-    return "-".join(words)
+    return "-".join(words).replace("/", "-")
 
 
 def files(output: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Returns the files of the array and of the picture; their folder is made if need be."""
+    """Returns the files of the array and of the picture; their folder is made if need be.
+
+    Raises:
+        ValueError: if they cannot be written.
+    """
     if output.suffix in (".npy", ".png"):
         output = output.with_suffix("")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    return output.with_name(output.name + ".npy"), output.with_name(output.name + ".png")
+    array, picture = output.with_name(output.name + ".npy"), output.with_name(output.name + ".png")
+    for file in (output, array, picture):
+        _cli.check_writable(file)
+    return array, picture
 
 
 def prepare(options: Sample) -> Prepared:
@@ -199,7 +205,7 @@ def sample(options: Sample, prepared: Prepared) -> None:
         )
     np.save(array, run.problem.unscaled(x))
     shown = np.repeat(labels, each) if options.label else None
-    _plots.samples(picture, run.problem, x, labels=shown, title=_title(options, labels))
+    _plots.samples(picture, run.problem, x, labels=shown, title=_title(options))
     print(f"{len(x)} samples by {options.sampler}:\n  {array}\n  {picture}")
 
 
@@ -241,7 +247,7 @@ def inpaint(options: Sample, prepared: Prepared) -> None:
     x = samplers.generate(draw, key, num_completions, batch_size=together).swapaxes(0, 1)
     np.save(array, problem.unscaled(x))
     place = "center" if options.inpaint == "center" else f"{options.inpaint} half"
-    title = ", ".join(filter(None, [f"{place} hidden", _title(options, labels)]))
+    title = ", ".join(filter(None, [f"{place} hidden", _title(options)]))
     _plots.completions(picture, problem, known, np.asarray(originals), x, title)
     each = f"{num_completions} completions of each of {len(rows)} held-out images"
     print(f"{each}:\n  {array}\n  {picture}")
@@ -272,19 +278,19 @@ def _labels(run: "Run", options: Sample) -> "np.ndarray":
 
     if not options.label:
         return np.array([_problem.NO_LABEL])
-    num = run.problem.num_labels
-    if num is None:
+    names = run.problem.labels
+    if not names:
         raise ValueError(
             f"{str(options.run)!r} was trained without labels: leave --label out, or train with "
             "--conditional"
         )
-    if "all" in options.label:
-        return np.arange(num)
-    known = [str(label) for label in range(num)]
+    if "all" in options.label and "all" not in names:
+        return np.arange(len(names))
     for label in options.label:
-        if label not in known:
-            raise ValueError(f"there is no label {label!r}: they are 0 to {num - 1}, or all")
-    return np.array([int(label) for label in dict.fromkeys(options.label)])
+        if label not in names:
+            few = f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+            raise ValueError(f"there is no label {label!r}: they are {few}; or all")
+    return np.array([names.index(label) for label in dict.fromkeys(options.label)])
 
 
 def _score_fn(run: "Run", options: Sample, labels: "jax.Array") -> "NoiseScoreFn":
@@ -304,8 +310,9 @@ def _score_fn(run: "Run", options: Sample, labels: "jax.Array") -> "NoiseScoreFn
     )
 
 
-def _title(options: Sample, labels: "np.ndarray") -> str:
-    words = [f"label {labels[0]}"] if options.label and len(labels) == 1 else []
+def _title(options: Sample) -> str:
+    names = list(dict.fromkeys(options.label))
+    words = [f"label {names[0]}"] if len(names) == 1 and names != ["all"] else []
     if options.guidance is not None:
         words.append(f"guidance {options.guidance:g}")
     if options.guidance_interval is not None:

@@ -25,9 +25,11 @@ def main(args: list[str] | None = None) -> None:
             _cli.show(config)
             return
         untrained, examples, facts = prepare(recipe, config)
-    with _cli.one_line_stops():
+    resume = f"python -m experiments.train --resume --directory {untrained.directory}"
+    with _cli.one_line_stops(f"To go on from the last checkpoint: {resume}"):
         run = fit(untrained, examples, facts)
-    finish(run, examples, start)
+    with _cli.one_line_stops(f"The model is trained and saved; to evaluate it: {resume}"):
+        finish(run, examples, start)
 
 
 def train(recipe: str, config: _config.Config) -> tuple["Run", "Examples"]:
@@ -63,11 +65,10 @@ def prepare(recipe: str, config: _config.Config) -> tuple["Run", "Examples", dic
     examples = _examples.load(config)
     problem, explanation = _problem.examine(config, examples)
     model = _problem.build(config, problem)
-    parts = ["data", "model", "training"] + ["conditioning"] * _config.is_conditional(config)
     facts = {
         "recipe": recipe,
         "checksum": _run.checksum(problem, examples),
-        **{part: _config.to_dict(config)[part] for part in parts},
+        **_config.decisive(config),
     }
     if config.run.resume:
         _run.check_same(directory, facts)
@@ -137,18 +138,24 @@ def finish(run: "Run", examples: "Examples", start: float) -> None:
     seed = run.config.training.seed
     results = _evaluation.evaluate(run, examples, named("evaluation", seed))
 
-    labels = _evaluation.labels_to_draw(run.problem, options.num_samples)
-    num_samples = options.num_samples if labels is None else len(labels)
-    x, trajectory, levels = _evaluation.sample(
-        run, named("samples", seed), num_samples, options.sampling_steps, labels
-    )
-    if labels is not None:
-        results["recognized"] = _evaluation.recognized(run.problem, examples, x, labels)
-    _plots.samples(directory / "samples.png", run.problem, x, examples, labels)
-    _plots.gif(directory / "sampling.gif", run.problem, trajectory, levels, labels)
-    path = directory / "scores_per_level.png"
-    _plots.scores_per_level(path, run, examples, results, named("pictures", seed))
-    _plots.loss_curve(directory)
+    _report.write_json(directory / "results.json", results)
+
+    # What follows is not worth losing a run for.
+    with _report.optional("the samples, and their pictures"):
+        labels = _evaluation.labels_to_draw(run.problem, options.num_samples)
+        num_samples = options.num_samples if labels is None else len(labels)
+        x, trajectory, levels = _evaluation.sample(
+            run, named("samples", seed), num_samples, options.sampling_steps, labels
+        )
+        if labels is not None:
+            results["recognized"] = _evaluation.recognized(run.problem, examples, x, labels)
+        _plots.samples(directory / "samples.png", run.problem, x, examples, labels)
+        _plots.gif(directory / "sampling.gif", run.problem, trajectory, levels, labels)
+    with _report.optional("the picture of the scores"):
+        path = directory / "scores_per_level.png"
+        _plots.scores_per_level(path, run, examples, results, named("pictures", seed))
+    with _report.optional("the picture of the loss"):
+        _plots.loss_curve(directory)
 
     results["wall_seconds"] = time.monotonic() - start
     _report.write_json(directory / "results.json", results)

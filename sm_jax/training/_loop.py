@@ -111,6 +111,7 @@ def fit(
         TypeError: if `evaluate` returns no dict.
         FloatingPointError: naming the step where the loss is not finite; no checkpoint holds such
             a state.
+        OSError: if a checkpoint cannot be written, as on a full disk; those before it are kept.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -183,11 +184,10 @@ def fit(
         )
         manager = None
         if directory is not None:
-            manager = stack.enter_context(
-                checkpoints.open_manager(
-                    directory, keep=keep, best_metric=best_metric, best_mode=best_mode
-                )
+            manager = checkpoints.open_manager(
+                directory, keep=keep, best_metric=best_metric, best_mode=best_mode
             )
+            stack.enter_context(checkpoints.closing(manager))
         unread = None
         while step < num_steps:
             end = _dispatch_end(step, num_steps, period, steps_per_dispatch)

@@ -37,6 +37,7 @@ from sm_jax.training._state import State, ema_dtype
 __all__ = [
     "best_step",
     "check_metadata",
+    "closing",
     "has_checkpoints",
     "open_manager",
     "prepare_directory",
@@ -104,7 +105,8 @@ def open_manager(
         best_mode: "min" or "max", whichever is better.
 
     Returns:
-        An Orbax `CheckpointManager`; close it, for closing waits for and reports the last save.
+        An Orbax `CheckpointManager`; put it under `closing`, which waits for and reports the last
+        save.
 
     Raises:
         ValueError: if `keep` or `best_mode` is out of range.
@@ -140,10 +142,49 @@ def save(
         metrics: with `best_metric`, the values at this step; nan counts as the worst.
 
     Raises:
-        Exception: whatever an earlier save failed with in the background.
+        OSError: if this checkpoint, or the one before it, which is written in the background,
+            cannot be written, as on a full disk.
     """
     items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
-    manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
+    with _writing(manager.directory):
+        manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
+
+
+@contextlib.contextmanager
+def closing(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
+    """Closes a manager at the end of a `with` block, which waits for its last save.
+
+    Args:
+        manager: the manager of `open_manager`.
+
+    Raises:
+        OSError: if that checkpoint cannot be written. An error within the block is not replaced.
+    """
+    try:
+        yield manager
+    except Exception:
+        with contextlib.suppress(Exception):  # the first error is the one to report
+            manager.close()
+        raise
+    except BaseException:  # an interruption: the last save is still waited for
+        with _writing(manager.directory):
+            manager.close()
+        raise
+    with _writing(manager.directory):
+        manager.close()
+
+
+@contextlib.contextmanager
+def _writing(checkpoints: os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Orbax has no class of errors for a full disk.
+        directory = pathlib.Path(checkpoints).parent
+        steps = _steps(directory)
+        kept = f"the last complete one, of step {steps[0]}, is kept" if steps else "there is none"
+        full = "No space left on device"
+        reason = full if full in str(error) else error
+        raise OSError(f"a checkpoint in {directory} cannot be written: {reason}; {kept}") from error
 
 
 def has_checkpoints(directory: pathlib.Path) -> bool:
