@@ -100,7 +100,10 @@ class DivergenceFn(Protocol):
 
 @runtime_checkable
 class ProcessLike(Protocol):
-    """A Gaussian noising process ``x_t = alpha(t) x_0 + sigma(t) z``; see sm_jax.processes."""
+    """A Gaussian noising process ``x_t = alpha(t) x_0 + sigma(t) z``; see sm_jax.processes.
+
+    It may have an attribute ``mean``, that of the data; without, the data count as centered.
+    """
 
     @property
     def t_min(self) -> ArrayLike:

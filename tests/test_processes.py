@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from sm_jax import processes
-from tests.oracles import PROCESSES
+from tests.oracles import PROCESSES, assert_mean
 
 each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 
@@ -145,6 +146,77 @@ def test_prior(process, getkey):
 
 
 @each_process
+@pytest.mark.parametrize("event_shape", [(), (1,), (2, 3)])
+def test_the_prior_is_centered_at_the_scaled_mean(process, event_shape, getkey):
+    """And equals the noised data in law, to the sampling error, where their spread is nothing."""
+    mean = 40.0 + np.arange(np.prod(event_shape)).reshape(event_shape)
+    process = dataclasses.replace(process, mean=mean)
+    alpha, sigma = (float(c(process.t_max)) for c in (process.alpha, process.sigma))
+    draws = processes.prior_sample(process, getkey(), (4096, *event_shape))
+    assert_mean(draws, alpha * mean)
+    np.testing.assert_allclose(draws.std(), sigma, rtol=5 / np.sqrt(2 * draws.size))
+    x = np.asarray(draws[:5], np.float64)
+    expected = scipy.stats.norm.logpdf(x, alpha * mean, sigma).reshape(5, -1).sum(axis=1)
+    np.testing.assert_allclose(processes.prior_log_prob(process, draws[:5]), expected, rtol=1e-5)
+    scalar = dataclasses.replace(process, mean=jnp.float32(40.0))
+    whole = dataclasses.replace(process, mean=jnp.full(event_shape, 40.0))
+    found = (jax.jit(processes.prior_log_prob)(p, draws[:5]) for p in (scalar, whole))
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+def test_a_process_without_a_mean_counts_as_centered(getkey):
+    class Bare:
+        t_min, t_max = 0.01, 2.0
+        alpha = staticmethod(jnp.ones_like)
+        sigma = time = staticmethod(jnp.asarray)
+
+    x = jax.random.normal(getkey(), (4, 3))
+    expected = processes.prior_log_prob(processes.VE(0.01, 2.0), x)
+    np.testing.assert_array_equal(processes.prior_log_prob(Bare(), x), expected)
+    np.testing.assert_array_equal(processes.data_mean(Bare(), (3,)), np.zeros(3))
+
+
+@each_process
+def test_gradients_by_every_parameter_in_float64(process, getkey):
+    """Of all that a process defines, by central differences."""
+    with jax.enable_x64(True):
+        process = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), process)
+        process = dataclasses.replace(process, mean=jnp.array([0.7, -0.4]))
+        t = times(process)[1:-1]
+        ratios = processes.noise_ratio(process, t)
+        x = jax.random.normal(getkey(), (3, 2), jnp.float64)
+
+        def values(process):
+            return {
+                "alpha": process.alpha(t),
+                "sigma": process.sigma(t),
+                "time": process.time(ratios),
+                "diffusion": processes.diffusion_squared(process, t),
+                "prior": processes.prior_log_prob(process, x),
+                "draws": processes.prior_sample(process, jax.random.key(1), (3, 2), jnp.float64),
+            }
+
+        leaves, treedef = jax.tree.flatten(process)
+        found = jax.jacrev(values)(process)
+        for i, leaf in enumerate(leaves):
+            for j in np.ndindex(leaf.shape):
+                h = 1e-5 * leaf[j]
+
+                def at(sign, i=i, j=j, h=h):
+                    moved = [*leaves[:i], leaves[i].at[j].add(sign * h), *leaves[i + 1 :]]
+                    return values(jax.tree.unflatten(treedef, moved))
+
+                there, back = at(1), at(-1)
+                for name in there:
+                    gradient = jax.tree.leaves(found[name])[i][(..., *j)]
+                    slope = (there[name] - back[name]) / (2 * h)
+                    rounding = 20 * np.finfo(float).eps * np.abs(there[name]).max() / abs(h)
+                    np.testing.assert_allclose(
+                        gradient, slope, rtol=1e-7, atol=rounding, err_msg=f"{name}, leaf {i}"
+                    )
+
+
+@each_process
 def test_time_grid(process):
     rho, n = 7.0, 6
     grid = processes.time_grid(process, n)
@@ -196,7 +268,8 @@ def test_the_leaves_of_a_process_may_be_anything(process):
     gradient = jax.grad(lambda process: process.sigma(t) / process.alpha(t))(process)
     assert type(gradient) is type(process)
     for field in dataclasses.fields(process):
-        value, step = getattr(process, field.name), 1e-3 * getattr(process, field.name)
+        value = getattr(process, field.name)
+        step = 1e-3 * (value or 1.0)
         there, back = (
             dataclasses.replace(process, **{field.name: value + sign * step}) for sign in (1, -1)
         )
@@ -227,6 +300,15 @@ def test_a_constant_rate_is_the_ornstein_uhlenbeck_process():
         (lambda: processes.VPLinear(beta_min=20.0, beta_max=0.1), "beta_min must be below"),
         (lambda: processes.VPLinear(t_min=1.5), "t_min must be below t_max"),
         (lambda: processes.Cosine(t_max=1.0), "t_max must be below 1"),
+        (lambda: processes.VPLinear(mean=[0.0, np.nan]), "mean must be finite"),
+        (
+            lambda: processes.prior_log_prob(processes.VE(mean=jnp.ones(3)), jnp.ones((3, 2))),
+            r"scalar or have the shape of one event, \(2,\), got shape \(3,\)",
+        ),
+        (
+            lambda: processes.prior_sample(processes.EDM(mean=[1.0]), jax.random.key(0), (3, 2)),
+            r"scalar or have the shape of one event, \(2,\), got shape \(1,\)",
+        ),
         (lambda: processes.time_grid(processes.VE(), 0), "num_steps must be at least 1, got 0"),
         (lambda: processes.time_grid(processes.VE(), 3, rho=0.0), "rho must be positive"),
         (lambda: processes.check_times(processes.VE(), [1.0]), "at least two times"),

@@ -14,6 +14,14 @@ So ``alpha``, ``sigma`` and the inverse of ``r`` define a process; drift, diffus
 grids are derived from them by functions that serve any process, one of yours included: any object
 with ``alpha(t)``, ``sigma(t)``, ``time(ratio)``, ``t_min`` and ``t_max``.
 
+Sampling starts from, and likelihoods end at, the prior
+
+    N(alpha(t_max) m, sigma(t_max)^2 I),                                               (5)
+
+with ``m`` the ``mean`` of the process. The noised data have this mean too if ``m`` is that of the
+data. The default, zero, is for data that are centered, or off center by little beside
+``r(t_max)``. A process without the attribute has mean zero.
+
 Noise levels near ``t_min`` are small differences of numbers near one; they are computed with
 ``expm1`` and ``log1p``, which keeps them exact to rounding in float32.
 
@@ -41,6 +49,7 @@ from sm_jax.processes._derived import (
     prior_sample,
     time_grid,
 )
+from sm_jax.processes._location import data_mean
 from sm_jax.processes._processes import EDM, VE, Cosine, GeometricVE, SubVP, VPLinear
 
 __all__ = [
@@ -51,6 +60,7 @@ __all__ = [
     "SubVP",
     "VPLinear",
     "check_times",
+    "data_mean",
     "diffusion_squared",
     "drift",
     "noise_ratio",

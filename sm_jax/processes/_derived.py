@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from sm_jax import _checks
+from sm_jax.processes._location import data_mean
 from sm_jax.typing import ProcessLike, RandomFn
 
 
@@ -118,10 +119,10 @@ def diffusion_squared(process: ProcessLike, t: ArrayLike) -> jax.Array:
 def prior_sample(
     process: ProcessLike, key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
-    """Draw from the prior ``N(0, sigma(t_max)^2 I)``, where sampling starts.
+    """Draw from the prior ``N(alpha(t_max) mean, sigma(t_max)^2 I)``, where sampling starts.
 
     Args:
-        process: any process.
+        process: any process; its ``mean`` is zero if it has none.
         key: a random key.
         shape: ``(B, ...)``.
         dtype: floating dtype of the draws.
@@ -129,23 +130,35 @@ def prior_sample(
     Returns:
         Draws of the given shape.
 
+    Raises:
+        ValueError: the mean of the process is neither a scalar nor of the shape of one event.
+
     Example:
         >>> from sm_jax.processes import VE
         >>> prior_sample(VE(), jax.random.key(0), (4, 2)).shape
         (4, 2)
+        >>> far = VE(sigma_max=1.0, mean=1000.0)
+        >>> print(prior_sample(far, jax.random.key(0), (10_000,)).mean().round())
+        1000.0
     """
-    return process.sigma(process.t_max).astype(dtype) * jax.random.normal(key, shape, dtype)
+    center, sigma = _prior(process, tuple(shape[1:]), _checks.accumulator(dtype))
+    return (center[None] + sigma * jax.random.normal(key, shape, dtype)).astype(dtype)
 
 
 def prior_log_prob(process: ProcessLike, x: ArrayLike) -> jax.Array:
-    """Return the log-density of the prior ``N(0, sigma(t_max)^2 I)``.
+    """Return the log-density of the prior ``N(alpha(t_max) mean, sigma(t_max)^2 I)``.
 
     Args:
-        process: any process.
+        process: any process; its ``mean`` is zero if it has none.
         x: points ``[B, ...]`` at time ``t_max``.
 
     Returns:
         ``[B]``, in nats, summed over the data axes.
+
+    Raises:
+        TypeError: ``x`` is not floating.
+        ValueError: ``x`` is empty, or the mean of the process is neither a scalar nor of the shape
+            of one event.
 
     Example:
         >>> from sm_jax.processes import VE
@@ -153,9 +166,15 @@ def prior_log_prob(process: ProcessLike, x: ArrayLike) -> jax.Array:
         -1.8379
     """
     x = _checks.check_data(x)
-    sigma = process.sigma(process.t_max)
+    center, sigma = _prior(process, x.shape[1:], _checks.accumulator(x.dtype))
     normaliser = _checks.num_dims(x) * (jnp.log(sigma) + 0.5 * jnp.log(2.0 * jnp.pi))
-    return -0.5 * _checks.sum_data_axes((x / sigma.astype(x.dtype)) ** 2) - normaliser
+    return -0.5 * _checks.sum_data_axes(((x - center[None]) / sigma) ** 2) - normaliser
+
+
+def _prior(process, event_shape, dtype):
+    """Return the mean ``[...]`` and the standard deviation of the prior."""
+    scale, sigma = (jnp.asarray(c(process.t_max), dtype) for c in (process.alpha, process.sigma))
+    return scale * data_mean(process, event_shape, dtype), sigma
 
 
 def time_grid(process: ProcessLike, num_steps: int, *, rho: float = 7.0) -> jax.Array:

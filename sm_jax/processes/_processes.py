@@ -35,6 +35,12 @@ def _pytree(process_type: type) -> type:
     return process_type
 
 
+def _check_mean(process: ProcessLike) -> None:
+    known = _checks.concrete(process.mean)
+    if known is not None and not np.all(np.isfinite(known)):
+        raise ValueError(f"mean must be finite, got {process.mean}.")
+
+
 def _check_increasing(process: ProcessLike, low: str, high: str, *, equal: bool = False) -> None:
     for name in (low, high):
         _checks.check_positive(name, getattr(process, name))
@@ -56,9 +62,10 @@ class VE:
     Args:
         sigma_min: smallest noise level, in units of the data.
         sigma_max: largest noise level; well above the spread of the data.
+        mean: mean of the data, where the prior is centered: a scalar, or of the shape of one event.
 
     Raises:
-        ValueError: a level is not positive, or ``sigma_min >= sigma_max``.
+        ValueError: a level is not positive, ``sigma_min >= sigma_max``, or the mean is not finite.
 
     Example:
         >>> from sm_jax.processes import diffusion_squared
@@ -69,8 +76,10 @@ class VE:
 
     sigma_min: ArrayLike = 0.01
     sigma_max: ArrayLike = 50.0
+    mean: ArrayLike = 0.0
 
     def __post_init__(self):
+        _check_mean(self)
         _check_increasing(self, "sigma_min", "sigma_max")
 
     @property
@@ -104,6 +113,7 @@ class EDM(VE):
     Args:
         sigma_min: smallest noise level, for data of standard deviation near 0.5.
         sigma_max: largest noise level.
+        mean: mean of the data, where the prior is centered: a scalar, or of the shape of one event.
 
     Example:
         >>> from sm_jax.processes import time_grid
@@ -123,6 +133,7 @@ class GeometricVE:
     Args:
         sigma_min: noise level at ``t = 0``.
         sigma_max: noise level at ``t = 1``.
+        mean: mean of the data, where the prior is centered: a scalar, or of the shape of one event.
 
     Example:
         >>> print(GeometricVE(sigma_min=0.01, sigma_max=100.0).sigma(0.5).round(6))
@@ -131,8 +142,10 @@ class GeometricVE:
 
     sigma_min: ArrayLike = 0.01
     sigma_max: ArrayLike = 50.0
+    mean: ArrayLike = 0.0
 
     def __post_init__(self):
+        _check_mean(self)
         _check_increasing(self, "sigma_min", "sigma_max")
 
     @property
@@ -172,6 +185,7 @@ class VPLinear:
         beta_min: rate at ``t = 0``, per unit of time.
         beta_max: rate at ``t = 1``.
         t_min: smallest time; ``t_max`` is 1.
+        mean: mean of the data, where the prior is centered: a scalar, or of the shape of one event.
 
     Example:
         >>> process = VPLinear()
@@ -182,8 +196,10 @@ class VPLinear:
     beta_min: ArrayLike = 0.1
     beta_max: ArrayLike = 20.0
     t_min: ArrayLike = 1e-5
+    mean: ArrayLike = 0.0
 
     def __post_init__(self):
+        _check_mean(self)
         _check_increasing(self, "beta_min", "beta_max", equal=True)
         _check_increasing(self, "t_min", "t_max")
 
@@ -222,6 +238,7 @@ class SubVP(VPLinear):
         beta_min: rate at ``t = 0``, per unit of time.
         beta_max: rate at ``t = 1``.
         t_min: smallest time; ``t_max`` is 1.
+        mean: mean of the data, where the prior is centered: a scalar, or of the shape of one event.
 
     Example:
         >>> sub, full = SubVP(), VPLinear()
@@ -246,6 +263,7 @@ class Cosine:
     Args:
         t_min: smallest time, above 0.
         t_max: largest time, below 1, where nothing of the data would be left.
+        mean: mean of the data, where the prior is centered: a scalar, or of the shape of one event.
 
     Example:
         >>> from sm_jax.processes import noise_ratio
@@ -255,8 +273,10 @@ class Cosine:
 
     t_min: ArrayLike = 1e-4
     t_max: ArrayLike = 0.999
+    mean: ArrayLike = 0.0
 
     def __post_init__(self):
+        _check_mean(self)
         _check_increasing(self, "t_min", "t_max")
         largest = _checks.concrete(self.t_max)
         if largest is not None and largest >= 1.0:
