@@ -57,6 +57,8 @@ def _mixture(train: np.ndarray, held_out: np.ndarray, name: str) -> Baseline:
     from sklearn.mixture import GaussianMixture
     from sklearn.model_selection import ShuffleSplit
 
+    if len(train) < 3:
+        raise ValueError(f"it takes 3 examples to choose its components by, not {len(train)}")
     components = [k for k in (1, 5, 10, 50, 100) if k <= len(train) / 10] or [1]
     candidates = [("full", k) for k in components[:3]]
     candidates += [("diag", k) for k in components[1:] or [1]]
@@ -80,6 +82,8 @@ def _kernel_density(train: np.ndarray, held_out: np.ndarray, name: str) -> Basel
     from sklearn.model_selection import KFold
     from sklearn.neighbors import KernelDensity
 
+    if len(train) < _FOLDS:
+        raise ValueError(f"it takes {_FOLDS} examples to choose its bandwidth by, not {len(train)}")
     candidates = [(width,) for width in float(train.std()) * np.geomspace(0.05, 1.0, 16)]
     folds = KFold(_FOLDS)
     log_probs, (width,) = _search(

@@ -150,9 +150,11 @@ def one_line_stops(next_step: str = "") -> Iterator[None]:
     Args:
         next_step: what the user can do in the last two cases.
     """
-    logger = logging.getLogger("absl")  # where Orbax logs, with tracebacks, what it raises later
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    # Here Orbax logs, with tracebacks, what it raises later.
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     except FloatingPointError as error:
@@ -162,7 +164,8 @@ def one_line_stops(next_step: str = "") -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(_fail(f"interrupted. {next_step}" if next_step else "interrupted", 130))
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

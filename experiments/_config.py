@@ -51,7 +51,8 @@ class Training:
     ema_decay: float = 0.999
     """Decay per step of the average of the parameters, which is what samples and evaluates."""
     log_sigma_mean: float = -1.2
-    """Mean of the logarithm of the noise levels trained on, in units of the scaled data."""
+    """Mean of the logarithm of the noise levels trained on, in units of the scaled data (of your
+    own data: of its standard deviation)."""
     log_sigma_std: float = 1.2
     """Standard deviation of the same."""
     seed: int = 0

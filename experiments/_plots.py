@@ -90,7 +90,9 @@ def gif(
     """Writes noise becoming samples, from a path `[steps + 1, N, ...]` of scaled points."""
     # At each level the noised data are brought to one range: it is the picture that emerges.
     spread = np.sqrt(1 + (levels / problem.sigma_data) ** 2)
-    scaled = trajectory / spread.reshape(-1, *[1] * (trajectory.ndim - 1))
+    scaled = problem.mean + (trajectory - problem.mean) / spread.reshape(
+        -1, *[1] * (trajectory.ndim - 1)
+    )
     # Well above the data's spread nothing is to be seen yet: of those levels, the first will do.
     seen = np.flatnonzero(levels < 10 * problem.sigma_data)
     chosen = np.unique([0, *seen[:: max(1, len(seen) // 40)], len(levels) - 1])
@@ -166,7 +168,8 @@ def _scores_of_images(path, run, examples, results, key):
         noised = clean + sigma * jax.random.normal(noise_key, clean.shape)
         denoised = denoiser_from_score(run.score_fn, problem.process)(noised, sigmas)
         spread = jnp.sqrt(1 + (sigma / problem.sigma_data) ** 2)  # brings all to one range
-        return noised / spread, sigma * run.score_fn(noised, sigmas), denoised
+        mean = jnp.broadcast_to(jnp.asarray(problem.mean), problem.event_shape)[None]
+        return mean + (noised - mean) / spread, sigma * run.score_fn(noised, sigmas), denoised
 
     pictures = draw(problem.rows(examples.held_out[:1]), sigmas, key)
     titles = (r"noised, $x_t$", r"score, $\sigma\, s(x_t)$", r"denoised, $D(x_t)$")

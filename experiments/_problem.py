@@ -55,6 +55,7 @@ class Problem:
         integers: the standardized features that are integers; None for none, and for levels.
         label_names: what the labels are called by the user; None in runs of earlier versions,
             where they are called by their numbers.
+        mean: mean of the scaled data, `[...]` or 0, where the noise of the prior is centered.
     """
 
     event_shape: tuple[int, ...]
@@ -67,6 +68,7 @@ class Problem:
     limits: tuple[float, float] | None = None
     integers: _integers.Integers | None = None
     label_names: tuple[str, ...] | None = None
+    mean: float | np.ndarray = 0.0
 
     @property
     def num_dims(self) -> int:
@@ -76,7 +78,7 @@ class Problem:
     @property
     def process(self) -> processes.VE:
         """The noising process of training, sampling and likelihood."""
-        return processes.VE(self.sigma_min, self.sigma_max)
+        return processes.VE(self.sigma_min, self.sigma_max, mean=self.mean)
 
     @property
     def is_image(self) -> bool:
@@ -132,7 +134,8 @@ class Problem:
         for name in ("standardizer", "integers"):
             if values[name] is not None:
                 values[name] = values[name].to_dict()
-        return values | {"event_shape": list(self.event_shape)}
+        mean = np.asarray(self.mean).tolist()
+        return values | {"event_shape": list(self.event_shape), "mean": mean}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Problem":
@@ -150,6 +153,7 @@ class Problem:
                 "limits": None if limits is None else tuple(limits),
                 "integers": None if integers is None else _integers.Integers.from_dict(integers),
                 "label_names": None if names is None else tuple(names),
+                "mean": np.asarray(values.get("mean", 0.0), np.float32),
             }
         )
 
@@ -176,10 +180,14 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
     if isinstance(config, Toy):
         return dataclasses.replace(problem, sigma_min=0.005, sigma_max=50.0), ""
     if problem.num_levels:
-        # Dequantization adds the variance of a uniform cell of width 2 / levels.
-        std = np.std(x, dtype=np.float64)
-        spread = math.sqrt(std**2 + 1 / 12) * 2 / problem.num_levels
-        problem = dataclasses.replace(problem, sigma_data=spread)
+        # Dequantization adds the mean and the variance of a uniform cell of width 2 / levels.
+        width, mean = 2 / problem.num_levels, 0.0
+        variance = np.var(x, dtype=np.float64)
+        if isinstance(config, Array):  # of each number, as their common mean may be far off
+            variance = np.var(x, axis=0, dtype=np.float64).mean()
+            mean = np.float32((np.mean(x, axis=0, dtype=np.float64) + 0.5) * width - 1)
+        spread = math.sqrt(variance + 1 / 12) * width
+        problem = dataclasses.replace(problem, sigma_data=spread, mean=mean)
     else:
         problem, explanation = _standardized(config, problem, examples)
     if not isinstance(config, Array):
@@ -289,9 +297,11 @@ def build(config: Config, problem: Problem) -> ScoreModel:
         process=process,
         weight=functools.partial(losses.edm_weight, sigma_data=problem.sigma_data),
     )
+    # The user's own data may be of any scale; that of the other recipes is known.
+    unit = problem.sigma_data if isinstance(config, Array) else 1.0
     sample_t = functools.partial(
         losses.log_normal_t,
-        mean=options.log_sigma_mean,
+        mean=options.log_sigma_mean + math.log(unit),
         std=options.log_sigma_std,
         uniform=losses.low_discrepancy,
     )
@@ -312,7 +322,9 @@ def build(config: Config, problem: Problem) -> ScoreModel:
         score_fn = score(params, labels, shifts, dropout_key)
         return loss_at(score_fn, x, loss_key, sample_t=sample_t)
 
-    levels = np.geomspace(max(problem.sigma_min, 0.01), min(problem.sigma_max, 20.0), 12)
+    levels = np.geomspace(
+        max(problem.sigma_min, 0.01 * unit), min(problem.sigma_max, 20.0 * unit), 12
+    )
 
     def level_loss(params, batch, key):
         rows, labels = _rows_and_labels(batch)

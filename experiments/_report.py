@@ -56,12 +56,17 @@ def table(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         rows.append(
             (
                 name,
-                f"{row['nats']:.2f} ± {row['standard_error']:.2f}",
-                f"{row['bits_per_dim']:.3f} ± {row['bits_per_dim_standard_error']:.3f}",
+                _measured(row["nats"], row["standard_error"]),
+                _measured(row["bits_per_dim"], row["bits_per_dim_standard_error"], 3),
                 "; ".join(remarks),
             )
         )
     return rows
+
+
+def _measured(value: float, error: float, digits: int = 2) -> str:
+    """Returns a number and its standard error, which a single example has not."""
+    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
 
 
 @contextlib.contextmanager
@@ -81,7 +86,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
         nats, error, num = more["nats"], more["standard_error"], results["num_examples"]
         if nats > 2 * error:
             continue
-        difference = f"{abs(nats):.2f} ± {error:.2f} nats {'less' if nats < 0 else 'more'}"
+        difference = f"{_measured(abs(nats), error)} nats {'less' if nats < 0 else 'more'}"
         if nats < -2 * error:
             said.append(f"Use the {name} instead: the score model has {difference}")
         else:
@@ -89,14 +94,17 @@ def verdict(results: dict[str, Any]) -> list[str]:
                 f"The score model is not shown to be better than the {name}: it has {difference}, "
                 f"which {num} held-out example{'s' * (num > 1)} cannot tell from none"
             )
+    if results["num_examples"] < 10:
+        said.append(f"So few held-out examples ({results['num_examples']}) settle nothing")
     return said + [f"No {name}: {reason}" for name, reason in results.get("left_out", {}).items()]
 
 
 def gap(results: dict[str, Any]) -> str:
     """Returns a sentence on overfitting."""
     return (
-        f"Overfitting gap, training minus held-out: {results['overfitting_gap_nats']:.2f} ± "
-        f"{results['overfitting_gap_standard_error']:.2f} nats"
+        "Overfitting gap, training minus held-out: "
+        + _measured(results["overfitting_gap_nats"], results["overfitting_gap_standard_error"])
+        + " nats"
     )
 
 

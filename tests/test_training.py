@@ -275,6 +275,29 @@ def test_data_on_the_host_gives_the_same_numbers_exactly(cheap):
     assert not np.array_equal(device.params, other.params)
 
 
+@pytest.mark.parametrize("where", [{}, {"device_data_bytes": 0}])
+def test_data_of_64_bits_change_with_a_word_only(cheap, where):
+    """Integers are not wrapped, floats not cut to infinity, nor rounded to their offset."""
+
+    def loss_fn(params, batch, key):
+        return params[0] * batch["n"].astype(float)
+
+    def fit_to(n):
+        return fit(loss_fn, jnp.zeros(2), {"n": n}, num_steps=1, **where)
+
+    n = np.arange(11)
+    fit_to(n + 2**31 - 11)
+    with pytest.raises(ValueError, match=r"data\['n'\] of int64 go from .* to 2147483648, .*int32"):
+        fit_to(n + 2**31 - 10)
+    with pytest.raises(ValueError, match=r"data\['n'\] of uint64 .* as uint32"):
+        fit_to((n + 2**33).astype(np.uint64))
+    with pytest.raises(ValueError, match=r"data\['n'\] of float64 .* as float32, up to 3.4.*scale"):
+        fit_to(n * 1e38)
+    fit_to(n + 1e3)
+    with pytest.warns(UserWarning, match=r"data\['n'\] of float64 .*rounded.* Subtract the mean"):
+        fit_to(n / 10 + 1e6)
+
+
 def test_dispatch_length_changes_nothing_and_one_length_is_compiled(cheap):
     traces = []
 

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sm_jax.data import batch_indices
 from sm_jax.training import checkpoints
+from sm_jax.training._dtypes import narrowed
 from sm_jax.training._logging import RunLog
 from sm_jax.training._parallel import AXIS, check_divisible, data_mesh, replicate, replicated
 from sm_jax.training._state import State, init
@@ -69,6 +70,8 @@ def fit(
         loss_fn: `loss_fn(params, batch, key)` -> [B], the un-reduced loss of each row.
         params: the parameters to start from, a pytree of floating arrays; left as they are.
         data: a pytree of arrays (NumPy, memory-mapped or JAX) with one leading axis of length N.
+            Those of 64 bits become 32, unless JAX is set to 64: integers beyond int32 are refused,
+            and floats that lose more than a thousandth of their spread warned of.
         optimizer: an Optax optimizer, such as `training.adamw`.
         num_steps: the number of updates at which to stop, counted from the start of the run.
         batch_size: B, rows per update over all devices.
@@ -259,6 +262,12 @@ def _resume_or_start(
     return state
 
 
+def _narrowed(data: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: narrowed(x, jax.tree_util.keystr(path)), data
+    )
+
+
 def _dispatcher(
     step: Callable[[State, Any], tuple[State, dict[str, Array]]],
     data: Any,
@@ -289,7 +298,7 @@ def _dispatcher(
 
     jit = partial(jax.jit, donate_argnums=0, out_shardings=whole)
     if on_device:
-        data = jax.tree.map(lambda x: replicate(x, mesh), data)
+        data = jax.tree.map(lambda x: replicate(x, mesh), _narrowed(data))
 
         @partial(jax.jit, out_shardings=by_row)
         def select(data, rows):
@@ -310,15 +319,16 @@ def _dispatcher(
         def gather(start, length):
             chosen = np.asarray(rows(start))[:length]
 
-            def put(x):
-                dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-                return jax.make_array_from_callback(
-                    chosen.shape + x.shape[1:],
-                    by_step_and_row,
-                    lambda index: np.asarray(x[chosen[index[:2]]], dtype),
-                )
+            def put(path, x):
+                def part(index):
+                    places = chosen[index[:2]]
+                    batch = narrowed(np.asarray(x[places.ravel()]), jax.tree_util.keystr(path))
+                    return batch.reshape(*places.shape, *x.shape[1:])
 
-            return jax.tree.map(put, data)
+                shape = chosen.shape + x.shape[1:]
+                return jax.make_array_from_callback(shape, by_step_and_row, part)
+
+            return jax.tree_util.tree_map_with_path(put, data)
 
         run = jit(partial(scan, step))
 

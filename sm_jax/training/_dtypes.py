@@ -1,0 +1,43 @@
+"""Data from the host in the dtypes of the devices: 32 bits, unless JAX is set to 64."""
+
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+
+_COARSE = 1e-3  # of a standard deviation
+
+
+def narrowed(x: Any, name: str = "") -> Any:
+    """Returns data `[N, ...]` in the dtype that JAX holds them in; nothing changes silently.
+
+    Args:
+        x: an array of the host, or of JAX, which is returned as it is.
+        name: what it is called among the data, for messages.
+
+    Raises:
+        ValueError: if a number is beyond the range of that dtype.
+    """
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    if isinstance(x, jax.Array) or dtype == x.dtype:
+        return x
+    x = np.asarray(x)
+    limits = jax.numpy.iinfo(dtype) if x.dtype.kind in "iu" else jax.numpy.finfo(dtype)
+    finite = x[np.isfinite(x)]
+    if finite.size and not limits.min <= finite.min() <= finite.max() <= limits.max:
+        raise ValueError(
+            f"data{name} of {x.dtype} go from {finite.min()} to {finite.max()}, and JAX holds them "
+            f"as {dtype}, up to {limits.max}: shift or scale them, or set jax_enable_x64"
+        )
+    narrow = x.astype(dtype)
+    if x.dtype.kind == "f" and x.ndim:
+        with np.errstate(invalid="ignore"):  # of data that are not finite
+            error, spread = np.abs(narrow - x).max(axis=0), x.std(axis=0)
+        if np.any((error > _COARSE * spread) & (spread > 0)):
+            warnings.warn(
+                f"data{name} of {x.dtype} are far from zero beside their spread: as {dtype} they "
+                f"are rounded by more than {_COARSE:g} of a standard deviation. Subtract the mean",
+                stacklevel=3,
+            )
+    return narrow
