@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 
 
 def wide(score_fn: Callable, x: jax.Array) -> Callable:
@@ -32,6 +33,9 @@ def run(
         state = step(state, given).astype(start.dtype)
         return state, state.astype(x.dtype) if trajectory else None
 
-    last, iterates = jax.lax.scan(body, start, inputs)
-    result = (last if finish is None else finish(last)).astype(x.dtype)
-    return (result, jnp.concatenate([x[None], iterates])) if trajectory else result
+    def loop(x, start, inputs):
+        last, iterates = jax.lax.scan(body, start, inputs)
+        result = (last if finish is None else finish(last)).astype(x.dtype)
+        return (result, jnp.concatenate([x[None], iterates])) if trajectory else result
+
+    return compiled(loop, x, start, inputs)
