@@ -70,8 +70,11 @@ def sliced_wasserstein(
     directions = jax.random.normal(key, (dims, num_projections), dtype)
     directions = directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
 
+    # Seen from a point of x: projections of points far from 0 would be rounded at their distance.
+    origin = jax.lax.stop_gradient(x[:1].reshape(1, dims).astype(dtype))
+
     def quantiles(points):
-        flat = points.reshape(len(points), dims).astype(dtype)
+        flat = points.reshape(len(points), dims).astype(dtype) - origin
         return jnp.sort(jnp.matmul(flat, directions, precision=jax.lax.Precision.HIGHEST), axis=0)
 
     i, j, shares = _common_steps(len(x), len(y))
