@@ -99,9 +99,10 @@ def finite_difference_sliced(
         x: data ``[B, ...]``.
         key: a random key.
         epsilon: step ``h`` along the probe, in units of the data. The bias is ``O(h^2)``. Rounding
-            of the scores costs about ``eps |s| / (4 h)`` for each probe, where ``eps`` is that of
-            the dtype, 1.2e-7 for float32, and rounding of the energies ``eps |E| / h^2``: 1e-2 of
-            the scale of the data is a fair choice for the former, 1e-1 for the latter.
+            of the scores costs about ``eps |s| / (6 h)`` for each probe, rounding of the energies
+            ``eps |E| / (2 h^2)``, where ``eps`` is that of the dtype, 1.2e-7 for float32, and the
+            network rounds its result alone (it does more). A fair choice is 1e-2 of the scale of
+            the data for scores, 1e-1 for energies.
         num_probes: directions per example, averaged.
         probe: as in `sliced`; the signs of its numbers independent.
         variance_reduced: as in `sliced`.
