@@ -75,7 +75,7 @@ def fit_exponential_family(
         x: data ``[n, ...]``. Statistics of very different size are no harm, nearly dependent ones
             are. Where ``x`` is not traced, the derivatives are taken in its dtype and the rest in
             float64: ``x`` and ``x^2`` of float32 data may lie 3e5 standard deviations from zero,
-            of float64 data 2e6. Under ``jit`` all is done in the default floating dtype: 200 in
+            of float64 data 1e6. Under ``jit`` all is done in the default floating dtype: 100 in
             float32. Center and scale data that lie further out.
         weight: ``h``, ``x [B, ...] -> [B, ...]``, row i depending on row i only, differentiated;
             zero at the boundaries of the support. By default 1, for data on the whole space.
@@ -145,11 +145,13 @@ def _solve(xp, slopes, bends, h, h_slope, *, precision: float):
     ``xp`` is NumPy or `jax.numpy`, ``precision`` the relative rounding error of the derivatives.
     """
     n, num = slopes.shape[1:]
+    if xp is np:
+        _check_finite_derivatives(slopes, bends)
     flat = (xp.sqrt(h) * slopes).reshape(-1, num)
     quadratic = flat.T @ flat / n
     sizes = xp.sqrt(xp.diagonal(quadratic))
     if xp is np:
-        _check_derivatives(quadratic, sizes)
+        _check_constants(sizes)
     smallest = xp.linalg.eigvalsh(quadratic / xp.outer(sizes, sizes))[0]
     limit = 100 * num * max(precision**2, float(xp.finfo(slopes.dtype).eps))
     if xp is np:
@@ -183,14 +185,18 @@ def _check_weight(h: jax.Array, x: jax.Array) -> None:
     _checks.check_not_negative("weight(x)", h)
 
 
-def _check_derivatives(quadratic: np.ndarray, sizes: np.ndarray) -> None:
-    """Raise if ``K`` is not finite, or has zeros on its diagonal."""
-    if not np.all(np.isfinite(quadratic)):
-        wrong = np.flatnonzero(~np.isfinite(sizes))
+def _check_finite_derivatives(slopes: np.ndarray, bends: np.ndarray) -> None:
+    """Raise unless the derivatives of all statistics, ``[D, n, K]``, are finite."""
+    finite = (np.isfinite(slopes) & np.isfinite(bends)).all(axis=(0, 1))
+    if not finite.all():
         raise ValueError(
-            f"statistics {wrong.tolist()} have no finite derivatives at some of x: look for "
-            "logarithms and roots at 0."
+            f"statistics {np.flatnonzero(~finite).tolist()} have no finite derivatives at some of "
+            "x: look for logarithms and roots at 0."
         )
+
+
+def _check_constants(sizes: np.ndarray) -> None:
+    """Raise if a statistic has no derivative where the weight is positive."""
     dead = np.flatnonzero(~(sizes > 0))
     if dead.size:
         raise ValueError(
@@ -204,6 +210,6 @@ def _check_regular(smallest: float, limit: float) -> None:
     if smallest < limit:
         raise ValueError(
             "the statistics are linearly dependent over the data, up to rounding: the smallest "
-            f"eigenvalue of their scaled matrix K is {smallest:.3g}, and must be at least "
-            f"{limit:.3g}. Center and scale x, leave a statistic out, or pass more data, or float64."
+            f"eigenvalue of their scaled matrix K is {smallest:.3g}, the least allowed is "
+            f"{limit:.3g}. Center and scale x, leave a statistic out, or pass more data or float64."
         )
