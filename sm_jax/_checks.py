@@ -100,6 +100,21 @@ def concrete(value: ArrayLike) -> np.ndarray | None:
     return known if jnp.issubdtype(known.dtype, jnp.number) else None  # bfloat16 is one too
 
 
+def spacing(x: jax.Array) -> np.ndarray | None:
+    """Return the spacing of floating point numbers at the largest of each row, or None if traced.
+
+    The result is ``[B]``, in float64: the distance of neighbours of ``max_i |x_i|`` in the dtype of
+    ``x [B, ...]``.
+    """
+    known = concrete(x)
+    if known is None:
+        return None
+    largest = np.abs(known.astype(np.float64)).reshape(len(known), -1).max(axis=1)
+    info = jnp.finfo(x.dtype)
+    spacing = np.ldexp(float(info.eps), np.frexp(largest)[1] - 1)
+    return np.maximum(spacing, float(info.smallest_subnormal))
+
+
 def check_key(name: str, key: jax.Array | None) -> None:
     """Raise if there is no key for something that draws random numbers."""
     if key is None:

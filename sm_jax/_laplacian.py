@@ -11,6 +11,9 @@ sum over several vectors needs one pass only: ``D^2 f_l[z, z]`` is summed over t
 which costs one pass (1), and (2) is solved once for the sum. A Hessian-vector product costs two
 passes for each vector, and more memory when it is differentiated.
 
+The sum passes through (2) in the dtype of each result. Below float32 that would round the total,
+where products with the Hessian round single terms, so energies in low precision are left to those.
+
 Operations that are linear add nothing to (2), and those that act on each number alone have their
 two derivatives taken once for all vectors. Any other goes through nested ``jax.jvp``.
 
@@ -74,24 +77,32 @@ class _Operation(NamedTuple):
 
 
 def directional_derivatives(
-    energy_fn: EnergyFn, x: jax.Array, vectors: jax.Array, *, chunk: int | None, unroll: bool
+    energy_fn: EnergyFn,
+    x: jax.Array,
+    vector: Callable[[jax.Array], jax.Array],
+    seeds: jax.Array,
+    *,
+    chunk: int | None,
+    unroll: bool,
 ) -> tuple[jax.Array, jax.Array] | None:
-    """Return ``v' grad E [K, B]`` and ``sum_v v' (grad^2 E) v [B]`` for ``vectors [K, B, ...]``.
+    """Return ``v' grad E [K, B]`` and ``sum_v v' (grad^2 E) v [B]``, ``v = vector(seeds[k])``.
 
-    The vectors are taken one by one, or ``chunk`` at a time, in a loop unless ``unroll``. The
+    ``seeds`` are ``K`` indices, keys or vectors; ``vector`` makes one ``v [B, ...]`` of one of
+    them. The vectors are made one by one, or ``chunk`` at a time, in a loop unless ``unroll``. The
     result is None where the energy has a derivative rule (``jax.custom_vjp``) that knows no forward
-    mode, or passes through complex numbers.
+    mode, or passes through complex numbers or a dtype below float32.
     """
     program = jax.make_jaxpr(energy_fn)(x)
-    if not _is_supported(program.jaxpr):
+    jaxpr = getattr(program, "jaxpr", program)  # JAX 0.11 merges the two classes
+    if not _is_supported(jaxpr):
         return None
     operations: list[_Operation] = []
-    (energy,) = _evaluate(program.jaxpr, program.consts, [_Node(x, 0)], operations)
+    (energy,) = _evaluate(jaxpr, program.consts, [_Node(x, 0)], operations)
     if not isinstance(energy, _Node):  # the energy does not depend on x
-        return jnp.zeros((len(vectors), *energy.shape), energy.dtype), jnp.zeros_like(energy)
+        return jnp.zeros((len(seeds), *energy.shape), energy.dtype), jnp.zeros_like(energy)
 
-    def along(v):
-        z, curved = {0: v}, []
+    def along(seed):
+        z, curved = {0: vector(seed)}, []
         for operation in operations:
             given = tuple(z[node.place] for node in operation.inputs)
             places = (node.place for node in operation.outputs)
@@ -100,7 +111,7 @@ def directional_derivatives(
                 curved.append(operation.second(given))
         return z[energy.place], jax.tree.map(_checks.accumulated, curved)
 
-    slopes, curved = _map_and_sum(along, vectors, chunk, unroll)
+    slopes, curved = _map_and_sum(along, seeds, chunk, unroll)
 
     c: dict[int, jax.Array] = {}
     for operation in operations:
@@ -115,33 +126,37 @@ def directional_derivatives(
     return slopes, c.get(energy.place, jnp.zeros_like(energy.value))
 
 
-def _map_and_sum(along: Callable, vectors: jax.Array, chunk: int | None, unroll: bool):
+def _map_and_sum(along: Callable, seeds: jax.Array, chunk: int | None, unroll: bool):
     """Return the slopes of every vector, stacked, and the sum of their second-order terms."""
     if unroll:
-        slopes, curved = zip(*(along(v) for v in vectors), strict=True)
+        slopes, curved = zip(*(along(seed) for seed in seeds), strict=True)
         return jnp.stack(slopes), jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *curved)
 
-    num = len(vectors)
-    if chunk is None:
-        step = along
-    else:
-        padding = jnp.zeros((-num % chunk, *vectors.shape[1:]), vectors.dtype)  # adds nothing
-        vectors = jnp.concatenate([vectors, padding]).reshape(-1, chunk, *vectors.shape[1:])
+    size = min(chunk or 1, len(seeds))
+    whole = len(seeds) // size * size
 
-        def step(chunk):
-            slopes, curved = jax.vmap(along)(chunk)
-            return slopes, jax.tree.map(lambda terms: terms.sum(axis=0), curved)
+    def step(seeds):
+        if size == 1:  # without an axis that convolutions would carry along
+            slopes, curved = along(seeds[0])
+            return slopes[None], curved
+        slopes, curved = jax.vmap(along)(seeds)
+        return slopes, jax.tree.map(lambda terms: terms.sum(axis=0), curved)
 
     step = jax.checkpoint(step, prevent_cse=False)
 
-    def body(total, vectors):
-        slopes, curved = step(vectors)
+    def body(total, seeds):
+        slopes, curved = step(seeds)
         return jax.tree.map(jnp.add, total, curved), slopes
 
-    _, shapes = jax.eval_shape(step, vectors[0])
+    chunks = seeds[:whole].reshape(-1, size, *seeds.shape[1:])
+    _, shapes = jax.eval_shape(step, chunks[0])
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    curved, slopes = jax.lax.scan(body, start, vectors)
-    return (slopes if chunk is None else slopes.reshape(-1, *slopes.shape[2:])[:num]), curved
+    curved, slopes = jax.lax.scan(body, start, chunks)
+    slopes = slopes.reshape(whole, *slopes.shape[2:])
+    if whole < len(seeds):
+        curved, rest = body(curved, seeds[whole:])
+        slopes = jnp.concatenate([slopes, rest])
+    return slopes, curved
 
 
 def _evaluate(jaxpr, consts: Sequence, arguments: Sequence, operations: list[_Operation]) -> list:
@@ -224,19 +239,22 @@ def _only_elementwise(equation) -> bool:
 
 
 def _is_supported(jaxpr) -> bool:
-    """Whether all derivatives of a program are real and known in forward mode."""
+    """Whether all derivatives of a program are real, precise and known in forward mode."""
     variables = [*jaxpr.constvars, *jaxpr.invars]
     for equation in jaxpr.eqns:
         variables += equation.outvars
         if "custom_vjp" in equation.primitive.name:
             return False
     inner = (part for equation in jaxpr.eqns for part in jaxprs_in_params(equation.params))
-    return not any(map(_is_complex, variables)) and all(map(_is_supported, inner))
+    return all(map(_is_precise, variables)) and all(map(_is_supported, inner))
 
 
-def _is_complex(variable) -> bool:
+def _is_precise(variable) -> bool:
+    """Whether a variable is no complex number, and if floating, float32 at least."""
     dtype = getattr(variable.aval, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        return True
+    return jnp.issubdtype(dtype, jnp.floating) and _checks.accumulator(dtype) == dtype
 
 
 def _bind(equation, values: Sequence) -> Sequence:

@@ -1,20 +1,21 @@
 r"""The divergence of a score, ``tr(grad s)``, exactly or by random probes, with the score itself.
 
-Every function here is a `DivergenceFn` (sm_jax.typing): it takes ``(score_fn, x, key)`` and returns
-``(score [B, ...], divergence [B])`` from one linearisation of the score, so that they can stand in
-for one another through `functools.partial`. With the Jacobian ``J = grad s`` of one row,
-``d x d``,
+`exact`, `hutchinson` and `hutchpp` are `DivergenceFn`s (sm_jax.typing): each takes
+``(score_fn, x, key)`` and returns ``(score [B, ...], divergence [B])`` from one linearisation of
+the score, so that they can stand in for one another through `functools.partial`. `estimate` adds a
+standard error. With the Jacobian ``J = grad s`` of one row, ``d x d``,
 
     tr J = sum_i e_i' J e_i                                     exact, d products,     (1)
     tr J = E[v' J v],  E[v v'] = I                              Hutchinson,            (2)
     tr J = tr(Q' J Q) + tr(P J P),  P = I - Q Q'                Hutch++,               (3)
 
 Hutch++ computes the first term of (3) exactly, on the range ``Q`` of a random sketch of ``J``, and
-estimates the second by (2). All products share one pass of the network; they are made one by one
-(or ``chunk`` at a time) and rematerialised when differentiated, so memory does not grow with their
-number. For the score of an energy (`sm_jax.parameterization.score_from_energy`), whose divergence
-is minus the Laplacian of the energy, (1) and (2) take a forward-mode Laplacian instead of products
-with the Hessian: 0.6 to 0.8 of the time (BENCHMARKS.md).
+estimates the second by (2). All products share one pass of the network. Beyond a few they are made
+one by one (or ``chunk`` at a time), each with its own vector, and rematerialised when
+differentiated: memory grows by one number per row and product, not by one vector. (Hutch++ keeps
+its basis.) For the score of an energy (`sm_jax.parameterization.score_from_energy`), whose
+divergence is minus the Laplacian of the energy, (1) and (2) take a forward-mode Laplacian instead
+of products with the Hessian: 0.6 to 0.8 of the time (BENCHMARKS.md).
 
 The variance of (2) per probe is ``2 (|A|_F^2 - sum_i a_ii^2)`` for Rademacher probes and
 ``2 |A|_F^2`` for normal ones, ``A = (J + J') / 2``; none is unbiased with less variance than
@@ -96,21 +97,22 @@ def exact(
     del key
     x = _checks.check_data(x)
     dims = _checks.num_dims(x)
+
+    def basis(i):
+        e = jax.nn.one_hot(i, dims, dtype=x.dtype).reshape((1, *x.shape[1:]))
+        return jnp.broadcast_to(e, x.shape)
+
     if _checks.carried_energy(score_fn) is not None:
-        basis = jnp.eye(dims, dtype=x.dtype).reshape(dims, 1, *x.shape[1:])
-        basis = jnp.broadcast_to(basis, (dims, *x.shape))
-        derivatives = _energy_derivatives(score_fn, x, basis, chunk)
+        derivatives = _energy_derivatives(score_fn, x, basis, jnp.arange(dims), chunk)
         if derivatives is not None:
             slopes, curvature = derivatives
-            score = -slopes.T.reshape(x.shape).astype(x.dtype)
-            return Divergence(score, -_checks.accumulated(curvature))
+            return Divergence(-slopes.T.reshape(x.shape), -curvature)
 
     # e' J' e = e' J e, and products with J' leave less to remember than products with J.
     score, pull_back = jax.vjp(_checks.checked(score_fn, x), x)
 
     def entry(i):
-        e = jax.nn.one_hot(i, dims, dtype=x.dtype)
-        e = jnp.broadcast_to(e.reshape((1, *x.shape[1:])), x.shape)
+        e = basis(i)
         return _checks.sum_data_axes(pull_back(e)[0] * e)
 
     entries = _map(entry, jnp.arange(dims), chunk, x.ndim - 1)
@@ -150,8 +152,8 @@ def hutchinson(
         [-6.]
     """
     x = _checks.check_data(x)
-    probes = draw_probes(key, x, num_probes, probe)
-    return Divergence(*mean_quadratic_form(score_fn, x, probes, chunk=chunk))
+    draw, keys = probe_source(key, x, num_probes, probe)
+    return Divergence(*mean_quadratic_form(score_fn, x, draw, keys, chunk=chunk))
 
 
 def hutchpp(
@@ -165,7 +167,8 @@ def hutchpp(
     """Return the score and the Hutch++ estimate of its divergence, eq. (3).
 
     It beats `hutchinson` at equal cost where a few directions carry most of the Jacobian, and is
-    exact if its rank is at most ``num_matvecs // 3``.
+    exact, up to rounding, if its rank is at most ``num_matvecs // 3``: the sketch takes normal
+    vectors, which span the range with probability one (random signs do not).
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
@@ -173,7 +176,7 @@ def hutchpp(
         key: a random key.
         num_matvecs: products ``J v`` per row, a third each for the sketch, for the exact part and
             for the residual; at least 3, at most three times the dimension.
-        probe: as in `hutchinson`.
+        probe: probes of the residual, as in `hutchinson`.
 
     Returns:
         ``(score [B, ...], divergence [B])``. Unbiased, and so is its gradient, in which the sketch
@@ -201,10 +204,10 @@ def hutchpp(
     key_sketch, key_residual = jax.random.split(key)
     score, push = jax.linearize(_checks.checked(score_fn, x), x)
 
-    sketch = _map(push, draw_probes(key_sketch, x, num, probe), None, x.ndim - 1)
+    draw, keys = probe_source(key_sketch, x, num, jax.random.normal)
+    sketch = jax.lax.stop_gradient(_map(lambda k: push(draw(k)), keys, None, x.ndim - 1))
     columns = jnp.moveaxis(sketch.reshape(num, x.shape[0], dims), 0, -1)
-    basis, _ = jnp.linalg.qr(columns.astype(_checks.accumulator(x.dtype)))
-    basis = jax.lax.stop_gradient(basis)  # [B, d, num]; (3) holds for any basis
+    basis, _ = jnp.linalg.qr(_checks.accumulated(columns))  # [B, d, num]; (3) holds for any basis
 
     residual = draw_probes(key_residual, x, num, probe).reshape(num, x.shape[0], dims)
     residual = residual - jnp.einsum("bdk,bek,nbe->nbd", basis, basis, residual)
@@ -312,36 +315,79 @@ def rows_are_independent(score_fn: ScoreFn, x: ArrayLike, key: jax.Array) -> jax
     return jnp.all(jax.lax.map(others_stay, jnp.concatenate([bits, ~bits])))
 
 
-def draw_probes(key: jax.Array, x: jax.Array, num_probes: int, probe: RandomFn) -> jax.Array:
-    """Return ``num_probes`` independent probes for every row of ``x``: ``[K, B, ...]``."""
+def probe_source(key: jax.Array, x: jax.Array, num_probes: int, probe: RandomFn):
+    """Return ``(draw, keys [K])``; ``draw(keys[k])`` is one probe for every row, ``[B, ...]``.
+
+    With these a loop makes each probe where it is used.
+    """
     _checks.check_count("num_probes", num_probes)
     _checks.check_key("probe", key)
-    keys = jax.random.split(key, num_probes)
-    return jax.vmap(lambda k: probe(k, x.shape, x.dtype))(keys)
+
+    def draw(key):
+        v = probe(key, x.shape, x.dtype)
+        _check_unit_variance(v)
+        return v
+
+    return draw, jax.random.split(key, num_probes)
+
+
+def draw_probes(key: jax.Array, x: jax.Array, num_probes: int, probe: RandomFn) -> jax.Array:
+    """Return ``num_probes`` independent probes for every row of ``x``: ``[K, B, ...]``."""
+    draw, keys = probe_source(key, x, num_probes, probe)
+    return jax.vmap(draw)(keys)
+
+
+def _check_unit_variance(v: jax.Array) -> None:
+    """Raise if many (concrete) probes have another mean square than 1, by more than chance.
+
+    Of 1,000 numbers of a normal distribution the mean square has a standard deviation of 0.045.
+    """
+    known = _checks.concrete(v) if v.size >= 1000 else None
+    if known is None:
+        return
+    mean_square = np.mean(known.astype(np.float64) ** 2)
+    if not 0.7 < mean_square < 1.4:
+        raise ValueError(
+            f"probes must have identity covariance, E[v v'] = I, but the mean of v_i^2 is "
+            f"{mean_square:.3g} over {v.size} numbers: scale them, or pass jax.random.rademacher, "
+            "jax.random.normal or sm_jax.divergence.sphere."
+        )
 
 
 def mean_quadratic_form(
-    score_fn: ScoreFn, x: jax.Array, vectors: jax.Array, *, chunk: int | None = None
+    score_fn: ScoreFn,
+    x: jax.Array,
+    draw: Callable[[jax.Array], jax.Array],
+    keys: jax.Array,
+    *,
+    chunk: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the score and the mean of ``v' (grad s) v`` over ``vectors [K, B, ...]``: ``[B]``."""
+    """Return the score and the mean of ``v' (grad s) v`` over ``v = draw(keys[k])``: ``[B]``."""
     # For fewer vectors the score itself costs more.
-    if len(vectors) > 2 and _checks.carried_energy(score_fn) is not None:
-        derivatives = _energy_derivatives(score_fn, x, vectors, chunk)
+    if len(keys) > 2 and _checks.carried_energy(score_fn) is not None:
+        derivatives = _energy_derivatives(score_fn, x, draw, keys, chunk)
         if derivatives is not None:
             score = _checks.check_score(score_fn(x), x)
-            return score, -_checks.accumulated(derivatives[1]) / len(vectors)
+            return score, -derivatives[1] / len(keys)
     score, push = jax.linearize(_checks.checked(score_fn, x), x)
-    forms = _map(lambda v: _checks.sum_data_axes(push(v) * v), vectors, chunk, x.ndim - 1)
-    return score, forms.mean(axis=0)
+
+    def form(key):
+        v = draw(key)
+        return _checks.sum_data_axes(_checks.accumulated(push(v)) * v)
+
+    return score, _map(form, keys, chunk, x.ndim - 1).mean(axis=0)
 
 
-def _energy_derivatives(score_fn: ScoreFn, x: jax.Array, vectors: jax.Array, chunk: int | None):
+def _energy_derivatives(
+    score_fn: ScoreFn, x: jax.Array, vector: Callable, seeds: jax.Array, chunk: int | None
+):
     """Return slopes ``[K, B]`` and summed curvatures ``[B]`` of the energy of a score, or None."""
-    unroll = _is_unrolled(len(vectors), chunk, x.ndim - 1)
+    unroll = _is_unrolled(len(seeds), chunk, x.ndim - 1)
     return directional_derivatives(
         lambda x: _checks.check_energy(score_fn.energy_fn(x), x),
         x,
-        vectors,
+        vector,
+        seeds,
         chunk=chunk,
         unroll=unroll,
     )

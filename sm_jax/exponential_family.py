@@ -16,6 +16,10 @@ that is zero at the boundary removes the term: ``h_j = x_j^2`` for data that are
 (Hyvärinen 2007), ``min(x_j, c)`` with less variance (Yu et al. 2019), ``min(x_j - a, b - x_j)`` for
 data cut to ``[a, b]``, the distance to the boundary for data in any other region.
 
+(3) is solved with the statistics scaled to unit size, ``K_kk = 1``. Nearly dependent statistics,
+such as ``x`` and ``x^2`` of data far from zero, make ``K`` badly conditioned: rounding errors of
+(2) are multiplied by one over its smallest eigenvalue, errors of the derivatives, squared, too.
+
 The estimate is asymptotically normal, with the covariance
 
     K^-1 S K^-1 / n,    S = E[g g'],    g = K(x) theta + b(x)    of single examples.    (4)
@@ -68,8 +72,11 @@ def fit_exponential_family(
     Args:
         statistics: ``T``, ``x [B, ...] -> [B, K]``, row i depending on row i only, twice
             differentiable, without a constant among them.
-        x: data ``[n, ...]``. Pass float64 where ``K`` is badly conditioned: statistics of very
-            different size are no harm, nearly dependent ones are.
+        x: data ``[n, ...]``. Statistics of very different size are no harm, nearly dependent ones
+            are. Where ``x`` is not traced, the derivatives are taken in its dtype and the rest in
+            float64: ``x`` and ``x^2`` of float32 data may lie 3e5 standard deviations from zero,
+            of float64 data 1e6. Under ``jit`` all is done in the default floating dtype: 100 in
+            float32. Center and scale data that lie further out.
         weight: ``h``, ``x [B, ...] -> [B, ...]``, row i depending on row i only, differentiated;
             zero at the boundaries of the support. By default 1, for data on the whole space.
 
@@ -81,8 +88,9 @@ def fit_exponential_family(
         TypeError: ``x`` or what ``statistics`` return is not floating.
         ValueError: ``x`` is empty, ``statistics`` do not return ``[n, K]``, ``weight`` changes the
             shape; or (where these are not traced) ``x`` is not finite, ``weight`` is negative, the
-            statistics have no finite derivatives at the data, or ``K`` is singular: some
-            combination of the statistics does not vary over the data.
+            statistics have no finite derivatives at the data, or ``K`` is singular to rounding:
+            some combination of the statistics does not vary over the data, or hardly. Under
+            ``jit`` such a fit is NaN.
 
     Example:
         >>> x = jnp.array([0.5, 1.0, 3.0])  # exponential of rate -theta, on x >= 0
@@ -120,23 +128,44 @@ def fit_exponential_family(
         picked = (_checks.sum_data_axes(v * e)[:, None] for v in weights)
         return (*jax.jvp(slope, (x,), (e,)), *picked)
 
+    tables = jax.lax.map(along, jnp.arange(_checks.num_dims(x)))
+    known = [_checks.concrete(table) for table in tables]
+    if any(table is None for table in known):
+        xp, tables = jnp, [table.astype(float) for table in tables]
+    else:
+        xp, tables = np, [table.astype(np.float64) for table in known]
     with jax.default_matmul_precision("highest"):
-        return _solve(*jax.lax.map(along, jnp.arange(_checks.num_dims(x))))
+        fit = _solve(xp, *tables, precision=float(jnp.finfo(x.dtype).eps))
+    return ExponentialFamilyFit(*(jnp.asarray(value, x.dtype) for value in fit))
 
 
-def _solve(slopes, bends, h, h_slope) -> ExponentialFamilyFit:
-    """Return the fit given the derivatives of the statistics ``[D, n, K]`` and of the weight."""
-    n = slopes.shape[1]
-    quadratic = jnp.einsum("dnk,dnl->kl", h * slopes, slopes) / n
-    each_linear = jnp.sum(h * bends + h_slope * slopes, axis=0)
+def _solve(xp, slopes, bends, h, h_slope, *, precision: float):
+    """Return the four results given the derivatives of the statistics ``[D, n, K]`` and of ``h``.
+
+    ``xp`` is NumPy or `jax.numpy`, ``precision`` the relative rounding error of the derivatives.
+    """
+    n, num = slopes.shape[1:]
+    if xp is np:
+        _check_finite_derivatives(slopes, bends)
+    flat = (xp.sqrt(h) * slopes).reshape(-1, num)
+    quadratic = flat.T @ flat / n
+    sizes = xp.sqrt(xp.diagonal(quadratic))
+    if xp is np:
+        _check_constants(sizes)
+    smallest = xp.linalg.eigvalsh(quadratic / xp.outer(sizes, sizes))[0]
+    limit = 100 * num * max(precision**2, float(xp.finfo(slopes.dtype).eps))
+    if xp is np:
+        _check_regular(smallest, limit)
+    else:
+        sizes = xp.where(smallest > limit, sizes, xp.nan)
+
+    inverse = xp.linalg.inv(quadratic / xp.outer(sizes, sizes)) / xp.outer(sizes, sizes)
+    each_linear = xp.sum(h * bends + h_slope * slopes, axis=0)
     linear = each_linear.mean(axis=0)
-    _check_regular(quadratic)
-    inverse = jnp.linalg.inv(quadratic)
     theta = -inverse @ linear
-    gradients = jnp.einsum("dnk,dnl,l->nk", h * slopes, slopes, theta) + each_linear
+    gradients = xp.sum(h * slopes * (slopes @ theta)[..., None], axis=0) + each_linear
     covariance = inverse @ (gradients.T @ gradients) @ inverse / n**2
-    errors = jnp.sqrt(jnp.diagonal(covariance))
-    return ExponentialFamilyFit(theta, errors, covariance, 0.5 * linear @ theta)
+    return theta, xp.sqrt(xp.diagonal(covariance)), covariance, 0.5 * linear @ theta
 
 
 def _check_finite(x: jax.Array) -> None:
@@ -156,27 +185,31 @@ def _check_weight(h: jax.Array, x: jax.Array) -> None:
     _checks.check_not_negative("weight(x)", h)
 
 
-def _check_regular(quadratic: jax.Array) -> None:
-    """Raise if the (concrete) matrix ``K`` is not finite or singular to rounding."""
-    known = _checks.concrete(quadratic)
-    if known is None:
-        return
-    if not np.all(np.isfinite(known)):
-        wrong = np.flatnonzero(~np.isfinite(np.diagonal(known)))
+def _check_finite_derivatives(slopes: np.ndarray, bends: np.ndarray) -> None:
+    """Raise unless the derivatives of all statistics, ``[D, n, K]``, are finite."""
+    finite = (np.isfinite(slopes) & np.isfinite(bends)).all(axis=(0, 1))
+    if not finite.all():
         raise ValueError(
-            f"statistics {wrong.tolist()} have no finite derivatives at some of x: look for "
-            "logarithms and roots at 0."
+            f"statistics {np.flatnonzero(~finite).tolist()} have no finite derivatives at some of "
+            "x: look for logarithms and roots at 0."
         )
-    sizes = np.sqrt(np.diagonal(known))
+
+
+def _check_constants(sizes: np.ndarray) -> None:
+    """Raise if a statistic has no derivative where the weight is positive."""
     dead = np.flatnonzero(~(sizes > 0))
     if dead.size:
         raise ValueError(
             f"statistics {dead.tolist()} do not vary with x where the weight is positive: leave "
             "constants out."
         )
-    smallest = np.linalg.eigvalsh(known / np.outer(sizes, sizes))[0]
-    if smallest < len(known) * np.finfo(known.dtype).eps:
+
+
+def _check_regular(smallest: float, limit: float) -> None:
+    """Raise if the scaled matrix ``K`` is singular to rounding."""
+    if smallest < limit:
         raise ValueError(
-            f"the statistics are linearly dependent over the data (smallest eigenvalue {smallest} "
-            "of their scaled matrix K): leave one out, or pass more data, or float64."
+            "the statistics are linearly dependent over the data, up to rounding: the smallest "
+            f"eigenvalue of their scaled matrix K is {smallest:.3g}, the least allowed is "
+            f"{limit:.3g}. Center and scale x, leave a statistic out, or pass more data or float64."
         )

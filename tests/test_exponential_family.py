@@ -155,6 +155,62 @@ def test_standard_errors_are_those_of_repetition(getkey):
     assert abs(estimates.mean() + 2.0) < 4.5 * estimates.std() / np.sqrt(1_500) + 4 / 400
 
 
+def gaussian_parameters(x):
+    """The maximum likelihood of ``T = (x, x^2)``, in float64."""
+    x = np.asarray(x, np.float64)
+    return np.array([x.mean(), -0.5]) / x.var()
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize(
+    ("offset", "dtype"),
+    [(0.3, "float32"), (1e3, "float32"), (-3e5, "float32"), (1e6, "float64"), (30, "bfloat16")],
+)
+def test_data_far_from_zero(offset, dtype, scale):
+    """In float32 N(1000, 1) would have a standard deviation of 0.605; ours is that of the data.
+
+    The derivatives of ``T`` are exact. Sums of 1,000 in float64 are rounded by about sqrt(1000)
+    eps, which the smallest eigenvalue of ``K``, about ``1 / offset^2``, magnifies.
+    """
+    x = scale * (offset + np.random.default_rng(2).normal(size=1000))
+    with jax.enable_x64(dtype == "float64"):
+        x = jnp.asarray(x, dtype)
+        fit = fit_exponential_family(powers, x)
+    rounding = 1e-6 + 32 * np.finfo(np.float64).eps * offset**2
+    np.testing.assert_allclose(fit.natural_parameters, gaussian_parameters(x), rtol=rounding)
+    assert fit.covariance.dtype == fit.objective.dtype == jnp.promote_types(dtype, "float32")
+
+
+def test_data_too_far_from_zero_are_refused_and_nan_under_jit():
+    x = (1e6 + np.random.default_rng(2).normal(size=1000)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"smallest eigenvalue.*, the least allowed is 2.84e-12"):
+        fit_exponential_family(powers, x)
+    run = jax.jit(lambda x: fit_exponential_family(powers, x).natural_parameters)
+    assert np.all(np.isnan(run(x - 1e6 + 1e3)))
+    near = x - 1e6 + 50.0
+    np.testing.assert_allclose(run(near), gaussian_parameters(near), rtol=0.02)
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (1e3, 1e-6), (-1e4, 1e6)])
+def test_standard_errors_cover_the_truth_as_often_as_they_state(offset, scale, getkey):
+    """95 % within 1.96 of them, for 2,000 sets of float32 data; and the errors have unit variance.
+
+    The errors are asymptotic: with n = 1,000 their bias is of order 1 / sqrt(n).
+    """
+    x = scale * (offset + jax.random.normal(getkey(), (2_000, 1_000)))
+    theta = np.array([offset / scale, -0.5 / scale**2])
+    with jax.enable_x64(True):
+        run = jax.jit(jax.vmap(lambda x: fit_exponential_family(powers, x)))
+        fit = jax.tree.map(np.asarray, run(x))
+    errors = (fit.natural_parameters - theta) / fit.standard_errors
+    covered = np.mean(np.abs(errors) < 1.96, axis=0)
+    np.testing.assert_allclose(covered, 0.95, atol=4.5 * np.sqrt(0.05 * 0.95 / 2_000) + 0.01)
+    np.testing.assert_allclose(errors.std(axis=0), 1.0, atol=4.5 / np.sqrt(2 * 2_000) + 0.02)
+    whitened = errors[:, 0] * errors[:, 1]
+    stated = fit.covariance[:, 0, 1] / np.prod(fit.standard_errors, axis=1)
+    np.testing.assert_allclose(whitened.mean(), stated.mean(), atol=4.5 * 1.5 / np.sqrt(2_000))
+
+
 def test_events_of_any_shape_and_sizes_of_statistics(getkey):
     """Images; statistics scaled by 1e8 scale the parameters, in float32."""
     x = jax.random.normal(getkey(), (500, 2, 2, 1))

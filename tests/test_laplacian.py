@@ -104,6 +104,12 @@ ENERGIES = {
 X = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
 
 
+def takes_forward_mode(energy_fn, dtype=jnp.float32):
+    x = X.astype(dtype)
+    result = directional_derivatives(energy_fn, x, lambda v: v, x[None], chunk=None, unroll=True)
+    return result is not None
+
+
 def hessians(energy_fn, x):
     return jax.vmap(jax.hessian(lambda row: energy_fn(row[None])[0]))(x)
 
@@ -119,7 +125,7 @@ def test_slopes_and_curvatures_are_those_of_the_gradient_and_the_hessian(name):
         slopes = jnp.einsum("kbi,bi->kb", vectors, gradient)
         curvature = jnp.einsum("kbi,bij,kbj->b", vectors, hessians(energy_fn, x), vectors)
         ours = [
-            directional_derivatives(energy_fn, x, vectors, chunk=chunk, unroll=unroll)
+            directional_derivatives(energy_fn, x, lambda v: v, vectors, chunk=chunk, unroll=unroll)
             for chunk, unroll in ((None, True), (None, False), (3, False))
         ]
         return (slopes, curvature), ours
@@ -214,6 +220,35 @@ def test_dtypes_and_event_shapes_are_kept():
         np.testing.assert_allclose(trace, -12 * (x**2).sum(-1), 1e-14)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_totals_in_low_precision_round_each_term_not_the_sum(dtype):
+    """1,024 terms of up to 12: their sum has a spacing of 32 in bfloat16, of 4 in float16.
+
+    Each term carries a few roundings of its own, of one sign or the other.
+    """
+    x = jnp.linspace(-1.0, 1.0, 4 * 1024).reshape(1024, 4).T.astype(dtype)
+    score_fn = score_from_energy(lambda x: (x**4).sum(-1))
+    terms = -12 * np.asarray(x, np.float64) ** 2
+    tolerance = 4 * float(jnp.finfo(dtype).eps) * np.sqrt((terms**2).sum(-1)).max()
+    assert tolerance < float(jnp.finfo(dtype).eps) * 1024  # a quarter of the total, rounded
+    _, trace = divergence.exact(score_fn, x)
+    np.testing.assert_allclose(trace, terms.sum(-1), rtol=0, atol=tolerance)
+    _, trace = divergence.hutchinson(
+        score_fn, x, jax.random.key(0), num_probes=4
+    )  # diagonal: exact
+    np.testing.assert_allclose(trace, terms.sum(-1), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_energies_in_low_precision_take_the_generic_way(dtype):
+    """Also where only some part of them is narrow."""
+    assert not takes_forward_mode(lambda x: (x**4).sum(-1), dtype)
+    assert not takes_forward_mode(lambda x: (x.astype(jnp.float32) ** 4).sum(-1), dtype)
+    assert not takes_forward_mode(lambda x: jnp.tanh(x.astype(dtype)).astype(x.dtype).sum(-1))
+    assert not takes_forward_mode(jax.jit(lambda x: (x.astype(dtype) ** 2).sum(-1)))
+    assert takes_forward_mode(lambda x: (x**4).sum(-1))
+
+
 def test_labels_in_the_closure_belong_to_their_rows():
     labels = jnp.arange(1.0, 5.0)
     score_fn = score_from_energy(lambda x: labels * jnp.cosh(x).sum(-1))
@@ -228,7 +263,7 @@ def test_an_energy_with_its_own_backward_rule_takes_the_generic_way():
 
     cube.defvjp(lambda x: (x**3, x), lambda x, g: (3 * x**2 * g,))
     energy_fn = jax.jit(lambda x: cube(x).sum(-1))
-    assert directional_derivatives(energy_fn, X, X[None], chunk=None, unroll=True) is None
+    assert not takes_forward_mode(energy_fn)
     _, trace = divergence.exact(score_from_energy(energy_fn), X)
     np.testing.assert_allclose(trace, -6 * X.sum(-1), 1e-4, 1e-4)
     _, trace = divergence.hutchinson(
@@ -245,7 +280,7 @@ def test_an_energy_through_complex_numbers_takes_the_generic_way():
         lambda x: 0.125 * inner(x).sum(-1),
         jax.checkpoint(lambda x: 0.125 * inner(x).sum(-1)),
     ):
-        assert directional_derivatives(energy_fn, X, X[None], chunk=None, unroll=True) is None
+        assert not takes_forward_mode(energy_fn)
         score, trace = divergence.exact(score_from_energy(energy_fn), X)
         np.testing.assert_allclose(score, -0.75 * X, 1e-5, 1e-6)
         np.testing.assert_allclose(trace, np.full(4, -2.25), 1e-5)

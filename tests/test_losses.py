@@ -146,6 +146,163 @@ def test_finite_differences_of_a_linear_score_are_exact(x, getkey, probe):
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("probe", [jax.random.rademacher, jax.random.normal, sphere])
+@pytest.mark.parametrize("epsilon", [1e-3, 1e-2, 0.1])
+@pytest.mark.parametrize(("mean", "dtype"), [(1e5, "float32"), (-1e3, "float32"), (10, "bfloat16")])
+def test_finite_differences_divide_by_the_distance_moved(mean, dtype, epsilon, probe, getkey):
+    """At 1e5 float32 has a spacing of 0.008, bfloat16 at 10 one of 0.06: more than most steps."""
+    x = (mean + jax.random.normal(getkey(), (64, 40))).astype(dtype)
+    v = probe(getkey(), x.shape, x.dtype)
+
+    def score_fn(x):  # of N(mean, 2 I), exact in float32
+        return (-0.5 * (x.astype(jnp.float32) - mean)).astype(x.dtype)
+
+    value = losses.finite_difference_sliced(
+        score_fn, x, getkey(), epsilon=epsilon, probe=lambda *_: v
+    )
+    v, x = np.asarray(v, np.float64), np.asarray(x, np.float64)
+    trace = value - half_square(0.5 * (x - mean))
+    # Scores below 2 are rounded by 2^-8 at most in bfloat16; the points are moved by 2^-4 at least
+    # where v = 1. Errors of 40 numbers add as roots.
+    rounding = 4 * np.sqrt(40) * 2**-8 / 2**-4 if dtype == "bfloat16" else 1e-3
+    np.testing.assert_allclose(trace, -0.5 * (v**2).sum(1), rtol=0, atol=rounding)
+
+
+def test_finite_differences_at_an_offset_have_the_gradient_of_the_implicit_loss(getkey):
+    """In a parameter, in the mean over probes, where off-diagonal terms are there too."""
+    mean = 1e5
+    x = mean + jax.random.normal(getkey(), (4_000, 3))
+
+    def slopes(loss_fn):
+        def value(c):
+            return loss_fn(lambda x: -c * (x - mean) @ A.T, x, jax.random.key(7))
+
+        return np.asarray(jax.jvp(value, (1.0,), (1.0,))[1])
+
+    error = slopes(partial(losses.finite_difference_sliced, epsilon=0.01)) - slopes(losses.implicit)
+    assert_mean(error, 0.0)
+    assert 0.1 < error.std() < 4.0  # the trace is 4.4, and its share would be missed
+
+
+def in_both_precisions(function, x):
+    """The difference of a function in float32 from the same in float64, at the same points."""
+    low = function(x)
+    with jax.enable_x64(True):
+        return np.asarray(low, np.float64) - np.asarray(function(np.asarray(x, np.float64)))
+
+
+@pytest.mark.parametrize("h", [1e-3, 3e-3])
+def test_rounding_of_differences_of_scores_is_as_stated(h, getkey):
+    """``eps |s| / (6 h)``, within a factor of 1.5."""
+    x = 0.1 * jax.random.normal(getkey(), (2_000, 64))
+    v = np.where(np.random.default_rng(0).random(x.shape) < 0.5, -1.0, 1.0)
+    center = np.linspace(1.0, 4.0, 64)[None]
+
+    def value(x):
+        return losses.finite_difference_sliced(
+            lambda x: center.astype(x.dtype) - x,
+            x,
+            jax.random.key(0),
+            epsilon=h,
+            probe=lambda *_: v.astype(x.dtype),
+        )
+
+    error = in_both_precisions(value, x).std()
+    stated = jnp.finfo(jnp.float32).eps * np.linalg.norm(center) / (6 * h)
+    assert 1 / 1.5 < error / stated < 1.5
+
+
+@pytest.mark.parametrize("h", [0.03, 0.1])
+def test_rounding_of_differences_of_energies_is_as_stated(h, getkey):
+    """``eps |E| / (2 h^2)``, within a factor of 1.5."""
+    x = 0.1 * jax.random.normal(getkey(), (2_000, 64))
+    v = np.where(np.random.default_rng(0).random(x.shape) < 0.5, -1.0, 1.0)
+
+    def value(x):
+        shift = np.linspace(600.0, 1400.0, len(x)).astype(x.dtype)
+        return losses.finite_difference_sliced(
+            score_from_energy(lambda x: shift + 0.5 * (x**2).sum(-1)),
+            x,
+            jax.random.key(0),
+            epsilon=h,
+            probe=lambda *_: v.astype(x.dtype),
+            variance_reduced=False,
+        )
+
+    error = in_both_precisions(value, x).std()
+    stated = jnp.finfo(jnp.float32).eps * 1000.0 / (2 * h**2)
+    assert 1 / 1.5 < error / stated < 1.5
+
+
+def counted(energy_fn, calls):
+    def count(x):
+        calls.append(x)
+        return energy_fn(x)
+
+    return count
+
+
+@pytest.mark.parametrize("probe", [jax.random.rademacher, jax.random.normal])
+def test_three_energies_are_the_plain_sliced_loss(probe, getkey):
+    """Value and gradient: exact for a quadratic energy, and of second order in the step else."""
+    with jax.enable_x64(True):
+        x, key = jax.random.normal(getkey(), (5, 3), jnp.float64), getkey()
+
+        def energy_of(theta, quartic):
+            return lambda x: jnp.einsum("bi,ij,bj->b", x, theta, x) + quartic * (x**4).sum(-1)
+
+        def value(loss_fn, theta, quartic=0.0):
+            score_fn = score_from_energy(energy_of(theta, quartic))
+            return loss_fn(score_fn, x, key, probe=probe, num_probes=2, variance_reduced=False)
+
+        def both(loss_fn, quartic=0.0):
+            mean = lambda theta: value(loss_fn, theta, quartic).sum()  # noqa: E731
+            return jax.value_and_grad(mean)(jnp.asarray(A, jnp.float64))
+
+        def differences(h):
+            return partial(losses.finite_difference_sliced, epsilon=h)
+
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-9),
+            both(differences(0.1)),
+            both(losses.sliced),
+        )
+        errors = [
+            jax.tree.map(jnp.subtract, both(differences(h), 0.3), both(losses.sliced, 0.3))
+            for h in (0.02, 0.01)
+        ]
+        for coarse, fine in zip(*errors, strict=True):
+            np.testing.assert_allclose(coarse, 4 * fine, rtol=0.02)
+
+
+def test_energies_are_evaluated_as_often_as_stated(getkey):
+    """One for the examples and two for each probe, and no gradient; else two scores for each."""
+    x, calls = jax.random.normal(getkey(), (5, 3)), []
+    score_fn = score_from_energy(counted(lambda x: (x**4).sum(-1), calls))
+    options = dict(epsilon=0.1, num_probes=3)
+    losses.finite_difference_sliced(score_fn, x, getkey(), variance_reduced=False, **options)
+    assert len(calls) == 1 + 2 * 3
+    assert not any(isinstance(y, jax.core.Tracer) for y in calls)
+    losses.finite_difference_sliced(score_fn, x, getkey(), **options)
+    assert len(calls) == 7 + 2 * 3
+    calls.clear()
+    losses.finite_difference_sliced(
+        score_fn, x.astype(jnp.bfloat16), getkey(), variance_reduced=False, **options
+    )
+    assert len(calls) == 2 * 3
+
+
+def test_energies_whose_points_hardly_move_are_refused(getkey):
+    score_fn = score_from_energy(lambda x: 0.5 * (x**2).sum(-1))
+    loss_fn = partial(losses.finite_difference_sliced, score_fn, key=getkey(), epsilon=0.01)
+    with pytest.raises(
+        ValueError, match=r"epsilon, 0.01, must be at least 8 times.*near x, 0.0078"
+    ):
+        loss_fn(x=jnp.full((2, 3), 1e5), variance_reduced=False)
+    loss_fn(x=jnp.full((2, 3), 1e5))
+    loss_fn(x=jnp.full((2, 3), 1e3), variance_reduced=False)
+
+
 def test_denoising(x, getkey):
     z = jax.random.normal(getkey(), x.shape)
     sigma = jnp.array([0.1, 0.5, 1.0, 2.0, 5.0])
@@ -281,6 +438,74 @@ def test_second_order_denoising(x, getkey):
     ]
     frobenius = 0.5 * jnp.sum(matrix**2, axis=(1, 2))
     np.testing.assert_allclose(np.mean(cube, axis=0), frobenius, rtol=1e-4)
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_every_term_of_the_second_order_trace_goes_through_the_probe(x, getkey, carried):
+    """``1/2 (v' M v)^2``, also for the score of an energy, and in several probes."""
+    z, v = jax.random.normal(getkey(), (2, *x.shape))
+    score_fn = score_from_energy(lambda x: jnp.cosh(x @ A).sum(-1)) if carried else nonlinear_score
+    noised = x + 0.5 * z
+    residual = 0.5 * score_fn(noised) + z
+    outer = residual[:, :, None] * residual[:, None, :]
+    matrix = 0.25 * jacobians(score_fn, noised) + jnp.eye(3)[None] - outer
+    for num in (1, 4):
+        value = losses.second_order_denoising_trace(
+            score_fn,
+            x,
+            getkey(),
+            sigma=0.5,
+            noise=lambda *_: z,
+            divergence=partial(hutchinson, probe=lambda *_: v, num_probes=num),
+        )
+        form = jnp.einsum("bi,bij,bj->b", v, matrix, v)
+        np.testing.assert_allclose(value, 0.5 * form**2, rtol=1e-3, atol=1e-3)
+    whole = losses.second_order_denoising_trace(
+        score_fn, x, getkey(), sigma=0.5, noise=lambda *_: z
+    )
+    expected = 0.5 * jnp.einsum("bii->b", matrix) ** 2
+    np.testing.assert_allclose(whole, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        losses.second_order_denoising,
+        partial(losses.second_order_denoising_trace, divergence=hutchinson),
+        partial(
+            losses.second_order_denoising_trace,
+            divergence=partial(hutchinson, num_probes=2, probe=jax.random.normal),
+        ),
+    ],
+)
+def test_the_best_jacobian_of_second_order_denoising_is_that_of_the_smoothed_data(loss_fn, getkey):
+    """Of a Gaussian of correlation 0.8 under noise of 1: (.595, -.238), not (.498, -.001)."""
+    n, cov = 100_000, jnp.array([[1.0, 0.8], [0.8, 1.0]])
+    x = jax.random.multivariate_normal(getkey(), jnp.zeros(2), cov, (n,))
+    precision, key = np.linalg.inv(np.asarray(cov) + np.eye(2)), getkey()
+
+    def loss(theta):  # the score is the true one, its Jacobian that of theta
+        matrix = jnp.array([[theta[0], theta[1]], [theta[1], theta[0]]])
+
+        def score_fn(y):
+            return jax.lax.stop_gradient(y @ (matrix - precision)) - y @ matrix
+
+        return loss_fn(score_fn, x, key, sigma=1.0)
+
+    start = jnp.zeros(2)
+    hessian = jax.hessian(lambda theta: loss(theta).mean())(start)
+    slopes = jax.jacfwd(loss)(jnp.array(precision[0]))
+    error = np.linalg.solve(np.asarray(hessian, np.float64), np.asarray(slopes, np.float64).T)
+    assert_mean(error.T, 0.0)  # the distance of the minimum from the truth
+    assert error.std(axis=1).max() / np.sqrt(n) < 0.01
+
+
+def test_hutchpp_is_refused_where_it_moves_the_minimum(x, getkey):
+    for divergence in (hutchpp, partial(hutchpp, num_matvecs=3)):
+        with pytest.raises(ValueError, match="chooses its probes by the score"):
+            losses.second_order_denoising_trace(
+                linear_score, x, getkey(), sigma=1.0, divergence=divergence
+            )
 
 
 def test_several_probes_of_second_order_denoising_are_averaged(x, getkey):

@@ -10,13 +10,18 @@ so the Jacobian of a model, ``l`` counting as constant, is fitted by least squar
 
     L(s) = E[1/2 |sigma^2 grad s + I - l l'|_F^2]                                      (3)
          = E[1/2 |(sigma^2 grad s + I - l l') v|^2],    E[v v'] = I,                   (4)
-    L(s) = E[1/2 (sigma^2 tr grad s + d - |l|^2)^2].                                   (5)
+    L(s) = E[1/2 (sigma^2 tr grad s + d - |l|^2)^2]                                    (5)
+        <= E[1/2 (v' (sigma^2 grad s + I - l l') v)^2].                                (6)
+
+A trace in (5) that is estimated by ``v' (grad s) v`` alone adds its variance to the loss, which
+pulls the Jacobian to zero. In (6) every term goes through the same ``v``: the variance added is
+that of a matrix whose mean at the true score is zero, where the minimum stays.
 
 These go with the first-order loss, which they do not replace; they tighten the likelihood of the
 probability-flow ODE.
 
 References: Meng et al. 2021, https://arxiv.org/abs/2111.04726; Lu et al. 2022,
-https://arxiv.org/abs/2206.08265 (eqs. 11 to 13)
+https://arxiv.org/abs/2206.08265 (eqs. 11 to 15)
 """
 
 import jax
@@ -24,7 +29,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.divergence import draw_probes, exact
+from sm_jax.divergence import draw_probes, exact, hutchpp
 from sm_jax.typing import DivergenceFn, RandomFn, ScoreFn
 
 
@@ -88,7 +93,10 @@ def second_order_denoising_trace(
     noise: RandomFn = jax.random.normal,
     divergence: DivergenceFn = exact,
 ) -> jax.Array:
-    """Return ``1/2 (sigma^2 tr grad s + d - |l|^2)^2``, eq. (5).
+    """Return ``1/2 (sigma^2 tr grad s + d - |l|^2)^2``, eq. (5), or with random probes eq. (6).
+
+    The divergence is taken of ``y -> sigma^2 s(y) + y - l l' y``, whose Jacobian is the matrix of
+    (6), so that all its terms go through one probe.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
@@ -96,16 +104,16 @@ def second_order_denoising_trace(
         key: a random key.
         sigma: standard deviation of the noise, in units of the data, a scalar or ``[B]``.
         noise: source of the unit normal noise, with the signature of ``jax.random.normal``.
-        divergence: how the trace is computed. A stochastic one adds its variance times
-            ``sigma^4 / 2`` to the loss.
+        divergence: how the trace is computed: `sm_jax.divergence.exact`, or `hutchinson`, whose
+            probes do not depend on the score. Those of `hutchpp` do, and move the minimum.
 
     Returns:
         ``[B]``, scaled by ``sigma^4``, without units.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, or ``sigma`` is not positive or
-            neither a scalar nor ``[B]``.
+        ValueError: ``x`` is empty, the score has another shape, ``sigma`` is not positive or
+            neither a scalar nor ``[B]``, or ``divergence`` is `hutchpp`.
 
     Example:
         >>> x, key = jnp.zeros((1, 1)), jax.random.key(0)
@@ -116,11 +124,28 @@ def second_order_denoising_trace(
 
     Reference: Lu et al. 2022, https://arxiv.org/abs/2206.08265
     """
+    if getattr(divergence, "func", divergence) is hutchpp:
+        raise ValueError("hutchpp chooses its probes by the score: pass exact or hutchinson.")
     x, sigma, noised, z, key_divergence = _noise(x, key, sigma, noise)
-    score, trace = divergence(score_fn, noised, key_divergence)
-    square = _checks.sum_data_axes(_residual(score, sigma, z) ** 2)
-    variance = sigma.reshape(sigma.shape[:1]) ** 2
-    return 0.5 * (variance * trace + _checks.num_dims(x) - square) ** 2
+    residual = _residual(_checks.check_score(score_fn(noised), x), sigma, z)
+
+    def projection(y):
+        return _checks.sum_data_axes(residual * (y - noised))
+
+    def matrix_fn(y):
+        outer = residual * _checks.expand_like(projection(y), y)
+        return (sigma**2 * score_fn(y) + (y - noised) - outer).astype(y.dtype)
+
+    energy_fn = _checks.carried_energy(score_fn)
+    if energy_fn is not None:
+        variance = sigma.reshape(sigma.shape[:1]) ** 2
+
+        def matrix_energy(y):
+            square = _checks.sum_data_axes((y - noised) ** 2)
+            return variance * energy_fn(y) - 0.5 * square + 0.5 * projection(y) ** 2
+
+        _checks.carry_energy(matrix_fn, matrix_energy)
+    return 0.5 * divergence(matrix_fn, noised, key_divergence)[1] ** 2
 
 
 def _noise(x, key, sigma, noise):

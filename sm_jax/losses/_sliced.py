@@ -2,21 +2,31 @@
 
     L(s) = E[v' (grad s) v + 1/2 (v' s)^2]        plain,                               (1)
     L(s) = E[v' (grad s) v + 1/2 |s|^2]           variance reduced,                    (2)
-    v' (grad s) v = v' (s(x + h v) - s(x - h v)) / (2 h) + O(h^2).                     (3)
+    v' (grad s) v = sum_i v_i^2 (s_i(x + d) - s_i(x - d)) / (2 d_i) + O(h^2),          (3)
+    v' (grad s) v = -(E(x + d) - 2 E(x) + E(x - d)) / h^2 + O(h^2),                    (4)
+    v' s = -(E(x + d) - E(x - d)) / (2 h) + O(h^2),    s = -grad E.                    (5)
 
-Both are unbiased for the implicit loss. With (3) no derivative of the network in ``x`` is taken.
+(1) and (2) are unbiased for the implicit loss. With (3) no derivative of the network in ``x`` is
+taken, with (4) and (5) none of the energy. ``d`` is the step ``h v``, rounded so that ``x + d`` and
+``x - d`` are numbers of the dtype of ``x``: at an offset that is not small against ``h``, the
+numbers that a point can move to are far apart, and ``2 h v`` is not the distance that it moved. In
+(3) each number of the score is divided by its own distance; ``v_i v_j``, ``i != j``, becomes
+``v_i^2 d_j / d_i``, which is zero in the mean too where the signs of a probe are independent.
 
 References: Song et al. 2019, https://arxiv.org/abs/1905.07088 (eqs. 7 and 8); Pang et al. 2020,
 https://arxiv.org/abs/2007.03317
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.divergence import draw_probes, mean_quadratic_form
-from sm_jax.typing import RandomFn, ScoreFn
+from sm_jax.divergence import mean_quadratic_form, probe_source
+from sm_jax.typing import EnergyFn, RandomFn, ScoreFn
 
 
 def sliced(
@@ -54,9 +64,13 @@ def sliced(
     Reference: Song et al. 2019, https://arxiv.org/abs/1905.07088
     """
     x = _checks.check_data(x)
-    probes = draw_probes(key, x, num_probes, probe)
-    score, form = mean_quadratic_form(score_fn, x, probes)
-    return form + _half_square(score, probes, variance_reduced)
+    draw, keys = probe_source(key, x, num_probes, probe)
+    score, form = mean_quadratic_form(score_fn, x, draw, keys)
+    score = _checks.accumulated(score)
+    if variance_reduced:
+        return form + 0.5 * _checks.sum_data_axes(score**2)
+    projections = jax.lax.map(lambda key: _checks.sum_data_axes(draw(key) * score), keys)
+    return form + 0.5 * jnp.mean(projections**2, axis=0)
 
 
 def finite_difference_sliced(
@@ -72,17 +86,25 @@ def finite_difference_sliced(
     """Return the sliced loss with central differences, eq. (3), instead of derivatives.
 
     The score at ``x`` is the mean of the two that the difference takes, so each probe costs two
-    passes of the network and nothing else.
+    passes of the network and nothing else. Where the step is smaller than the spacing of floating
+    point numbers at ``x``, the point moves by that spacing.
+
+    With ``variance_reduced=False`` the score of an energy
+    (`sm_jax.parameterization.score_from_energy`) costs energies alone, eqs. (4) and (5): one for
+    each example and two for each probe. It is that of Pang et al., faster by the gradients that it
+    does not take (BENCHMARKS.md), and needs a larger step; ``x`` in less than float32 goes by (3).
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
         x: data ``[B, ...]``.
         key: a random key.
-        epsilon: step ``h`` along the probe, in units of the data. The bias is ``O(h^2)``, rounding
-            costs about ``1e-7 |s| |v| / h`` in float32: 1e-2 of the scale of the data is a fair
-            choice.
+        epsilon: step ``h`` along the probe, in units of the data. The bias is ``O(h^2)``. Rounding
+            of the scores costs about ``eps |s| / (6 h)`` for each probe, rounding of the energies
+            ``eps |E| / (2 h^2)``, where ``eps`` is that of the dtype, 1.2e-7 for float32, and the
+            network rounds its result alone (it does more). A fair choice is 1e-2 of the scale of
+            the data for scores, 1e-1 for energies.
         num_probes: directions per example, averaged.
-        probe: as in `sliced`.
+        probe: as in `sliced`; the signs of its numbers independent.
         variance_reduced: as in `sliced`.
 
     Returns:
@@ -90,8 +112,9 @@ def finite_difference_sliced(
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, ``num_probes < 1``, or ``epsilon``
-            is not positive.
+        ValueError: ``x`` is empty, the score has another shape, ``num_probes < 1``, ``epsilon``
+            is not positive, or energies are taken at points (where they are not traced) whose
+            spacing is more than an eighth of ``epsilon``.
 
     Example:
         >>> x, key = jnp.ones((1, 3)), jax.random.key(0)
@@ -103,22 +126,69 @@ def finite_difference_sliced(
     """
     x = _checks.check_data(x)
     _checks.check_positive("epsilon", epsilon)
-    probes = draw_probes(key, x, num_probes, probe)
-    step = jnp.asarray(epsilon, x.dtype)
-
-    def one(v):
-        ahead = _checks.accumulated(_checks.check_score(score_fn(x + step * v), x))
-        behind = _checks.accumulated(_checks.check_score(score_fn(x - step * v), x))
-        form = _checks.sum_data_axes(v * (ahead - behind)) / (2.0 * step)
-        return form + _half_square(0.5 * (ahead + behind), v[None], variance_reduced)
-
-    return jnp.mean(jnp.stack([one(v) for v in probes]), axis=0)
+    draw, keys = probe_source(key, x, num_probes, probe)
+    energy_fn = None if variance_reduced else _checks.carried_energy(score_fn)
+    if energy_fn is not None and x.dtype == _checks.accumulator(x.dtype):
+        _check_step(epsilon, x)
+        one = partial(_from_energies, energy_fn, x, _energy(energy_fn, x), epsilon)
+    else:
+        one = partial(_from_scores, score_fn, x, epsilon, variance_reduced)
+    return jnp.mean(jnp.stack([one(draw(key)) for key in keys]), axis=0)
 
 
-def _half_square(score: jax.Array, probes: jax.Array, variance_reduced: bool) -> jax.Array:
-    """Return ``1/2 |s|^2``, or the mean over probes of ``1/2 (v' s)^2``: ``[B]``."""
-    score = _checks.accumulated(score)
+def _from_scores(
+    score_fn: ScoreFn, x: jax.Array, epsilon: ArrayLike, variance_reduced: bool, v: jax.Array
+) -> jax.Array:
+    """Return the loss along ``v`` by eq. (3), ``[B]``."""
+    d = _exact_step(x, v, epsilon)
+    ahead, behind = (_checks.check_score(score_fn(y), x) for y in _moved(x, d))
+    ahead, behind, v = map(_checks.accumulated, (ahead, behind, v))
+    form = _checks.sum_data_axes(v**2 * (ahead - behind) / jnp.where(v == 0, 1, 2 * d))
+    score = 0.5 * (ahead + behind)
     if variance_reduced:
-        return 0.5 * _checks.sum_data_axes(score**2)
-    projections = jax.vmap(lambda v: _checks.sum_data_axes(v * score))(probes)
-    return 0.5 * jnp.mean(projections**2, axis=0)
+        return form + 0.5 * _checks.sum_data_axes(score**2)
+    return form + 0.5 * _checks.sum_data_axes(v * score) ** 2
+
+
+def _from_energies(
+    energy_fn: EnergyFn, x: jax.Array, energy: jax.Array, epsilon: ArrayLike, v: jax.Array
+) -> jax.Array:
+    """Return the loss along ``v`` by eqs. (4) and (5), ``h`` the length moved: ``[B]``."""
+    d = _exact_step(x, v, epsilon)
+    ahead, behind = (_energy(energy_fn, y) for y in _moved(x, d))
+    h_squared = _checks.sum_data_axes(d**2) / _checks.sum_data_axes(v**2)
+    form = (2 * energy - ahead - behind) / h_squared
+    return form + (ahead - behind) ** 2 / (8 * h_squared)
+
+
+def _exact_step(x: jax.Array, v: jax.Array, epsilon: ArrayLike) -> jax.Array:
+    """Return ``d`` near ``h v``, with ``x + d`` and ``x - d`` exact in the dtype of ``x``.
+
+    It moves every number away from zero, where the spacing is the wider, and by one spacing at
+    least. XLA may leave out conversions to a narrow dtype, but not ``reduce_precision``.
+    """
+    info = jnp.finfo(x.dtype)
+    size, length = (jnp.abs(_checks.accumulated(value)) for value in (x, v))
+    step = jnp.maximum(jnp.asarray(epsilon, size.dtype) * length, float(info.eps) * size)
+    away = jax.lax.reduce_precision(size + step, info.nexp, info.nmant)
+    return jnp.sign(v) * (away - size)
+
+
+def _moved(x: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return ``x + d`` and ``x - d`` in the dtype of ``x``."""
+    center = _checks.accumulated(x)
+    return (center + d).astype(x.dtype), (center - d).astype(x.dtype)
+
+
+def _energy(energy_fn: EnergyFn, x: jax.Array) -> jax.Array:
+    return _checks.accumulated(_checks.check_energy(energy_fn(x), x))
+
+
+def _check_step(epsilon: ArrayLike, x: jax.Array) -> None:
+    """Raise where the (concrete) points have a spacing that is not small against the step."""
+    spacing, step = _checks.spacing(x), _checks.concrete(epsilon)
+    if spacing is not None and step is not None and np.any(spacing.max() > step / 8):
+        raise ValueError(
+            f"epsilon, {epsilon}, must be at least 8 times the spacing of the {x.dtype} numbers "
+            f"near x, {spacing.max():.3g}: raise it, center x, or pass variance_reduced=True."
+        )
