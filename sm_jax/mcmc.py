@@ -34,8 +34,9 @@ class Diagnostics(NamedTuple):
     """What a path says of its own convergence.
 
     Attributes:
-        effective_sample_size: of the mean of each number of the event, all chains together,
-            ``[...]``: independent draws of the same standard error.
+        effective_sample_size: of the mean of each number of the event, all chains together, each
+            split in halves as for R-hat, ``[...]``: independent draws of the same standard error.
+            It does not depend on the units. 0 where no chain moves, NaN where there is a NaN.
         split_rhat: rank-normalized split R-hat of each, ``[...]``: 1 for chains that have
             converged and agree; above 1.01 they have not, or one of them drifts.
         acceptance_rate: share of the steps of each chain that moved, ``[B]``.
@@ -118,6 +119,17 @@ def log_density(energy_fn: EnergyFn) -> Callable[[jax.Array], jax.Array]:
     return density_fn
 
 
+def _wide(x: jax.Array) -> jax.Array:
+    """Return ``x`` in the default floating dtype at least, as blackjax makes numbers of its own."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.zeros(()).dtype))
+
+
+def _wide_log_density(energy_fn: EnergyFn, x: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """Return `log_density` from and to that dtype, of an energy that sees the dtype of ``x``."""
+    density_fn = log_density(energy_fn)
+    return lambda y: _wide(density_fn(y.astype(x.dtype)))
+
+
 def diagnostics(path: ArrayLike) -> Diagnostics:
     """Return effective sample size, split R-hat and acceptance of chains, by blackjax.
 
@@ -150,10 +162,16 @@ def diagnostics(path: ArrayLike) -> Diagnostics:
     event = path.shape[2:]
     flat = _checks.accumulated(path).reshape(*path.shape[:2], -1)
 
-    def of_each_number(statistic):
-        return jax.vmap(lambda path: statistic(path, chain_axis=1, sample_axis=0), -1)(flat)
+    def of_each_number(statistic, path):
+        return jax.vmap(lambda path: statistic(path, chain_axis=1, sample_axis=0), -1)(path)
 
-    size, rhat = of_each_number(blackjax.ess), of_each_number(blackjax.rhat)
+    # In units of the largest distance, as its squares would underflow or overflow; half by half.
+    away = flat - flat[:1, :1]
+    largest = jnp.abs(away).max(axis=(0, 1), keepdims=True)
+    away = away / jnp.where(largest > 0.0, largest, 1.0)
+    half = path.shape[0] // 2
+    halves = jnp.concatenate([away[:half], away[half : 2 * half]], axis=1)
+    size, rhat = of_each_number(blackjax.ess, halves), of_each_number(blackjax.rhat, flat)
     moved = jnp.any(flat[1:] != flat[:-1], axis=-1).mean(axis=0)
     return Diagnostics(size.reshape(event), rhat.reshape(event), moved)
 
@@ -207,7 +225,7 @@ def nuts(
     _checks.check_count("num_warmup", num_warmup)
     _checks.check_count("max_doublings", max_doublings)
     _check_share("target_acceptance", target_acceptance)
-    density_fn = log_density(energy_fn)
+    density_fn = _wide_log_density(energy_fn, x)
 
     def chain(x, key):
         key_warmup, key_run = jax.random.split(key)
@@ -227,8 +245,8 @@ def nuts(
         return jax.lax.scan(step, state, jax.random.split(key_run, num_samples))[1]
 
     keys = jax.random.split(key, x.shape[0])
-    samples, accepted, divergent = jax.vmap(chain, out_axes=1)(x, keys)
-    return Draws(samples, accepted.mean(axis=0), divergent.sum(axis=0))
+    samples, accepted, divergent = jax.vmap(chain, out_axes=1)(_wide(x), keys)
+    return Draws(samples.astype(x.dtype), accepted.mean(axis=0), divergent.sum(axis=0))
 
 
 def mclmc(
@@ -254,7 +272,7 @@ def mclmc(
             for each, which are discarded.
 
     Returns:
-        Samples ``[num_samples, B, ...]``.
+        Samples ``[num_samples, B, ...]``; NaN in the chains that never moved.
 
     Raises:
         TypeError: ``x`` is not floating.
@@ -276,7 +294,7 @@ def mclmc(
     _checks.check_count("num_warmup", num_warmup, minimum=10)
     if _checks.num_dims(x) < 2:
         raise ValueError(f"mclmc needs events of at least two numbers, got x of shape {x.shape}.")
-    density_fn = log_density(energy_fn)
+    density_fn = _wide_log_density(energy_fn, x)
     kernel = blackjax.mclmc.build_kernel()
     share = 1.0 / 3.0
 
@@ -301,7 +319,10 @@ def mclmc(
 
         return jax.lax.scan(step, state, jax.random.split(key_run, num_samples))[1]
 
-    return jax.vmap(chain, out_axes=1)(x, jax.random.split(key, x.shape[0]))
+    samples = jax.vmap(chain, out_axes=1)(_wide(x), jax.random.split(key, x.shape[0]))
+    moved = jnp.any(samples != samples[:1], axis=(0, *range(2, samples.ndim)))
+    moved = _checks.expand_like(moved | (num_samples == 1), samples[0])
+    return jnp.where(moved[None], samples, jnp.nan).astype(x.dtype)
 
 
 def smc(

@@ -245,7 +245,8 @@ def count_evaluations(sampler, *args, energy=False, **options):
 
 def test_number_of_evaluations(getkey):
     key, options = getkey(), {"step_size": 0.3, "num_steps": 4}
-    assert count_evaluations(samplers.mala, key, **options) == 9
+    assert count_evaluations(samplers.mala, key, **options) == 17
+    assert count_evaluations(samplers.mala, key, num_panels=4, **options) == 33
     assert count_evaluations(samplers.mala, key, energy=True, **options) == 5
     assert count_evaluations(samplers.underdamped, key, **options) == 5
     assert count_evaluations(samplers.mode_seeking, **options) == 4

@@ -1,6 +1,7 @@
 """The bridge to blackjax: moments and normalizers that are known, diagnostics in closed form."""
 
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -391,3 +392,56 @@ def test_missing_blackjax_is_named(monkeypatch, getkey):
 def test_bad_input(call, error, message, getkey):
     with pytest.raises(error, match=message):
         call(getkey())
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e16, 1e30])
+def test_diagnostics_do_not_depend_on_the_units(scale, getkey):
+    path = autoregressive(getkey(), (400, 3, 2), 0.5)
+    plain, scaled = mcmc.diagnostics(path), mcmc.diagnostics(path * scale)
+    for before, after in zip(plain, scaled, strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-3)
+
+
+def test_effective_sample_size_is_of_split_chains(getkey):
+    """Against ArviZ's definition: a chain that jumps halfway counts as two that disagree."""
+    path = jax.random.normal(getkey(), (2_000, 1, 1)).at[1_000:].add(10.0)
+    halves = jnp.concatenate([path[:1_000], path[1_000:]], axis=1)
+    found, split = mcmc.diagnostics(path), mcmc.diagnostics(halves)
+    assert float(found.effective_sample_size[0]) < 10
+    assert float(found.split_rhat[0]) > 1.5
+    assert float(split.effective_sample_size[0]) < 10
+    stuck = mcmc.diagnostics(jnp.broadcast_to(jnp.arange(3.0)[None, :, None], (50, 3, 1)))
+    assert float(stuck.effective_sample_size[0]) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("bits", [False, True])
+def test_blackjax_keeps_the_dtype_of_the_points(dtype, bits, getkey):
+    """Also of float32 and of less among 64 bits; the energy sees the dtype of the points."""
+    if dtype == jnp.float64 and not bits:
+        pytest.skip("no float64 without 64 bits")
+
+    def energy_fn(x):
+        assert x.dtype == dtype
+        return 0.5 * jnp.sum(x**2, axis=-1)
+
+    with jax.enable_x64(bits):
+        x = jnp.ones((2, 3), dtype)
+        nuts = partial(mcmc.nuts, energy_fn, num_samples=3, num_warmup=20)
+        mclmc = partial(mcmc.mclmc, energy_fn, num_samples=3, num_warmup=30)
+        assert jax.eval_shape(nuts, x, getkey()).samples.dtype == dtype
+        assert jax.eval_shape(mclmc, x, getkey()).dtype == dtype
+
+
+def test_mclmc_returns_nan_for_chains_that_never_moved(getkey):
+    """Behind walls, one chain starts inside and one where the gradient is NaN."""
+
+    def energy_fn(x):
+        inside = jnp.all(x > -5.0, axis=-1)
+        return jnp.where(inside, 0.5 * jnp.sum(x**2, axis=-1), jnp.nan)
+
+    x = jnp.array([[0.5, 0.5], [-9.0, -9.0]])
+    samples = np.asarray(mcmc.mclmc(energy_fn, x, getkey(), num_samples=50, num_warmup=300))
+    assert np.isnan(samples[:, 1]).all()
+    assert np.isfinite(samples[:, 0]).all()
+    assert len(np.unique(samples[:, 0, 0])) > 1

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import integrate as scipy_integrate
 from scipy import special, stats
 
-from sm_jax import samplers
+from sm_jax import densities, samplers
 from sm_jax.parameterization import score_from_energy
+from sm_jax.samplers._metropolis import simpson
 from tests.oracles import assert_mean
 
 # A quartic density, E = x^4 / 4, on which Simpson's rule is exact; of known draws and CDF.
@@ -227,3 +229,66 @@ def test_mala_keeps_the_dtype_of_the_points(getkey):
             getkey(),
         )
         assert found.x.dtype == found.step_size.dtype == jnp.float32
+
+
+MIXTURE = densities.gaussian_mixture([0.3, 0.7], [[-1.5], [1.0]], [0.3, 0.8])
+LEFT = 0.3 * stats.norm.cdf(0.9 / 0.3**0.5) + 0.7 * stats.norm.cdf(-1.6 / 0.8**0.5)
+
+
+def share_left(score_fn, x, key, **options):
+    """Which chains end left of -0.6, at the step that the adaptation finds, and its acceptance."""
+    key_adapt, key_run = jax.random.split(key)
+    found = samplers.adapt_step_size(
+        score_fn, x[:500], key_adapt, step_size=0.1, num_steps=400, **options
+    )
+    chain = samplers.mala(score_fn, x, key_run, step_size=found.step_size, num_steps=60, **options)
+    return chain.x[:, 0] < -0.6, chain.acceptance_rate.mean()
+
+
+@pytest.mark.parametrize("num_panels", [2, 4])
+def test_a_bare_score_keeps_the_weights_of_modes_at_the_adapted_step(num_panels, getkey):
+    """One panel and no check made 0.219 of 0.310, two without the check 0.338."""
+    x = MIXTURE.sample(getkey(), 40_000)
+    run = jax.jit(partial(share_left, lambda x: MIXTURE.score(x), num_panels=num_panels))
+    left, accepted = run(x, getkey())
+    assert abs(float(accepted) - 0.574) < 0.04
+    assert abs(float(left.mean()) - LEFT) < 4.5 * np.sqrt(0.21 / 40_000) + 0.001
+
+
+def test_a_bare_score_keeps_the_weights_of_modes_in_ten_dimensions(getkey):
+    """The same modes along the first of ten numbers, the others normal."""
+
+    def score_fn(x):
+        return jnp.concatenate([MIXTURE.score(x[:, :1]), -x[:, 1:]], axis=1)
+
+    rest = jax.random.normal(getkey(), (20_000, 9))
+    x = jnp.concatenate([MIXTURE.sample(getkey(), 20_000), rest], axis=1)
+    left, accepted = jax.jit(partial(share_left, score_fn))(x, getkey())
+    assert abs(float(accepted) - 0.574) < 0.04
+    assert abs(float(left.mean()) - LEFT) < 4.5 * np.sqrt(0.21 / 20_000) + 0.001
+
+
+@pytest.mark.parametrize("num_panels", [2, 4])
+def test_two_rules_that_disagree_reject(num_panels, getkey):
+    """A score with a spike in the middle of every segment that only the finer rule can see."""
+    values = jax.random.normal(getkey(), (2 * num_panels + 1, 3)).astype(jnp.float32)
+    rule = scipy_integrate.simpson(np.asarray(values), dx=0.5 / num_panels, axis=0)
+    np.testing.assert_allclose(simpson(values), rule, rtol=1e-5, atol=1e-6)
+    wild = samplers.mala(
+        lambda x: 50.0 * jnp.sin(40.0 * x), jnp.zeros((4, 1)), getkey(), step_size=1.0, num_steps=20
+    )
+    assert float(wild.acceptance_rate.max()) < 0.2
+
+
+@pytest.mark.parametrize("num_panels", [1, 3])
+def test_the_number_of_panels_is_even(num_panels, getkey):
+    for sampler in (samplers.mala, samplers.adapt_step_size):
+        with pytest.raises(ValueError, match="num_panels must be"):
+            sampler(
+                logistic_score,
+                jnp.ones((2, 1)),
+                getkey(),
+                step_size=0.1,
+                num_steps=1,
+                num_panels=num_panels,
+            )

@@ -530,3 +530,50 @@ def test_bad_score(sampler):
         sampler(lambda x, t: x[:1], jnp.ones((2, 3)), process=processes.VE())
     with pytest.raises(TypeError, match="x must have a floating dtype"):
         sampler(lambda x, t: x, jnp.ones((2, 3), int), process=processes.VE())
+
+
+@pytest.mark.parametrize("predictor", [samplers.dpm_solver_pp, samplers.dpm_solver_sde])
+def test_multistep_predictors_are_refused(predictor, getkey):
+    """Of which single steps would be of order 1."""
+    for given in (predictor, partial(predictor, denoise=False)):
+        with pytest.raises(ValueError, match=f"{predictor.__name__} is a multistep sampler"):
+            samplers.predictor_corrector(
+                lambda x, t: -x,
+                jnp.ones((2, 1)),
+                getkey(),
+                process=processes.VPLinear(),
+                predictor=given,
+            )
+
+
+def test_the_churn_of_a_predictor_is_of_all_steps(getkey):
+    """A score of zero under VE: all variance is what the churn of each step has added."""
+    process, churn = processes.VE(sigma_min=0.5, sigma_max=8.0), 2.0
+    times = np.array([8.0, 4.0, 2.0, 1.0, 0.5])
+    out = samplers.predictor_corrector(
+        lambda x, t: 0.0 * x,
+        jnp.zeros((40_000, 1)),
+        getkey(),
+        process=process,
+        times=times,
+        predictor=partial(samplers.heun, churn=churn),
+        num_corrector_steps=0,
+        denoise=False,
+    )
+    raised = np.minimum(times[:-1] * (1 + min(churn / 4, 2**0.5 - 1)), 8.0)
+    expected = np.sum(raised**2 - times[:-1] ** 2)
+    none = samplers.predictor_corrector(
+        lambda x, t: 0.0 * x,
+        jnp.zeros((40_000, 1)),
+        getkey(),
+        process=process,
+        times=times,
+        predictor=partial(samplers.heun, churn=0.4),
+        num_corrector_steps=0,
+        denoise=False,
+    )
+    little = np.sum(np.minimum(times[:-1] * 1.1, 8.0) ** 2 - times[:-1] ** 2)
+    for points, variance in ((out, expected), (none, little)):
+        error = variance * np.sqrt(2 / 40_000)
+        assert abs(float(jnp.var(points)) - variance) < 4.5 * error
+    assert expected > 3.0 * little

@@ -245,3 +245,19 @@ def test_integration_wants_one_energy_per_example():
     x = jnp.ones((3, 4, 2))
     with pytest.raises(ValueError, match=r"one number per example, shape \(4,\), got \(4, 2\)"):
         thermodynamic_integration(lambda x, t: x, x, process=PROCESSES["VE"])
+
+
+def test_levels_that_begin_below_the_prior_are_refused(getkey):
+    """Weighed against the prior of 50, the level at 5 came out 29 nats too high."""
+    process = processes.VE(sigma_min=0.01, sigma_max=50.0)
+    energy, log_z, noised = gaussian_energy(process, 1.0)
+    times = jnp.array([5.0, 2.0, 1.0, 0.5])
+    x = processes.prior_sample(process, getkey(), (8, 2))
+    options = {"process": process, "times": times}
+    with pytest.raises(ValueError, match=r"begin at 5, below t_max = 50.*pass log_normalizer"):
+        thermodynamic_integration(energy, x, getkey(), **options)
+    given = jnp.sqrt(noised(times))[:, None, None] * jax.random.normal(getkey(), (4, 8, 2))
+    with pytest.raises(ValueError, match="below t_max"):
+        thermodynamic_integration(energy, given, **options)
+    found = thermodynamic_integration(energy, given, log_normalizer=log_z(5.0, 2), **options)
+    np.testing.assert_allclose(found.value, log_z(times, 2), atol=1e-3)

@@ -81,13 +81,15 @@ def thermodynamic_integration(
         process: the process that the energy was trained for.
         num_levels: number of levels ``L`` of ``processes.time_grid(process, L - 1, rho=20)``, 65 by
             default; for given samples, their own number.
-        times: instead of ``num_levels``: strictly decreasing times ``[L]``.
+        times: instead of ``num_levels``: strictly decreasing times ``[L]``, the first of them
+            ``process.t_max``, where the prior is. From a lower one ``log_normalizer`` has to be
+            known, and the chains have to start from draws of that level.
         step_size: step of MALA over ``sigma(t)^2``, the same at all levels.
         num_steps: steps of MALA at each level: in all ``L (num_steps + 1)`` evaluations of the
             energy with its gradient, and ``4 L`` of the energy; only these for given samples.
         sigma_data: standard deviation of the data, ``d`` in (1); the nearer, the fewer levels are
             needed.
-        log_normalizer: ``log Z`` at the first time, if known; by default eq. (3).
+        log_normalizer: ``log Z`` at the first time, if known; by default eq. (3) at ``t_max``.
 
     Returns:
         ``LogNormalizers(times [L], value [L], standard_error [L], acceptance_rate [L])``, in nats.
@@ -97,7 +99,8 @@ def thermodynamic_integration(
         ValueError: ``x`` holds fewer than two chains or, without a key, not one set of samples for
             each time; the energy has the wrong shape; a count is too small; ``num_levels`` and
             ``times`` are both given; the step or ``sigma_data`` is not positive; the times are not
-            strictly decreasing or leave the range of the process.
+            strictly decreasing, leave the range of the process, or begin below ``t_max`` without
+            a ``log_normalizer``.
 
     Example:
         >>> from sm_jax import processes
@@ -130,6 +133,7 @@ def thermodynamic_integration(
             f"without a key x must hold samples at each of the {times.shape[0]} times, "
             f"[L, B, ...], got shape {x.shape}: pass a key to draw them."
         )
+    _check_start(process, times, log_normalizer)
     start = x[0] if given else x
     if start.shape[0] < 2:
         raise ValueError(f"at least two chains are needed for an error, got {start.shape[0]}.")
@@ -185,6 +189,19 @@ def thermodynamic_integration(
     spread = (integrals + influence[None]).std(axis=1, ddof=1)
     error = spread / jnp.sqrt(jnp.asarray(integrals.shape[1], spread.dtype))
     return LogNormalizers(times, first + integrals.mean(axis=1), error, accepted)
+
+
+def _check_start(process: ProcessLike, times: jax.Array, log_normalizer: ArrayLike | None):
+    """Raise where eq. (3) would weigh the prior against a level that it is not the prior of."""
+    first, last = _checks.concrete(times), _checks.concrete(process.t_max)
+    if log_normalizer is not None or first is None or last is None:
+        return
+    if first[0] < (1.0 - 1e-5) * last:
+        raise ValueError(
+            f"times begin at {first[0]:.6g}, below t_max = {last:.6g}, where the prior is no "
+            "estimate of the normalizer: begin at process.t_max, or pass log_normalizer, that of "
+            "the first time, and x drawn there."
+        )
 
 
 def _log_mean_ratio(log_ratio: jax.Array, from_model: bool) -> tuple[jax.Array, jax.Array]:

@@ -44,6 +44,7 @@ def adapt_step_size(
     num_steps: int,
     energy_fn: EnergyFn | None = None,
     target_acceptance: float = 0.574,
+    num_panels: int = 2,
 ) -> AdaptedStep:
     """Run `mala` while adapting its step to an acceptance rate, eqs. (1) to (3).
 
@@ -60,6 +61,7 @@ def adapt_step_size(
         energy_fn: ``x [B, ...] -> [B]``, as for `mala`.
         target_acceptance: wanted mean probability of acceptance, between 0 and 1. The default is
             the best one in high dimensions; in a few, 0.6 to 0.8.
+        num_panels: as for `mala`, which is to run with the same.
 
     Returns:
         ``AdaptedStep(step_size [], x [B, ...])``.
@@ -67,8 +69,8 @@ def adapt_step_size(
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, the score or the energy has the wrong shape, neither is given,
-            ``num_steps < 1``, ``step_size`` is not positive, or ``target_acceptance`` is not
-            between 0 and 1.
+            ``num_steps < 1``, ``num_panels`` is not even and positive, ``step_size`` is not
+            positive, or ``target_acceptance`` is not between 0 and 1.
 
     Example:
         >>> x, key = jnp.zeros((64, 2)), jax.random.key(0)
@@ -87,7 +89,7 @@ def adapt_step_size(
     known = _checks.concrete(target_acceptance)
     if known is not None and not 0.0 < known < 1.0:
         raise ValueError(f"target_acceptance must be between 0 and 1, got {target_acceptance}.")
-    evaluate, gain = target(score_fn, energy_fn, x)
+    evaluate, gain = target(score_fn, energy_fn, x, num_panels)
     first = jnp.log(jnp.asarray(step_size, _checks.accumulator(x.dtype)))
 
     def body(state, given):

@@ -19,6 +19,7 @@ Reference: Song et al. 2021, section 4.2 and appendix G, https://arxiv.org/abs/2
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,8 @@ from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax.samplers._ancestral import reverse_diffusion
-from sm_jax.samplers._diffusion import _finish, _grid
+from sm_jax.samplers._diffusion import _finish, _grid, heun
+from sm_jax.samplers._dpm_solver import dpm_solver_pp, dpm_solver_sde
 from sm_jax.samplers._langevin import langevin_step
 from sm_jax.samplers._scan import run, wide
 from sm_jax.typing import NoiseScoreFn, ProcessLike
@@ -51,8 +53,9 @@ def predictor_corrector(
     The corrector lowers the error of a poor predictor or a poor score, at one evaluation a step,
     and adds the bias of eq. (2), little where the last ``sigma`` is small against the data. With a
     ``snr`` that falls as ``1 / sqrt(num_steps)`` the weak order is 1, also with a predictor of
-    order 2. Made for images, where a snr between 0.1 and 0.2 is usual. With a good predictor, such
-    as `dpm_solver_pp`, more steps are the better use of evaluations.
+    order 2. Made for images, where a snr between 0.1 and 0.2 is usual. Where the score is good,
+    more steps of a better sampler, such as `dpm_solver_pp` alone, are the better use of
+    evaluations.
 
     Song et al. measure ``|s|`` and ``|z|`` in the mean over a batch, which makes a sample depend on
     its batch; measured for each example apart they would make the step depend on the point, and
@@ -70,7 +73,9 @@ def predictor_corrector(
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         predictor: a sampler of this family, of which one step is taken at a time:
             `reverse_diffusion`, `ancestral`, `reverse_sde`, `ddim`, `heun`, ..., or
-            ``functools.partial(ddim, eta=0.5)``.
+            ``functools.partial(ddim, eta=0.5)``. The ``churn`` of ``partial(heun, churn=...)`` is
+            that of all steps together, as for `heun`. A multistep sampler would forget its past:
+            `dpm_solver_pp` and `dpm_solver_sde` are refused, others go unnoticed.
         num_corrector_steps: Langevin steps after each step of the predictor; 0 for none.
         snr: signal-to-noise ratio of a Langevin step.
         denoise: end with the denoiser at the last time.
@@ -83,8 +88,8 @@ def predictor_corrector(
     Raises:
         TypeError: ``x`` is not floating, the score has another dtype, or the predictor is adaptive.
         ValueError: ``x`` is empty, the score has another shape, a count is too small, ``snr`` is
-            not positive, or the times are not strictly decreasing or leave the range of the
-            process.
+            not positive, the predictor is a multistep sampler, or the times are not strictly
+            decreasing or leave the range of the process.
 
     Example:
         >>> from sm_jax import processes
@@ -100,6 +105,7 @@ def predictor_corrector(
     _checks.check_count("num_corrector_steps", num_corrector_steps, minimum=0)
     _checks.check_scalar("snr", snr)
     _checks.check_positive("snr", snr)
+    predictor = _of_one_step(predictor, times.shape[0] - 1)
     score_fn = wide(score_fn, x)
 
     def correct(t):
@@ -134,3 +140,16 @@ def predictor_corrector(
 
     inputs = (times[:-1], times[1:], jax.random.split(key, times.shape[0] - 1))
     return run(step, x, inputs, _finish(score_fn, process, times[-1], denoise), trajectory)
+
+
+def _of_one_step(predictor: Callable, num_steps: int) -> Callable:
+    """Return a predictor that takes one step of ``num_steps`` by itself, or raise."""
+    function = predictor.func if isinstance(predictor, partial) else predictor
+    if function in (dpm_solver_pp, dpm_solver_sde):
+        raise ValueError(
+            f"predictor {function.__name__} is a multistep sampler, which of single steps becomes "
+            "one of order 1: use heun, ddim or ancestral, or it alone."
+        )
+    if function is heun and isinstance(predictor, partial) and "churn" in predictor.keywords:
+        return partial(predictor, churn=predictor.keywords["churn"] / num_steps)
+    return predictor
