@@ -19,6 +19,7 @@ References: Li et al. 2023 (forward Laplacian), https://arxiv.org/abs/2307.08214
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal, jaxprs_in_params
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.typing import EnergyFn
 
 # Linear in all floating inputs together; and linear in the one that depends on x, if it is one of
@@ -140,7 +142,7 @@ def _map_and_sum(along: Callable, vectors: jax.Array, chunk: int | None, unroll:
 
     _, shapes = jax.eval_shape(step, vectors[0])
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    curved, slopes = jax.lax.scan(body, start, vectors)
+    curved, slopes = compiled(partial(jax.lax.scan, body), start, vectors)
     return (slopes if chunk is None else slopes.reshape(-1, *slopes.shape[2:])[:num]), curved
 
 

@@ -26,6 +26,7 @@ https://www.jmlr.org/papers/v20/18-278.html
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 
 __all__ = ["ExponentialFamilyFit", "fit_exponential_family"]
 
@@ -121,7 +123,7 @@ def fit_exponential_family(
         return (*jax.jvp(slope, (x,), (e,)), *picked)
 
     with jax.default_matmul_precision("highest"):
-        return _solve(*jax.lax.map(along, jnp.arange(_checks.num_dims(x))))
+        return _solve(*compiled(partial(jax.lax.map, along), jnp.arange(_checks.num_dims(x))))
 
 
 def _solve(slopes, bends, h, h_slope) -> ExponentialFamilyFit:

@@ -29,6 +29,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 
 _ROUNDS = 16  # with 12 the orders of five examples are still visibly not equally likely
 _MAX_EXAMPLES = 2**30  # (1) is computed in 32 bits
@@ -72,11 +73,14 @@ def batch_indices(key: jax.Array, step: ArrayLike, num_examples: int, batch_size
     batch_size = _check_size("batch_size", batch_size)
     step = _check_step(step)
 
-    epoch, offset = _epoch_and_offset(step, num_examples, batch_size)
-    place = offset + jnp.arange(batch_size, dtype=jnp.uint32)
-    epochs = epoch + jnp.arange((batch_size - 1) // num_examples + 2, dtype=jnp.uint32)
-    round_keys = jax.vmap(lambda e: _round_keys(key, e))(epochs)[place // num_examples]
-    return _permute(round_keys, place % num_examples, num_examples).astype(jnp.int32)
+    def indices(key, step):
+        epoch, offset = _epoch_and_offset(step, num_examples, batch_size)
+        place = offset + jnp.arange(batch_size, dtype=jnp.uint32)
+        epochs = epoch + jnp.arange((batch_size - 1) // num_examples + 2, dtype=jnp.uint32)
+        round_keys = jax.vmap(lambda e: _round_keys(key, e))(epochs)[place // num_examples]
+        return _permute(round_keys, place % num_examples, num_examples).astype(jnp.int32)
+
+    return compiled(indices, key, step)
 
 
 def _check_size(name: str, value: int) -> int:
