@@ -31,12 +31,17 @@ def compiled(function: Callable, *args: Any) -> Any:
     here = jax.lax.full((), 0.0)  # traced under jit, even if the arguments are not
     if jax.config.jax_disable_jit or _any_traced((here, args)):
         return function(*args)
+    return found(function, *args)(*args)
+
+
+def found(function: Callable, *args: Any) -> Callable:
+    """Return ``function`` as a compiled one, for arguments of the shapes and dtypes of ``args``."""
     # A new function at each call: JAX would remember the trace of an old one.
     traced, results = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
     if traced.effects or _any_traced(traced.consts):
-        return function(*args)
-    leaves = _run(_Program(traced), traced.consts, jax.tree.leaves(args))
-    return jax.tree.unflatten(jax.tree.structure(results), leaves)
+        return function
+    program, consts, tree = _Program(traced), traced.consts, jax.tree.structure(results)
+    return lambda *args: jax.tree.unflatten(tree, _run(program, consts, jax.tree.leaves(args)))
 
 
 def _any_traced(tree: Any) -> bool:

@@ -22,6 +22,7 @@ References: Li et al. 2023 (forward Laplacian), https://arxiv.org/abs/2307.08214
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal, jaxprs_in_params
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.typing import EnergyFn
 
 # Linear in all floating inputs together; and linear in the one that depends on x, if it is one of
@@ -151,7 +153,7 @@ def _map_and_sum(along: Callable, seeds: jax.Array, chunk: int | None, unroll: b
     chunks = seeds[:whole].reshape(-1, size, *seeds.shape[1:])
     _, shapes = jax.eval_shape(step, chunks[0])
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    curved, slopes = jax.lax.scan(body, start, chunks)
+    curved, slopes = compiled(partial(jax.lax.scan, body), start, chunks)
     slopes = slopes.reshape(whole, *slopes.shape[2:])
     if whole < len(seeds):
         curved, rest = body(curved, seeds[whole:])

@@ -12,12 +12,14 @@ norm of ``J``: 0 for a gradient, 1 for a pure rotation.
 Reference: Chao et al. 2023, https://arxiv.org/abs/2209.12753
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.divergence import draw_probes
 from sm_jax.typing import RandomFn, ScoreFn
 
@@ -80,5 +82,5 @@ def asymmetry(
         norm = 0.5 * _checks.sum_data_axes(forward**2 + backward**2)
         return _checks.sum_data_axes((forward - backward) ** 2), norm
 
-    curl, norm = (values.mean(axis=0) for values in jax.lax.map(one, probes))
+    curl, norm = (values.mean(axis=0) for values in compiled(partial(jax.lax.map, one), probes))
     return Asymmetry(curl, norm, curl / (4.0 * norm))

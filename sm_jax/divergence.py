@@ -26,6 +26,7 @@ https://arxiv.org/abs/2010.09649
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax._laplacian import directional_derivatives
 from sm_jax.typing import Divergence, DivergenceFn, RandomFn, ScoreFn
 
@@ -312,7 +314,7 @@ def rows_are_independent(score_fn: ScoreFn, x: ArrayLike, key: jax.Array) -> jax
         moved = _checks.expand_like(moved, x)
         return jnp.all((push(jnp.where(moved, direction, 0.0)) == 0.0) | moved)
 
-    return jnp.all(jax.lax.map(others_stay, jnp.concatenate([bits, ~bits])))
+    return jnp.all(compiled(partial(jax.lax.map, others_stay), jnp.concatenate([bits, ~bits])))
 
 
 def probe_source(key: jax.Array, x: jax.Array, num_probes: int, probe: RandomFn):
@@ -400,7 +402,8 @@ def _map(function: Callable, inputs: jax.Array, chunk: int | None, num_axes: int
     """
     if _is_unrolled(len(inputs), chunk, num_axes):
         return jnp.stack([function(row) for row in inputs])
-    return jax.lax.map(jax.checkpoint(function, prevent_cse=False), inputs, batch_size=chunk)
+    one = jax.checkpoint(function, prevent_cse=False)
+    return compiled(partial(jax.lax.map, one, batch_size=chunk), inputs)
 
 
 def _is_unrolled(num: int, chunk: int | None, num_axes: int) -> bool:

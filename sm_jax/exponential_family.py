@@ -30,6 +30,7 @@ https://www.jmlr.org/papers/v20/18-278.html
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -38,6 +39,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 
 __all__ = ["ExponentialFamilyFit", "fit_exponential_family"]
 
@@ -128,7 +130,7 @@ def fit_exponential_family(
         picked = (_checks.sum_data_axes(v * e)[:, None] for v in weights)
         return (*jax.jvp(slope, (x,), (e,)), *picked)
 
-    tables = jax.lax.map(along, jnp.arange(_checks.num_dims(x)))
+    tables = compiled(partial(jax.lax.map, along), jnp.arange(_checks.num_dims(x)))
     known = [_checks.concrete(table) for table in tables]
     if any(table is None for table in known):
         xp, tables = jnp, [table.astype(float) for table in tables]

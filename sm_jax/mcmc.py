@@ -9,6 +9,7 @@ blackjax is imported when a function is called: ``pip install sm_jax[mcmc]``.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.typing import DensityLike, EnergyFn
 
 __all__ = [
@@ -245,7 +247,7 @@ def nuts(
         return jax.lax.scan(step, state, jax.random.split(key_run, num_samples))[1]
 
     keys = jax.random.split(key, x.shape[0])
-    samples, accepted, divergent = jax.vmap(chain, out_axes=1)(_wide(x), keys)
+    samples, accepted, divergent = compiled(jax.vmap(chain, out_axes=1), _wide(x), keys)
     return Draws(samples.astype(x.dtype), accepted.mean(axis=0), divergent.sum(axis=0))
 
 
@@ -319,7 +321,8 @@ def mclmc(
 
         return jax.lax.scan(step, state, jax.random.split(key_run, num_samples))[1]
 
-    samples = jax.vmap(chain, out_axes=1)(_wide(x), jax.random.split(key, x.shape[0]))
+    keys = jax.random.split(key, x.shape[0])
+    samples = compiled(jax.vmap(chain, out_axes=1), _wide(x), keys)
     moved = jnp.any(samples != samples[:1], axis=(0, *range(2, samples.ndim)))
     moved = _checks.expand_like(moved | (num_samples == 1), samples[0])
     return jnp.where(moved[None], samples, jnp.nan).astype(x.dtype)
@@ -389,10 +392,11 @@ def smc(
     x = _checks.check_data(base.sample(key_base, num_particles), "base.sample(key, n)")
 
     # Walls are of the base, cut to what is inside them, as b times infinity has no limit at b = 0.
-    inside = jax.vmap(density_fn)(x) != -jnp.inf
+    inside = compiled(jax.vmap(density_fn), x) != -jnp.inf
     share = jnp.mean(inside, dtype=_checks.accumulator(x.dtype))
     weights = inside / (share * num_particles)
-    picked = blackjax.smc.resampling.systematic(key_inside, weights, num_particles)
+    resample = partial(blackjax.smc.resampling.systematic, num_samples=num_particles)
+    picked = compiled(resample, key_inside, weights)
     x = jnp.where(share > 0.0, x[picked], jnp.nan)
 
     def base_fn(x):
@@ -434,7 +438,7 @@ def smc(
     zero = jnp.zeros((), _checks.accumulator(x.dtype))
     state = blackjax.smc.tempered.init(x)._replace(tempering_param=zero)
     # Once more at the last temperature: the weights become equal, and copies part.
-    state, _, log_normalizer, count, _ = jax.lax.while_loop(
-        lambda carry: carry[1] < 1.0, body, (state, zero, jnp.log(share), 0, key_loop)
-    )
+    loop = partial(jax.lax.while_loop, lambda carry: carry[1] < 1.0, body)
+    begin = (state, zero, jnp.log(share), 0, key_loop)
+    state, _, log_normalizer, count, _ = compiled(loop, begin)
     return Particles(state.particles, log_normalizer, count - 1)

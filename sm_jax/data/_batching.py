@@ -29,6 +29,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 
 # The probabilities of the orders of 5, 6, 7 examples are not quite equal: they differ from 1 / N!
 # by 1.6, 2.3, 3.8 % (root mean square over the orders; 1.6 million epochs). With 12 rounds it is 6,
@@ -77,11 +78,14 @@ def batch_indices(key: jax.Array, step: ArrayLike, num_examples: int, batch_size
     batch_size = _check_size("batch_size", batch_size)
     step = _check_step(step)
 
-    epoch, offset = _epoch_and_offset(step, num_examples, batch_size)
-    place = offset + jnp.arange(batch_size, dtype=jnp.uint32)
-    epochs = epoch + jnp.arange((batch_size - 1) // num_examples + 2, dtype=jnp.uint32)
-    round_keys = jax.vmap(lambda e: _round_keys(key, e))(epochs)[place // num_examples]
-    return _permute(round_keys, place % num_examples, num_examples).astype(jnp.int32)
+    def indices(key, step):
+        epoch, offset = _epoch_and_offset(step, num_examples, batch_size)
+        place = offset + jnp.arange(batch_size, dtype=jnp.uint32)
+        epochs = epoch + jnp.arange((batch_size - 1) // num_examples + 2, dtype=jnp.uint32)
+        round_keys = jax.vmap(lambda e: _round_keys(key, e))(epochs)[place // num_examples]
+        return _permute(round_keys, place % num_examples, num_examples).astype(jnp.int32)
+
+    return compiled(indices, key, step)
 
 
 def _check_size(name: str, value: int) -> int:

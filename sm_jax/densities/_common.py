@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.typing import ProcessLike
 
 MAX_ELEMENTS = 2**22  # of a temporary array: 16 MB in float32
@@ -30,7 +32,9 @@ def apply_rows(
     flat = x.reshape(x.shape[0], math.prod(event_shape))
     flat = flat.astype(_checks.accumulator(jnp.promote_types(x.dtype, dtype)))
     rows = max(1, MAX_ELEMENTS // row_size)
-    return jax.vmap(fn)(flat) if len(flat) <= rows else jax.lax.map(fn, flat, batch_size=rows)
+    if len(flat) <= rows:
+        return jax.vmap(fn)(flat)
+    return compiled(partial(jax.lax.map, fn, batch_size=rows), flat)
 
 
 def scale_and_noise(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.divergence import exact
 from sm_jax.likelihood._flow import LogProb, score_and_traces, standard_error
 from sm_jax.processes import noise_ratio, prior_log_prob
@@ -140,7 +141,7 @@ def adaptive_log_prob(
 
     first, last = scale(process.t_min), scale(process.t_max)
     keys = None if key is None else jax.random.split(key, (x.shape[0], num_estimates))
-    solution = jax.vmap(solve)((_checks.accumulated(x) / first).astype(dtype), keys)
+    solution = compiled(jax.vmap(solve), (_checks.accumulated(x) / first).astype(dtype), keys)
     w, change = (leaf[:, 0] for leaf in solution.ys)
     values = prior_log_prob(process, last * w) + dims * jnp.log(last / first)
     values = values[None] - change.T

@@ -19,6 +19,7 @@ References: Neal 2001, https://arxiv.org/abs/physics/9803008; the way back, Gros
 Adams 2015, https://arxiv.org/abs/1511.02543
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.samplers._metropolis import Point, log_prob_and_score, metropolis_step
 from sm_jax.typing import DensityLike, EnergyFn
 
@@ -141,7 +143,8 @@ def annealed_importance(
             )
 
     def anneal(x, key, schedule, steps):
-        return _anneal(energy_fn, base, x, key, schedule, steps, num_steps)
+        loop = partial(_anneal, energy_fn, base, num_steps)
+        return compiled(loop, x, key, schedule, steps)
 
     lower = _log_mean(*anneal(x, key_up, schedule, steps))
     if samples is None:
@@ -173,7 +176,7 @@ def _schedule(num_temperatures: int | None, inverse_temperatures: ArrayLike | No
     return schedule
 
 
-def _anneal(energy_fn, base, x, key, schedule, steps, num_steps):
+def _anneal(energy_fn, base, num_steps, x, key, schedule, steps):
     """Return the sum (2) along a schedule, ``[B]``, and the mean rate of acceptance."""
 
     def measure(x):

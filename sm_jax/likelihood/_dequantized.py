@@ -17,6 +17,7 @@ https://arxiv.org/abs/2001.11235
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import jax
@@ -25,6 +26,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 
 
 class Dequantizer(Protocol):
@@ -152,5 +154,5 @@ def discrete_log_prob(
         v = jnp.minimum(x + u, jnp.nextafter(x + 1, x))
         return log_prob_fn(v * (2.0 / num_levels) - 1.0) + log_det - log_q
 
-    log_weights = jax.lax.map(log_weight, jax.random.split(key, num_samples))
+    log_weights = compiled(partial(jax.lax.map, log_weight), jax.random.split(key, num_samples))
     return jax.nn.logsumexp(log_weights, axis=0) - jnp.log(num_samples)

@@ -24,11 +24,14 @@ References: Kingma et al. 2021, https://arxiv.org/abs/2107.00630; Ho et al. 2020
 https://arxiv.org/abs/2006.11239
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.likelihood._flow import LogProb, standard_error
 from sm_jax.processes import noise_ratio, perturb, time_grid
 from sm_jax.typing import NoiseScoreFn, ProcessLike
@@ -127,6 +130,6 @@ def elbo(
     keys = jax.random.split(key, num_estimates)
     prior = 0.5 * _checks.sum_data_axes(x**2) / high**2
     volume = 0.5 * _checks.num_dims(x) * jnp.log(2.0 * jnp.pi * low**2)
-    values = -jax.lax.map(estimate, keys) - (prior + volume)[None]
+    values = -compiled(partial(jax.lax.map, estimate), keys) - (prior + volume)[None]
     num_evaluations = num_estimates * (num_samples + 1)
     return LogProb(values.mean(axis=0), standard_error(values, keys), num_evaluations)

@@ -24,6 +24,7 @@ to the error of the solver, even where the model is no gradient.
 Reference: Song et al. 2021, section 4.3 and appendix D.2, https://arxiv.org/abs/2011.13456
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.divergence import Divergence, exact
 from sm_jax.processes import check_times, noise_ratio, prior_log_prob, time_grid
 from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike, ScoreFn
@@ -163,9 +165,8 @@ def log_prob(
     weights = 0.5 * (jnp.append(widths, 0.0) + jnp.append(0.0, widths))
     nexts = jnp.append(ratios[1:], ratios[-1])  # the last node only adds its divergence
     no_change = jnp.zeros((num_estimates, x.shape[0]), _checks.accumulator(x.dtype))
-    (w, change), _ = jax.lax.scan(
-        step, (_checks.accumulated(x) / start, no_change), (ratios, nexts, weights)
-    )
+    begin = (_checks.accumulated(x) / start, no_change)
+    (w, change), _ = compiled(partial(jax.lax.scan, step), begin, (ratios, nexts, weights))
     values = (prior_log_prob(process, end * w) + dims * jnp.log(end / start))[None] - change
     num_evaluations = grid.shape[0] * 2 * num_substeps
     return LogProb(values.mean(axis=0), standard_error(values, keys), num_evaluations)

@@ -22,6 +22,7 @@ References: Gelman & Meng 1998, https://doi.org/10.1214/ss/1028905934; the map b
 Jarzynski 2002, https://arxiv.org/abs/cond-mat/0109461
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.processes import check_times, prior_log_prob, time_grid
 from sm_jax.samplers._metropolis import mala
 from sm_jax.typing import EnergyFn, ProcessLike
@@ -169,20 +171,22 @@ def thermodynamic_integration(
     here = (times, k)
     above, below = (tuple(v[i] for v in here) for i in _neighbors(times.shape[0]))
     if given:
-        back, forth = jax.lax.map(
-            lambda inputs: (work(inputs[0], inputs[2], inputs[1]), work(inputs[0], *inputs[2:])),
-            (x, above, here, below),
-        )
+
+        def both(inputs):
+            x, above, here, below = inputs
+            return work(x, here, above), work(x, here, below)
+
+        back, forth = compiled(partial(jax.lax.map, both), (x, above, here, below))
         accepted = jnp.full(times.shape, jnp.nan)
     else:
         inputs = (above, here, below, jax.random.split(key, times.shape[0]))
-        _, (back, forth, accepted) = jax.lax.scan(follow, x, inputs)
+        _, (back, forth, accepted) = compiled(partial(jax.lax.scan, follow), x, inputs)
 
     # Eq. (2) for every chain by itself: the chains are independent, the levels of one are not.
     increments = -0.5 * (forth[:-1] - back[1:])
     integrals = jnp.concatenate([jnp.zeros_like(forth[:1]), jnp.cumsum(increments, axis=0)])
     if log_normalizer is None:
-        log_ratio = -energy_at(start, times[0]) - prior_log_prob(process, start)
+        log_ratio = -compiled(energy_at, start, times[0]) - prior_log_prob(process, start)
         first, influence = _log_mean_ratio(log_ratio, from_model=given)
     else:
         first, influence = jnp.asarray(log_normalizer), jnp.zeros_like(integrals[0])

@@ -12,6 +12,7 @@ so that ``h`` tries boldly and its weighted mean settles.
 Reference: Hoffman & Gelman 2014, section 3.2, https://arxiv.org/abs/1111.4246
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.samplers._metropolis import metropolis_step, target
 from sm_jax.typing import EnergyFn, ScoreFn
 
@@ -103,8 +105,8 @@ def adapt_step_size(
         log_mean = weight * log_step + (1.0 - weight) * log_mean
         return (point, log_step, log_mean, error), None
 
-    start = (evaluate(_checks.accumulated(x)), first, first, jnp.zeros_like(first))
+    start = (compiled(evaluate, _checks.accumulated(x)), first, first, jnp.zeros_like(first))
     counts = jnp.arange(1, num_steps + 1, dtype=first.dtype)
     inputs = (counts, jax.random.split(key, num_steps))
-    (point, _, log_mean, _), _ = jax.lax.scan(body, start, inputs)
+    (point, _, log_mean, _), _ = compiled(partial(jax.lax.scan, body), start, inputs)
     return AdaptedStep(jnp.exp(log_mean), point.x.astype(x.dtype))

@@ -29,6 +29,7 @@ et al. 2021, https://arxiv.org/abs/2105.14080
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import noise_ratio
 from sm_jax.samplers._diffusion import _finish, _grid
@@ -169,7 +171,7 @@ def probability_flow(
         )
 
     start = _checks.accumulated(x) / scale(times[0])
-    solution = jax.vmap(solve)(start.astype(levels.dtype))
+    solution = compiled(jax.vmap(solve), start.astype(levels.dtype))
     finished = solution.result == diffrax.RESULTS.successful
     # Methods that end a step where the next begins evaluate that point once.
     shared = int(solver.tableau.fsal)
@@ -186,7 +188,7 @@ def _closed(score_fn, process, t, x, num_evaluations, finished, denoise) -> Adap
     """Return the result: the denoiser of the last points, and NaN where they are not the last."""
     score_fn = _checks.checked(score_fn, x)
     finish = _finish(score_fn, process, t, denoise)
-    result = x if finish is None else finish(x)
+    result = x if finish is None else compiled(finish, x)
     result = jnp.where(_checks.expand_like(finished, x), result, jnp.nan)
     return AdaptiveSample(result, num_evaluations + int(denoise), finished)
 
@@ -307,7 +309,9 @@ def adaptive_sde(
     y = (_checks.accumulated(x) / process.alpha(times[0])).astype(dtype)
     none = jnp.zeros(num_rows, int)
     begin = (0, y, y, jnp.zeros_like(y), none, jnp.full(num_rows, 0.1 / width), none)
-    _, y, _, _, cell, _, attempts = jax.lax.while_loop(unfinished, attempt, begin)
+    _, y, _, _, cell, _, attempts = compiled(
+        partial(jax.lax.while_loop, unfinished, attempt), begin
+    )
     last = (process.alpha(times[-1]) * y).astype(x.dtype)
     return _closed(score_fn, process, times[-1], last, 2 * attempts, cell == cells, denoise)
 

@@ -27,11 +27,14 @@ References: Lu et al. 2022, https://arxiv.org/abs/2211.01095; Gonzalez et al. 20
 https://arxiv.org/abs/2305.14267; Xue et al. 2023, https://arxiv.org/abs/2309.05019
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import noise_ratio
 from sm_jax.samplers._diffusion import _finish, _grid
@@ -96,9 +99,9 @@ def _solve(
         return (y, known[:-1]), y.astype(x.dtype) if trajectory else None
 
     past = (jnp.zeros_like(start),) * (order - 1)
-    (last, _), iterates = jax.lax.scan(step, (start, past), inputs)
+    (last, _), iterates = compiled(partial(jax.lax.scan, step), (start, past), inputs)
     finish = _finish(score_fn, process, times[-1], denoise)
-    result = (last if finish is None else finish(last)).astype(x.dtype)
+    result = (last if finish is None else compiled(finish, last)).astype(x.dtype)
     return (result, jnp.concatenate([x[None], iterates])) if trajectory else result
 
 

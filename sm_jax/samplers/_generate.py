@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from sm_jax import _checks
+from sm_jax._eager import found
 from sm_jax.processes import prior_sample
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
@@ -120,15 +121,20 @@ def generate(
         return jax.vmap(lambda i: draw(jax.random.fold_in(key, i)))(indices)
 
     # Each device runs by itself: adaptive samplers need not wait for one another.
-    batch = jax.jit(
-        jax.shard_map(draw_rows, mesh=mesh, in_specs=(whole, rows), out_specs=rows, check_vma=False)
+    batch = jax.shard_map(
+        draw_rows, mesh=mesh, in_specs=(whole, rows), out_specs=rows, check_vma=False
     )
     sharding = NamedSharding(mesh, rows)
     key = jax.device_put(key, NamedSharding(mesh, whole))
 
-    def dispatch(start):
+    def place(start):
         indices = np.arange(start, start + batch_size, dtype=np.uint32)
-        return batch(key, jax.device_put(indices, sharding))
+        return jax.device_put(indices, sharding)
+
+    batch = found(batch, key, place(0))
+
+    def dispatch(start):
+        return batch(key, place(start))
 
     drawn = []
     with _bar(num, progress) as advance:

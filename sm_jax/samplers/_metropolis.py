@@ -26,6 +26,7 @@ https://doi.org/10.1111/1467-9868.00123
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.samplers._langevin import langevin_step
 from sm_jax.samplers._scan import wide
 from sm_jax.typing import EnergyFn, ScoreFn
@@ -209,7 +211,12 @@ def mala(
         point, probability = metropolis_step(evaluate, gain, point, key, step_size)
         return (point, total + probability), point.x.astype(x.dtype) if trajectory else None
 
-    start = (evaluate(_checks.accumulated(x)), jnp.zeros(x.shape[:1], _checks.accumulator(x.dtype)))
-    (point, total), iterates = jax.lax.scan(body, start, jax.random.split(key, num_steps))
+    start = (
+        compiled(evaluate, _checks.accumulated(x)),
+        jnp.zeros(x.shape[:1], _checks.accumulator(x.dtype)),
+    )
+    (point, total), iterates = compiled(
+        partial(jax.lax.scan, body), start, jax.random.split(key, num_steps)
+    )
     path = jnp.concatenate([x[None], iterates]) if trajectory else None
     return Chain(point.x.astype(x.dtype), total / num_steps, path)

@@ -14,11 +14,14 @@ then A and B again. The score of the last kick is that of the next step's first.
 Reference: Leimkuhler & Matthews 2013, https://doi.org/10.1093/amrx/abs010
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
+from sm_jax._eager import compiled
 from sm_jax.samplers._scan import wide
 from sm_jax.typing import ScoreFn
 
@@ -105,7 +108,8 @@ def underdamped(
         return (y, v, score), y.astype(x.dtype) if trajectory else None
 
     keys = jax.random.split(key_bath, num_steps)
-    (last, v, _), iterates = jax.lax.scan(body, (place, start, score_fn(place)), keys)
+    begin = (place, start, compiled(score_fn, place))
+    (last, v, _), iterates = compiled(partial(jax.lax.scan, body), begin, keys)
     last = last.astype(x.dtype)
     result = (last,) if velocity is None else (last, v.astype(x.dtype))
     if trajectory:
