@@ -357,6 +357,79 @@ def test_the_control_variate_bounds_the_variance_of_the_gradient(getkey):
     assert deviation(1e-3, True) < deviation(1e-3, False) / 50
 
 
+def test_the_control_variate_does_not_cancel_in_float32(getkey):
+    """Its value, of order sigma^2 around d / 2, has the rounding of that number alone."""
+    sigma, d = 1e-3, 200
+    x, z = jax.random.normal(getkey(), (2, 50, d))
+
+    def value(x, z):
+        return losses.denoising(
+            lambda x: -x, x, getkey(), sigma=sigma, noise=lambda *_: z, control_variate=True
+        )
+
+    low = value(x, z)
+    x, z = np.asarray(x, np.float64), np.asarray(z, np.float64)
+    exact = 0.5 * sigma**2 * ((x + sigma * z) ** 2).sum(1) - sigma**2 * (z**2).sum(1) + 0.5 * d
+    np.testing.assert_allclose(low, exact, rtol=0, atol=1.01 * np.spacing(np.float32(100.0)))
+
+
+NARROW = {jnp.bfloat16: 0.0625, jnp.float16: 0.0078125, jnp.float32: 2**-20}  # spacings at 12
+DENOISING = [
+    losses.denoising,
+    partial(losses.denoising, control_variate=True),
+    losses.second_order_denoising,
+    losses.second_order_denoising_trace,
+]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_noise_below_the_spacing_of_the_data_is_refused(dtype, getkey):
+    x = jnp.full((2, 3), 12.0, dtype).at[1].set(0.1)
+    spacing, key = NARROW[dtype], getkey()
+    assert float(x[0, 0] + jnp.asarray(spacing, dtype)) == 12.0 + spacing
+    for loss_fn in DENOISING:
+        message = rf"sigma is {0.49 * spacing:.3g}, below half the spacing.*up to {spacing:.3g}"
+        with pytest.raises(ValueError, match=message):
+            loss_fn(lambda x: -x, x, key, sigma=0.49 * spacing)
+    run = partial(losses.denoising, lambda x: -x)
+    run(x, key, sigma=0.51 * spacing)
+    run(x, key, sigma=jnp.array([0.51, 0.01]) * spacing)  # row by row
+    jax.jit(lambda x: run(x, key, sigma=1e-3 * spacing))(x)  # not seen where x is traced
+
+
+@pytest.mark.parametrize(("part", "expected"), [(1.0, 1.0), (0.5, 0.986), (0.25, 0.432)])
+def test_the_score_learned_from_noise_of_half_a_spacing(part, expected, getkey):
+    """The best multiple of the score of bfloat16 data: that of the docstring, in closed form.
+
+    Rounding is written out, because XLA may keep what is to be rounded in float32.
+    """
+    n, sigma = 100_000, part * 0.0625
+    z = jax.random.normal(getkey(), (n, 1))
+
+    def rounded(x):
+        return jax.lax.reduce_precision(x, 8, 7)
+
+    x = rounded(12.0 + jax.random.normal(getkey(), (n, 1)))
+
+    def loss(c):
+        return losses.denoising(
+            lambda y: -c * (rounded(y) - 12.0),
+            x,
+            getkey(),
+            sigma=sigma,
+            noise=lambda *_: z,
+            control_variate=True,
+        ).mean()
+
+    best = -jax.grad(loss)(0.0) / jax.hessian(loss)(0.0)
+    steps = np.arange(1, 200) - 0.5  # E[z round(sigma z)] in spacings, by parts: a sum of densities
+    assert (
+        abs(2 * np.exp(-0.5 * (steps / part) ** 2).sum() / np.sqrt(2 * np.pi) / part - expected)
+        < 1e-3
+    )
+    assert abs(best - expected) < 0.003 + 4.5 * np.sqrt(2 / n) / np.sqrt(part)
+
+
 def linear_minimiser(loss_fn, num_parameters=12):
     """The minimiser of a loss that is quadratic in the parameters (A, b) of a linear score."""
 

@@ -369,8 +369,29 @@ def test_contract(loss_fn, shape, getkey):
     assert np.any(np.abs(jitted(x, getkey()) - value) > 1e-4)
     assert len(traces) == 1
     if shape == (4, 4):
-        low = loss_fn(score_fn, x.astype(jnp.bfloat16), key)
+        low = jax.jit(partial(loss_fn, score_fn))(x.astype(jnp.bfloat16), key)
         assert low.dtype == jnp.float32
+
+
+def test_levels_below_the_spacing_of_the_data_are_refused(getkey):
+    """Spacing 0.0078 of float32 at 1e5; a process warns, for its smallest times are few."""
+    x, key = jnp.full((4, 3), 1e5), getkey()
+    for loss_fn in (
+        losses.multiscale_denoising,
+        losses.noise_conditional,
+        losses.noise_conditional_sliced,
+    ):
+        with pytest.raises(ValueError, match=r"smallest of sigmas is 0.003, below.*up to 0.00781"):
+            loss_fn(conditional_score, x, key, sigmas=[1.0, 0.003])
+        loss_fn(conditional_score, x, key, sigmas=[1.0, 0.004])
+
+    def run(x, process):
+        return losses.diffusion(lambda x, t: -x, x, key, process=process)
+
+    with pytest.warns(UserWarning, match=r"sigma\(t_min\) of the process is 0.003, below.*0.00781"):
+        run(x, processes.VE(sigma_min=0.003))
+    run(x, processes.VE(sigma_min=0.004))
+    jax.jit(run)(x, processes.VE(sigma_min=0.003))
 
 
 @pytest.mark.parametrize(
