@@ -150,7 +150,8 @@ def uniform_t(
         [1. 1. 1. 1.]
     """
     u = uniform(key, shape, dtype)
-    return process.t_min + (process.t_max - process.t_min) * u, jnp.ones(shape, dtype)
+    t = process.t_min + (process.t_max - process.t_min) * u
+    return t.astype(dtype), jnp.ones(shape, dtype)
 
 
 def log_normal_t(
@@ -186,7 +187,8 @@ def log_normal_t(
 
     Reference: Karras et al. 2022, table 1, https://arxiv.org/abs/2206.00364
     """
-    normal = jax.scipy.special.ndtri(uniform(key, shape, dtype))
+    u = jnp.maximum(uniform(key, shape, dtype), 0.5 * float(jnp.finfo(dtype).eps))  # 0 is -inf
+    normal = jax.scipy.special.ndtri(u)
     t = process.time(jnp.exp(mean + std * normal))
     return jnp.clip(t, process.t_min, process.t_max).astype(dtype), jnp.ones(shape, dtype)
 
@@ -229,7 +231,7 @@ def likelihood_t(
     t = process.time(jnp.exp(low + (high - low) * uniform(key, shape, dtype)))
     t = jnp.clip(t, process.t_min, process.t_max).astype(dtype)
     density = 0.5 * likelihood_weight(process, t) / (high - low)
-    return t, 1.0 / (density * (process.t_max - process.t_min))
+    return t, (1.0 / (density * (process.t_max - process.t_min))).astype(dtype)
 
 
 def diffusion(
