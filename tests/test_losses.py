@@ -646,6 +646,97 @@ def test_gradients_against_differences(name, getkey):
         check_grads(value, (w,), order=1, modes=["rev"], rtol=1e-5)
 
 
+EQUIVARIANT = {  # name: (loss of a step or noise in units of the data, power of 1 / scale)
+    "implicit": (lambda unit: losses.implicit, 2),
+    "implicit hutchinson": (lambda unit: partial(losses.implicit, divergence=hutchinson), 2),
+    "sliced": (lambda unit: partial(losses.sliced, num_probes=5), 2),
+    "differences": (
+        lambda unit: partial(losses.finite_difference_sliced, epsilon=unit / 8, num_probes=2),
+        2,
+    ),
+    "differences of energies": (
+        lambda unit: partial(
+            losses.finite_difference_sliced, epsilon=unit / 8, variance_reduced=False
+        ),
+        2,
+    ),
+    "denoising": (lambda unit: partial(losses.denoising, sigma=unit / 4), 0),
+    "control variate": (
+        lambda unit: partial(losses.denoising, sigma=unit / 4, control_variate=True),
+        0,
+    ),
+    "second order": (lambda unit: partial(losses.second_order_denoising, sigma=unit / 4), 0),
+    "second order trace": (
+        lambda unit: partial(losses.second_order_denoising_trace, sigma=unit / 4),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 2, 2, 1)])
+@pytest.mark.parametrize("name", EQUIVARIANT)
+def test_losses_and_gradients_are_scale_free(name, shape, getkey):
+    """Data of scale 1e-8 and 1e8 have those of scale 1, up to the powers of the units."""
+    make, power = EQUIVARIANT[name]
+    x, key = jax.random.normal(getkey(), shape), getkey()
+
+    @partial(jax.jit, static_argnums=1)
+    def both(x, scale):
+        def value(c):
+            def energy_fn(y):
+                u = (y / scale).reshape(len(y), -1)
+                return c * (u**4 / 4 + u**2 / 2).sum(-1) + (u * jnp.roll(u, 1, 1)).sum(-1)
+
+            return make(scale)(score_from_energy(energy_fn), x, key)
+
+        return jax.jvp(value, (1.5,), (1.0,))
+
+    value, slope = both(x, 1.0)
+    for scale in (2.0**-27, 2.0**27):
+        other, other_slope = both(scale * x, scale)
+        np.testing.assert_allclose(other * scale**power, value, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(other_slope * scale**power, slope, rtol=1e-5, atol=1e-5)
+    assert np.all(np.isfinite(value))
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e6])
+@pytest.mark.parametrize(
+    "name", [name for name in EQUIVARIANT if name != "differences of energies"]
+)
+def test_losses_and_gradients_at_an_offset(name, offset, getkey):
+    """Against float64 at the same points: off by the rounding of the points moved to, if any.
+
+    That is half a spacing, times the slope of the loss, whose numbers are of order 1 here.
+    """
+    make, _ = EQUIVARIANT[name]
+    spacing = float(np.spacing(np.float32(offset)))
+    unit = 16 * spacing if offset > 1e5 else 1.0
+    x = offset + unit * jax.random.normal(getkey(), (6, 3))
+    z = np.asarray(jax.random.normal(getkey(), x.shape))
+    sources = {"noise": lambda *_: z, "probe": lambda *_: np.sign(z)}
+    loss_fn = make(unit)
+    names = getattr(loss_fn, "func", loss_fn).__kwdefaults__
+    loss_fn = partial(loss_fn, **{k: v for k, v in sources.items() if k in names})
+    if name == "implicit hutchinson":
+        loss_fn = partial(losses.implicit, divergence=partial(hutchinson, probe=sources["probe"]))
+
+    def both(x):
+        def value(c):
+            return loss_fn(lambda y: (-c * jnp.tanh((y - offset) / unit)).astype(y.dtype) / unit, x)
+
+        return jax.jvp(lambda c: value(c) * unit ** EQUIVARIANT[name][1], (1.5,), (1.0,))
+
+    loss_fn = partial(loss_fn, key=getkey())
+    low = both(x)
+    with jax.enable_x64(True):
+        z = z.astype(np.float64)
+        exact = both(jnp.asarray(np.asarray(x, np.float64)))
+    moved = "implicit" not in name and name != "sliced"
+    tolerance = 1e-5 + (4 * np.sqrt(3) * spacing / unit if moved else 0.0)
+    for ours, theirs in zip(low, exact, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
 def _event_score(x):
     """A score of events of any rank that mixes the numbers of an event."""
     flat = x.reshape(len(x), -1)
