@@ -36,6 +36,9 @@ STANDARD = densities.gaussian(jnp.zeros(2), jnp.eye(2))
 # Not likelihood.log_prob, whose probes are the same along the path on purpose.
 CALLS = {
     "hutchinson": partial(divergence.hutchinson, score_fn, num_probes=2),
+    "hutchinson in a loop": partial(divergence.hutchinson, score_fn, num_probes=5),
+    "hutchinson in chunks": partial(divergence.hutchinson, score_fn, num_probes=5, chunk=2),
+    "sliced plain": partial(losses.sliced, score_fn, num_probes=5, variance_reduced=False),
     "hutchpp": partial(divergence.hutchpp, score_fn),
     "estimate": partial(divergence.estimate, score_fn, num_repeats=2),
     "rows_are_independent": partial(divergence.rows_are_independent, score_fn),

@@ -357,6 +357,79 @@ def test_the_control_variate_bounds_the_variance_of_the_gradient(getkey):
     assert deviation(1e-3, True) < deviation(1e-3, False) / 50
 
 
+def test_the_control_variate_does_not_cancel_in_float32(getkey):
+    """Its value, of order sigma^2 around d / 2, has the rounding of that number alone."""
+    sigma, d = 1e-3, 200
+    x, z = jax.random.normal(getkey(), (2, 50, d))
+
+    def value(x, z):
+        return losses.denoising(
+            lambda x: -x, x, getkey(), sigma=sigma, noise=lambda *_: z, control_variate=True
+        )
+
+    low = value(x, z)
+    x, z = np.asarray(x, np.float64), np.asarray(z, np.float64)
+    exact = 0.5 * sigma**2 * ((x + sigma * z) ** 2).sum(1) - sigma**2 * (z**2).sum(1) + 0.5 * d
+    np.testing.assert_allclose(low, exact, rtol=0, atol=1.01 * np.spacing(np.float32(100.0)))
+
+
+NARROW = {jnp.bfloat16: 0.0625, jnp.float16: 0.0078125, jnp.float32: 2**-20}  # spacings at 12
+DENOISING = [
+    losses.denoising,
+    partial(losses.denoising, control_variate=True),
+    losses.second_order_denoising,
+    losses.second_order_denoising_trace,
+]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_noise_below_the_spacing_of_the_data_is_refused(dtype, getkey):
+    x = jnp.full((2, 3), 12.0, dtype).at[1].set(0.1)
+    spacing, key = NARROW[dtype], getkey()
+    assert float(x[0, 0] + jnp.asarray(spacing, dtype)) == 12.0 + spacing
+    for loss_fn in DENOISING:
+        message = rf"sigma is {0.49 * spacing:.3g}, below half the spacing.*up to {spacing:.3g}"
+        with pytest.raises(ValueError, match=message):
+            loss_fn(lambda x: -x, x, key, sigma=0.49 * spacing)
+    run = partial(losses.denoising, lambda x: -x)
+    run(x, key, sigma=0.51 * spacing)
+    run(x, key, sigma=jnp.array([0.51, 0.01]) * spacing)  # row by row
+    jax.jit(lambda x: run(x, key, sigma=1e-3 * spacing))(x)  # not seen where x is traced
+
+
+@pytest.mark.parametrize(("part", "expected"), [(1.0, 1.0), (0.5, 0.986), (0.25, 0.432)])
+def test_the_score_learned_from_noise_of_half_a_spacing(part, expected, getkey):
+    """The best multiple of the score of bfloat16 data: that of the docstring, in closed form.
+
+    Rounding is written out, because XLA may keep what is to be rounded in float32.
+    """
+    n, sigma = 100_000, part * 0.0625
+    z = jax.random.normal(getkey(), (n, 1))
+
+    def rounded(x):
+        return jax.lax.reduce_precision(x, 8, 7)
+
+    x = rounded(12.0 + jax.random.normal(getkey(), (n, 1)))
+
+    def loss(c):
+        return losses.denoising(
+            lambda y: -c * (rounded(y) - 12.0),
+            x,
+            getkey(),
+            sigma=sigma,
+            noise=lambda *_: z,
+            control_variate=True,
+        ).mean()
+
+    best = -jax.grad(loss)(0.0) / jax.hessian(loss)(0.0)
+    steps = np.arange(1, 200) - 0.5  # E[z round(sigma z)] in spacings, by parts: a sum of densities
+    assert (
+        abs(2 * np.exp(-0.5 * (steps / part) ** 2).sum() / np.sqrt(2 * np.pi) / part - expected)
+        < 1e-3
+    )
+    assert abs(best - expected) < 0.003 + 4.5 * np.sqrt(2 / n) / np.sqrt(part)
+
+
 def linear_minimiser(loss_fn, num_parameters=12):
     """The minimiser of a loss that is quadratic in the parameters (A, b) of a linear score."""
 
@@ -571,6 +644,97 @@ def test_gradients_against_differences(name, getkey):
             return LOSSES[name](lambda x: jnp.tanh(x @ w) - x @ w, x, key).sum()
 
         check_grads(value, (w,), order=1, modes=["rev"], rtol=1e-5)
+
+
+EQUIVARIANT = {  # name: (loss of a step or noise in units of the data, power of 1 / scale)
+    "implicit": (lambda unit: losses.implicit, 2),
+    "implicit hutchinson": (lambda unit: partial(losses.implicit, divergence=hutchinson), 2),
+    "sliced": (lambda unit: partial(losses.sliced, num_probes=5), 2),
+    "differences": (
+        lambda unit: partial(losses.finite_difference_sliced, epsilon=unit / 8, num_probes=2),
+        2,
+    ),
+    "differences of energies": (
+        lambda unit: partial(
+            losses.finite_difference_sliced, epsilon=unit / 8, variance_reduced=False
+        ),
+        2,
+    ),
+    "denoising": (lambda unit: partial(losses.denoising, sigma=unit / 4), 0),
+    "control variate": (
+        lambda unit: partial(losses.denoising, sigma=unit / 4, control_variate=True),
+        0,
+    ),
+    "second order": (lambda unit: partial(losses.second_order_denoising, sigma=unit / 4), 0),
+    "second order trace": (
+        lambda unit: partial(losses.second_order_denoising_trace, sigma=unit / 4),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 2, 2, 1)])
+@pytest.mark.parametrize("name", EQUIVARIANT)
+def test_losses_and_gradients_are_scale_free(name, shape, getkey):
+    """Data of scale 1e-8 and 1e8 have those of scale 1, up to the powers of the units."""
+    make, power = EQUIVARIANT[name]
+    x, key = jax.random.normal(getkey(), shape), getkey()
+
+    @partial(jax.jit, static_argnums=1)
+    def both(x, scale):
+        def value(c):
+            def energy_fn(y):
+                u = (y / scale).reshape(len(y), -1)
+                return c * (u**4 / 4 + u**2 / 2).sum(-1) + (u * jnp.roll(u, 1, 1)).sum(-1)
+
+            return make(scale)(score_from_energy(energy_fn), x, key)
+
+        return jax.jvp(value, (1.5,), (1.0,))
+
+    value, slope = both(x, 1.0)
+    for scale in (2.0**-27, 2.0**27):
+        other, other_slope = both(scale * x, scale)
+        np.testing.assert_allclose(other * scale**power, value, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(other_slope * scale**power, slope, rtol=1e-5, atol=1e-5)
+    assert np.all(np.isfinite(value))
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e6])
+@pytest.mark.parametrize(
+    "name", [name for name in EQUIVARIANT if name != "differences of energies"]
+)
+def test_losses_and_gradients_at_an_offset(name, offset, getkey):
+    """Against float64 at the same points: off by the rounding of the points moved to, if any.
+
+    That is half a spacing, times the slope of the loss, whose numbers are of order 1 here.
+    """
+    make, _ = EQUIVARIANT[name]
+    spacing = float(np.spacing(np.float32(offset)))
+    unit = 16 * spacing if offset > 1e5 else 1.0
+    x = offset + unit * jax.random.normal(getkey(), (6, 3))
+    z = np.asarray(jax.random.normal(getkey(), x.shape))
+    sources = {"noise": lambda *_: z, "probe": lambda *_: np.sign(z)}
+    loss_fn = make(unit)
+    names = getattr(loss_fn, "func", loss_fn).__kwdefaults__
+    loss_fn = partial(loss_fn, **{k: v for k, v in sources.items() if k in names})
+    if name == "implicit hutchinson":
+        loss_fn = partial(losses.implicit, divergence=partial(hutchinson, probe=sources["probe"]))
+
+    def both(x):
+        def value(c):
+            return loss_fn(lambda y: (-c * jnp.tanh((y - offset) / unit)).astype(y.dtype) / unit, x)
+
+        return jax.jvp(lambda c: value(c) * unit ** EQUIVARIANT[name][1], (1.5,), (1.0,))
+
+    loss_fn = partial(loss_fn, key=getkey())
+    low = both(x)
+    with jax.enable_x64(True):
+        z = z.astype(np.float64)
+        exact = both(jnp.asarray(np.asarray(x, np.float64)))
+    moved = "implicit" not in name and name != "sliced"
+    tolerance = 1e-5 + (4 * np.sqrt(3) * spacing / unit if moved else 0.0)
+    for ours, theirs in zip(low, exact, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def _event_score(x):

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 from scipy import integrate, stats
 
 from sm_jax import losses, processes
+from sm_jax.parameterization import precondition
 from tests.oracles import (
     COV,
     MEAN,
@@ -324,6 +326,85 @@ def test_importance_sampling_keeps_the_mean(getkey):
     assert value.std() < plain.std()
 
 
+PARTIAL = {  # as functions of two parameters, with values of these
+    "VE": (processes.VE, 0.5, 3.0),
+    "GeometricVE": (processes.GeometricVE, 0.2, 5.0),
+    "VPLinear": (partial(processes.VPLinear, t_min=0.3), 0.1, 20.0),
+    "SubVP": (partial(processes.SubVP, t_min=0.2), 0.3, 5.0),
+    "Cosine": (processes.Cosine, 0.1, 0.6),
+}
+each_partial = pytest.mark.parametrize("case", PARTIAL.values(), ids=PARTIAL.keys())
+
+
+@each_partial
+def test_importance_keeps_the_mean_over_part_of_the_times(case, getkey):
+    """Of a function of time, by quadrature."""
+    process = case[0](*case[1:])
+    t, importance = losses.likelihood_t(process, getkey(), (50_000,), jnp.float32)
+    low, high = float(process.t_min), float(process.t_max)
+    expected = integrate.quad(lambda t: np.sqrt(t) * np.cos(t / high), low, high)[0] / (high - low)
+    assert_mean(np.sqrt(t) * np.cos(t / high) * importance, expected)
+
+
+@each_partial
+@pytest.mark.parametrize("sample_t", [losses.uniform_t, losses.likelihood_t, losses.log_normal_t])
+def test_gradients_in_the_parameters_of_a_process(case, sample_t, getkey):
+    """Against differences in float64, through times, importance, weight and noised data."""
+    with jax.enable_x64(True):
+        x, key = jax.random.normal(getkey(), (16, 2), jnp.float64), getkey()
+
+        @jax.jit
+        def value(parameters):
+            return losses.diffusion(
+                lambda x, t: jnp.sin(x) * t[:, None] - x / (1 + t[:, None]),
+                x,
+                key,
+                process=case[0](*parameters),
+                sample_t=sample_t,
+                weight=losses.likelihood_weight,
+            ).mean()
+
+        check_grads(value, (jnp.array(case[1:]),), order=1, modes=["rev"], rtol=1e-5)
+
+
+def test_the_least_uniform_number_gives_a_finite_time_and_gradient():
+    """``jax.random.uniform`` gives 0 once in 2^23 draws, the logarithm of a noise ratio of zero."""
+
+    def time(mean, process):
+        t, _ = losses.log_normal_t(
+            process, None, (1,), jnp.float32, mean=mean, uniform=lambda *_: jnp.zeros(1)
+        )
+        return t[0]
+
+    for process in PROCESSES.values():
+        value, slope = jax.value_and_grad(time)(-1.2, process)
+        assert process.t_min <= value <= process.t_max
+        assert np.isfinite(slope)
+
+
+@pytest.mark.parametrize("sample_t", [losses.uniform_t, losses.likelihood_t, losses.log_normal_t])
+def test_float32_data_stay_so_with_parameters_in_float64(sample_t, getkey):
+    """Where 64 bits are enabled: times, importance and the loss."""
+    with jax.enable_x64(True):
+        process = processes.VPLinear(*(np.float64(v) for v in (0.1, 20.0, 1e-3)))
+        for part in sample_t(process, getkey(), (5,), jnp.float32):
+            assert part.dtype == jnp.float32
+        value = losses.diffusion(
+            precondition(same_dtypes, process),
+            jnp.ones((5, 2), jnp.float32),
+            getkey(),
+            process=process,
+            sample_t=sample_t,
+            weight=losses.likelihood_weight,
+        )
+        assert value.dtype == jnp.float32
+
+
+def same_dtypes(x, label):
+    assert x.dtype == label.dtype == jnp.float32
+    return x * label[:, None]
+
+
 def test_low_discrepancy(getkey):
     key = getkey()
     u = losses.low_discrepancy(key, (2, 8), jnp.float32)
@@ -369,8 +450,29 @@ def test_contract(loss_fn, shape, getkey):
     assert np.any(np.abs(jitted(x, getkey()) - value) > 1e-4)
     assert len(traces) == 1
     if shape == (4, 4):
-        low = loss_fn(score_fn, x.astype(jnp.bfloat16), key)
+        low = jax.jit(partial(loss_fn, score_fn))(x.astype(jnp.bfloat16), key)
         assert low.dtype == jnp.float32
+
+
+def test_levels_below_the_spacing_of_the_data_are_refused(getkey):
+    """Spacing 0.0078 of float32 at 1e5; a process warns, for its smallest times are few."""
+    x, key = jnp.full((4, 3), 1e5), getkey()
+    for loss_fn in (
+        losses.multiscale_denoising,
+        losses.noise_conditional,
+        losses.noise_conditional_sliced,
+    ):
+        with pytest.raises(ValueError, match=r"smallest of sigmas is 0.003, below.*up to 0.00781"):
+            loss_fn(conditional_score, x, key, sigmas=[1.0, 0.003])
+        loss_fn(conditional_score, x, key, sigmas=[1.0, 0.004])
+
+    def run(x, process):
+        return losses.diffusion(lambda x, t: -x, x, key, process=process)
+
+    with pytest.warns(UserWarning, match=r"sigma\(t_min\) of the process is 0.003, below.*0.00781"):
+        run(x, processes.VE(sigma_min=0.003))
+    run(x, processes.VE(sigma_min=0.004))
+    jax.jit(run)(x, processes.VE(sigma_min=0.003))
 
 
 @pytest.mark.parametrize(

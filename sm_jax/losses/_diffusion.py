@@ -22,13 +22,14 @@ al. 2021 (low-discrepancy times), https://arxiv.org/abs/2107.00630
 """
 
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from sm_jax import _checks
-from sm_jax.losses._denoising import noise_error
+from sm_jax.losses._denoising import lost_in_rounding, noise_error
 from sm_jax.processes import diffusion_squared, noise_ratio
 from sm_jax.typing import NoiseScoreFn, ProcessLike, RandomFn, TimeSampler, WeightFn
 
@@ -149,7 +150,8 @@ def uniform_t(
         [1. 1. 1. 1.]
     """
     u = uniform(key, shape, dtype)
-    return process.t_min + (process.t_max - process.t_min) * u, jnp.ones(shape, dtype)
+    t = process.t_min + (process.t_max - process.t_min) * u
+    return t.astype(dtype), jnp.ones(shape, dtype)
 
 
 def log_normal_t(
@@ -185,7 +187,8 @@ def log_normal_t(
 
     Reference: Karras et al. 2022, table 1, https://arxiv.org/abs/2206.00364
     """
-    normal = jax.scipy.special.ndtri(uniform(key, shape, dtype))
+    u = jnp.maximum(uniform(key, shape, dtype), 0.5 * float(jnp.finfo(dtype).eps))  # 0 is -inf
+    normal = jax.scipy.special.ndtri(u)
     t = process.time(jnp.exp(mean + std * normal))
     return jnp.clip(t, process.t_min, process.t_max).astype(dtype), jnp.ones(shape, dtype)
 
@@ -228,7 +231,7 @@ def likelihood_t(
     t = process.time(jnp.exp(low + (high - low) * uniform(key, shape, dtype)))
     t = jnp.clip(t, process.t_min, process.t_max).astype(dtype)
     density = 0.5 * likelihood_weight(process, t) / (high - low)
-    return t, 1.0 / (density * (process.t_max - process.t_min))
+    return t, (1.0 / (density * (process.t_max - process.t_min))).astype(dtype)
 
 
 def diffusion(
@@ -262,6 +265,11 @@ def diffusion(
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, or the score, the times or the weights have another shape.
 
+    Warns:
+        UserWarning: the noise at ``t_min`` is (where nothing is traced) below half the spacing of
+            floating point numbers near ``x``, so that at the smallest times the loss teaches too
+            small a score; see `denoising`.
+
     Example:
         >>> from sm_jax import processes
         >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
@@ -273,9 +281,18 @@ def diffusion(
     """
     x = _checks.check_data(x)
     key_t, key_noise = jax.random.split(key)
+    _warn_of_rounding(process, x)
     t, importance = sample_t(process, key_t, x.shape[:1], _checks.accumulator(x.dtype))
     t = _checks.check_per_example("t", t, x)
+    importance = _checks.check_per_example("importance", importance, x)
     z = noise(key_noise, x.shape, x.dtype)
-    center = (_checks.expand_like(process.alpha(t), x) * x).astype(x.dtype)
-    loss = noise_error(lambda y: score_fn(y, t), center, process.sigma(t), z, control_variate)
+    alpha, sigma = (c(t).astype(t.dtype) for c in (process.alpha, process.sigma))
+    center = (_checks.expand_like(alpha, x) * x).astype(x.dtype)
+    loss = noise_error(lambda y: score_fn(y, t), center, sigma, z, control_variate)
     return importance * _checks.check_per_example("weight", weight(process, t), x) * loss
+
+
+def _warn_of_rounding(process: ProcessLike, x: jax.Array) -> None:
+    """Warn where the smallest noise of a process is lost in the rounding of the (concrete) data."""
+    if lost := lost_in_rounding(process.sigma(process.t_min), x):
+        warnings.warn(f"sigma(t_min) of the process {lost}", stacklevel=3)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.losses._denoising import noise_error
+from sm_jax.losses._denoising import check_above_spacing, noise_error
 from sm_jax.losses._sliced import sliced
 from sm_jax.typing import NoiseScoreFn, RandomFn
 
@@ -42,7 +42,8 @@ def multiscale_denoising(
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, the score has another shape, or the levels are not positive and
-            strictly decreasing.
+            strictly decreasing, or (where neither is traced) end below half the spacing of
+            floating point numbers near ``x``.
 
     Example:
         >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
@@ -53,7 +54,7 @@ def multiscale_denoising(
     Reference: Song & Ermon 2019, eq. 6, https://arxiv.org/abs/1907.05600
     """
     x = _checks.check_data(x)
-    sigmas = _checks.check_levels("sigmas", sigmas).astype(_checks.accumulator(x.dtype))
+    sigmas = _check_sigmas(sigmas, x)
 
     def level(sigma, key):
         z = noise(key, x.shape, x.dtype)
@@ -89,7 +90,8 @@ def noise_conditional(
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, the score has another shape, or the levels are not positive and
-            strictly decreasing.
+            strictly decreasing, or (where neither is traced) end below half the spacing of
+            floating point numbers near ``x``.
 
     Example:
         >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
@@ -136,7 +138,8 @@ def noise_conditional_sliced(
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, the score has another shape, ``num_probes < 1``, or the levels
-            are not positive and strictly decreasing.
+            are not positive and strictly decreasing, or (where neither is traced) end below half
+            the spacing of floating point numbers near ``x``.
 
     Example:
         >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
@@ -164,5 +167,11 @@ def noise_conditional_sliced(
 
 def _random_levels(key: jax.Array, x: jax.Array, sigmas: ArrayLike) -> jax.Array:
     """Return one level per example, drawn uniformly from the ladder: ``[B]``."""
+    return jax.random.choice(key, _check_sigmas(sigmas, x), x.shape[:1])
+
+
+def _check_sigmas(sigmas: ArrayLike, x: jax.Array) -> jax.Array:
+    """Return the ladder ``[L]``, float32 at least, or raise unless it decreases and stays above."""
     sigmas = _checks.check_levels("sigmas", sigmas).astype(_checks.accumulator(x.dtype))
-    return jax.random.choice(key, sigmas, x.shape[:1])
+    check_above_spacing("the smallest of sigmas", sigmas[-1], x)
+    return sigmas

@@ -30,6 +30,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax.divergence import draw_probes, exact, hutchpp
+from sm_jax.losses._denoising import check_above_spacing
 from sm_jax.typing import DivergenceFn, RandomFn, ScoreFn
 
 
@@ -60,7 +61,8 @@ def second_order_denoising(
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, the score has another shape, ``num_probes < 1``, or ``sigma`` is
-            not positive or neither a scalar nor ``[B]``.
+            not positive, neither a scalar nor ``[B]``, or (where not traced) below half the spacing
+            of floating point numbers near ``x``.
 
     Example:
         >>> x, key = jnp.zeros((1, 1)), jax.random.key(0)
@@ -112,8 +114,9 @@ def second_order_denoising_trace(
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, ``sigma`` is not positive or
-            neither a scalar nor ``[B]``, or ``divergence`` is `hutchpp`.
+        ValueError: ``x`` is empty, the score has another shape, ``sigma`` is not positive, neither
+            a scalar nor ``[B]``, or (where not traced) below half the spacing of floating point
+            numbers near ``x``, or ``divergence`` is `hutchpp`.
 
     Example:
         >>> x, key = jnp.zeros((1, 1)), jax.random.key(0)
@@ -153,6 +156,7 @@ def _noise(x, key, sigma, noise):
     x = _checks.check_data(x)
     sigma = _checks.check_per_example("sigma", sigma, x)
     _checks.check_positive("sigma", sigma)
+    check_above_spacing("sigma", sigma, x)
     key_noise, key_probe = jax.random.split(key)
     z = noise(key_noise, x.shape, x.dtype)
     sigma = _checks.expand_like(sigma, x)

@@ -98,7 +98,7 @@ def precondition(
         r = _checks.expand_like(ratio, x)
         total = jnp.sqrt(r**2 + sigma_data**2)
         y = x / alpha
-        output = network((y / total).astype(x.dtype), 0.25 * jnp.log(ratio))
+        output = network((y / total).astype(x.dtype), 0.25 * jnp.log(ratio).astype(t.dtype))
         # (alpha D - x) / sigma^2 with the skip and output terms divided out, so nothing cancels.
         return ((sigma_data * output / total - r * y / total**2) / sigma).astype(x.dtype)
 
@@ -146,7 +146,7 @@ def precondition_energy(
         r = noise_ratio(process, t)
         total = jnp.sqrt(r**2 + sigma_data**2)
         inputs = x / _checks.expand_like(process.alpha(t) * total, x)
-        output = network(inputs.astype(x.dtype), 0.25 * jnp.log(r))
+        output = network(inputs.astype(x.dtype), 0.25 * jnp.log(r).astype(t.dtype))
         square = _checks.sum_data_axes(_checks.accumulated(inputs) ** 2)
         return 0.5 * square - sigma_data / r * _checks.check_energy(output, x)
 
