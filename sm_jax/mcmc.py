@@ -194,6 +194,8 @@ def nuts(
     are not far apart: step, metric and length are found, the density is invariant. It fails between
     separate modes (`smc`), and costs up to ``2^max_doublings`` gradients for each draw.
 
+    Under ``jax.jit``: ``jax.jit(partial(nuts, energy_fn, num_samples=100))``.
+
     Args:
         energy_fn: ``x [B, ...] -> [B]``.
         x: starting points of the chains ``[B, ...]``.
@@ -264,6 +266,8 @@ def mclmc(
     Prefer it in many dimensions, where it needs far fewer gradients than `nuts`: two for each step.
     It rejects nothing, so that a bias remains, which its tuning keeps small. It fails where a small
     bias matters, in one dimension (it needs two), and between separate modes.
+
+    Under ``jax.jit``: ``jax.jit(partial(mclmc, energy_fn, num_samples=100))``.
 
     Args:
         energy_fn: ``x [B, ...] -> [B]``.
@@ -349,6 +353,8 @@ def smc(
 
     The energy may be infinite, for data behind walls: the base is then cut to what is inside, by
     its own draws. Where none of these is inside, the particles are NaN and ``log Z`` is ``-inf``.
+
+    Under ``jax.jit``: ``jax.jit(partial(smc, energy_fn, base=base))``.
 
     Args:
         energy_fn: ``x [B, ...] -> [B]``, ``+inf`` where the density is zero.

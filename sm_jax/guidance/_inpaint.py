@@ -55,6 +55,9 @@ def inpaint(
     variance too small by a share of order ``1 / num_steps``, 15 % at 64 steps. The weights of modes
     that are far apart take many more.
 
+    Under ``jax.jit``:
+    ``jax.jit(partial(inpaint, score_fn, known=known, mask=mask, process=process))``.
+
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.

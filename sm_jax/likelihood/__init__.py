@@ -9,6 +9,14 @@
 | `thermodynamic_integration` | the normalizers at all noise levels | a noise-conditional energy |
 | `discrete_log_prob` | a bound on the log-probability of integer data | a log-density |
 | `bits_per_dim` | the same number in the unit of compression | a log-density |
+
+A likelihood need not be jitted: the first call compiles its loop, and later ones find it again. The
+function is the same if it traces to the same program: the same operations on the same shapes and
+dtypes with the same Python and NumPy numbers, whatever lambda, ``partial`` or module it came from.
+The JAX arrays that it closes over are arguments of the program, so that new parameters reuse it and
+are never stale; those within a ``jax.jit`` of its own, and those of all functions that diffrax or
+blackjax run, are part of the program. Each call traces the function, which the user's own
+``jax.jit`` saves.
 """
 
 from sm_jax.likelihood._adaptive import adaptive_log_prob

@@ -6,6 +6,14 @@
 `mala`, which accepts and rejects, returns both in a `Chain`, with its acceptance rate.
 `probability_flow` and `adaptive_sde`, which choose their steps, return an `AdaptiveSample`.
 `generate` draws any number of samples, which do not depend on batches or devices.
+
+A sampler need not be jitted: the first call compiles its loop, and later ones find it again. The
+function is the same if it traces to the same program: the same operations on the same shapes and
+dtypes with the same Python and NumPy numbers, whatever lambda, ``partial`` or module it came from.
+The JAX arrays that it closes over are arguments of the program, so that new parameters reuse it and
+are never stale; those within a ``jax.jit`` of its own, and those of all functions that diffrax or
+blackjax run, are part of the program. Each call traces the function, which the user's own
+``jax.jit`` saves.
 """
 
 from sm_jax.samplers._adaptation import (

@@ -54,6 +54,9 @@ def adapt_step_size(
     run `mala` from its end with the step kept fixed. Prefer it to guessing; a few hundred steps do.
     It fails where the acceptance of a stuck start misleads it: start near the mass of the density.
 
+    Under ``jax.jit``:
+    ``jax.jit(partial(adapt_step_size, score_fn, step_size=0.1, num_steps=100))``.
+
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``; None for the gradient of ``energy_fn``.
         x: starting points ``[B, ...]``.

@@ -87,6 +87,8 @@ def probability_flow(
     example. At the low accuracy that samples need, `dpm_solver_pp` takes fewer evaluations. A
     network that is not smooth makes the steps tiny.
 
+    Under ``jax.jit``: ``jax.jit(partial(probability_flow, score_fn, process=process))``.
+
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``; it is called on single rows, ``B = 1``,
             under ``jax.vmap``.
@@ -216,6 +218,8 @@ def adaptive_sde(
 
     For samples of a stochastic sampler when the number of steps is not known. A batch takes as long
     as its slowest example.
+
+    Under ``jax.jit``: ``jax.jit(partial(adaptive_sde, score_fn, process=process))``.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.

@@ -85,6 +85,8 @@ def reverse_diffusion(
     is, so that a step adds as much noise as the process did. It adds more than `ancestral`, and
     therefore leaves a variance too large where steps are few: prefer `ancestral`.
 
+    Under ``jax.jit``: ``jax.jit(partial(reverse_diffusion, score_fn, process=process))``.
+
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
@@ -143,6 +145,8 @@ def ancestral(
     in a single step for data of one point. Good with many steps, whose fresh noise washes out
     errors of the score; for few, prefer `dpm_solver_sde`.
 
+    Under ``jax.jit``: ``jax.jit(partial(ancestral, score_fn, process=process))``.
+
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
@@ -200,6 +204,8 @@ def ddim(
     probability-flow ODE in ``y = x / alpha`` and ``r``, hence also the exponential Euler method in
     ``log r``, and exact in a single step for data of one point. `heun` and `dpm_solver_pp` need
     fewer evaluations for the same error.
+
+    Under ``jax.jit``: ``jax.jit(partial(ddim, score_fn, process=process))``.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.

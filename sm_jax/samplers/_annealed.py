@@ -47,6 +47,9 @@ def annealed_langevin(
     steps of eq. (1) are made with the score of that level. `sm_jax.noise_levels` computes levels
     and step from the data.
 
+    Under ``jax.jit``:
+    ``jax.jit(partial(annealed_langevin, score_fn, sigmas=sigmas, step_size=0.1, num_steps=100))``.
+
     Args:
         score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``.
         x: starting points ``[B, ...]``, e.g. ``sigmas[0]`` times unit noise.
@@ -116,6 +119,9 @@ def consistent_annealed(
     can be as fine as one likes. First order in the logarithm of the ratio of levels. Prefer it for
     networks trained on a ladder; with a process, the diffusion samplers get further on the same
     budget. It fails on coarse ladders, where the score of one level is asked for too long a step.
+
+    Under ``jax.jit``:
+    ``jax.jit(partial(consistent_annealed, score_fn, sigmas=sigmas, step_size=0.1))``.
 
     Args:
         score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``.

@@ -67,6 +67,8 @@ def reverse_sde(
     Weak order 1. Slower than `heun`, and more forgiving of errors of the score, which its fresh
     noise washes out.
 
+    Under ``jax.jit``: ``jax.jit(partial(reverse_sde, score_fn, process=process))``.
+
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
@@ -132,6 +134,8 @@ def heun(
 
     Order 2. The first choice for sampling: few evaluations, and without ``churn`` a deterministic,
     invertible map from noise to samples.
+
+    Under ``jax.jit``: ``jax.jit(partial(heun, score_fn, process=process))``.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.

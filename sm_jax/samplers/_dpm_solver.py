@@ -123,6 +123,8 @@ def dpm_solver_pp(
     evaluations. Order 3 pays from some 12 steps on; with fewer, or on a grid whose steps grow fast,
     it extrapolates too far, and order 2 is safer.
 
+    Under ``jax.jit``: ``jax.jit(partial(dpm_solver_pp, score_fn, process=process))``.
+
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
@@ -175,6 +177,8 @@ def dpm_solver_sde(
 
     Weak order 2 on Gaussian data, where it can be computed. The stochastic sampler for few
     evaluations: `ancestral` with the denoiser extrapolated over the step.
+
+    Under ``jax.jit``: ``jax.jit(partial(dpm_solver_sde, score_fn, process=process))``.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.

@@ -52,6 +52,8 @@ def langevin(
     ``v / (1 - h / (2 v))``, and diverges for ``h > 2 v``. It mixes slowly between modes: prefer
     `annealed_langevin` or a diffusion sampler where the density has several.
 
+    Under ``jax.jit``: ``jax.jit(partial(langevin, score_fn, step_size=0.1, num_steps=100))``.
+
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``.
         x: starting points ``[B, ...]``.
@@ -104,6 +106,8 @@ def tempered_langevin(
     of an energy, without noise-conditional scores; a constant ``b > 1`` sharpens the samples of a
     model. It fails for a score that is only right near the data, which the hot chain leaves; and
     for noised scores ``p_t^b`` is not the noised ``p^b``.
+
+    Under ``jax.jit``: ``jax.jit(partial(tempered_langevin, score_fn, inverse_temperatures=b, ...))``.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, the score of ``p``.
@@ -168,6 +172,8 @@ def mode_seeking(
     of the basin of attraction of its start: to denoise, to restore, to find the maximum a
     posteriori of a composed score. It does not sample: in high dimensions the mode lies far from
     every sample, and looks unlike them.
+
+    Under ``jax.jit``: ``jax.jit(partial(mode_seeking, score_fn, step_size=0.1, num_steps=100))``.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``.

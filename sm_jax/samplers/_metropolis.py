@@ -166,6 +166,8 @@ def mala(
     is accepted (`adapt_step_size`); and, in the form for scores, for a network that is far from a
     gradient: it then has no density to keep.
 
+    Under ``jax.jit``: ``jax.jit(partial(mala, score_fn, step_size=0.1, num_steps=100))``.
+
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``; None for the gradient of ``energy_fn``. One that
             carries its energy (``parameterization.score_from_energy``) is taken for that energy.

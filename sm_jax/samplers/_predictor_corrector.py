@@ -63,6 +63,8 @@ def predictor_corrector(
     norm of eq. (1) does neither. They also shorten the step by the factor ``1 - beta`` of their
     1,000 steps, above 0.98, which is left out.
 
+    Under ``jax.jit``: ``jax.jit(partial(predictor_corrector, score_fn, process=process))``.
+
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.

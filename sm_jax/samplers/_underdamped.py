@@ -45,6 +45,8 @@ def underdamped(
     high-dimensional densities and smooth scores. It fails between separate modes, and where the
     score has errors that a rejection would catch; `mala` has one.
 
+    Under ``jax.jit``: ``jax.jit(partial(underdamped, score_fn, step_size=0.1, num_steps=100))``.
+
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``.
         x: starting points ``[B, ...]``.
