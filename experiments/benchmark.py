@@ -6,10 +6,12 @@
 Every row compares two compiled programs that are timed in turn, round after round, and reports the
 median of the ratios of the rounds: what else the machine does then touches both alike. The floor is
 the ratio of the operations that must be done; memory is the peak of temporary buffers that XLA
-plans for the compiled program.
+plans for the compiled program. The rows of the U-Net compare with PyTorch, on as many threads, and
+need `pip install torch`, the extra `benchmark`; for one thread, `taskset -c 0 python -m ...`.
 """
 
 import dataclasses
+import importlib.util
 import pathlib
 import platform
 import statistics
@@ -22,15 +24,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
 from experiments import _tables
-from sm_jax import losses, processes, samplers, training
+from sm_jax import losses, models, processes, samplers, training
 from sm_jax.parameterization import score_from_energy
 
 _SCRIPT = "experiments.benchmark"
 _FIT = "fit, per step / bare jitted step"
+_UNET = "U-Net, {} channels, batch {}: training step / torch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +67,10 @@ def main(config: Benchmark) -> None:
         _tables.check(_SCRIPT, _tables.BENCHMARKS, only=config.only)
     every = [*gradient_rows(), *laplacian_rows(), heun_row()]
     rows = [row for row in every if config.only in row.name]
-    if not rows and config.only not in _FIT:
-        names = "; ".join([*(row.name for row in every), _FIT])
+    unets = {_UNET.format(*sizes): sizes for sizes in ((16, 64), (64, 16))}
+    unets = {name: sizes for name, sizes in unets.items() if config.only in name}
+    if not rows and not unets and config.only not in _FIT:
+        names = "; ".join([*(row.name for row in every), _FIT, _UNET.format(16, 64)])
         raise ValueError(f"no row has {config.only!r} in its name: {names}.")
     results = []
     with Console().status("compiling and timing") as status:
@@ -74,6 +80,12 @@ def main(config: Benchmark) -> None:
         if config.only in _FIT:
             status.update("fit")
             results.append(fit_result(config.rounds))
+        if unets and importlib.util.find_spec("torch") is None:
+            print("torch is not installed: the rows of the U-Net are left out.")
+            unets = {}
+        for name, sizes in unets.items():
+            status.update(name)
+            results.append(unet_result(name, *sizes, config.rounds))
     show(results)
     if config.write:
         write(results, _tables.BENCHMARKS)
@@ -271,8 +283,47 @@ def fit_result(rounds: int):
     return row, statistics.median(looped), ratio, None, None
 
 
+def unet_result(name: str, channels: int, batch_size: int, rounds: int):
+    """Return the row that compares a training step of the U-Net with one of its twin in torch."""
+    from experiments import _torch_unet
+
+    rng = np.random.default_rng(0)
+    images = [rng.normal(size=(batch_size, 28, 28, 1)).astype(np.float32) for _ in range(2)]
+    levels = rng.normal(size=batch_size).astype(np.float32)
+    apply, params = models.functional(models.UNet((28, 28, 1), channels=channels, rngs=nnx.Rngs(0)))
+    optimizer = optax.adamw(1e-4)
+
+    def loss(params, x, target, c_noise):
+        return jnp.mean((apply(params, x, c_noise) - target) ** 2)
+
+    def update(params, state, *batch):
+        grads = jax.grad(loss)(params, *batch)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    carry = params, optimizer.init(params)
+    batch = jax.tree.map(jnp.asarray, (*images, levels))
+    compiled = jax.jit(update, donate_argnums=(0, 1)).lower(*carry, *batch).compile()
+
+    def step():
+        nonlocal carry
+        carry = compiled(*carry, *batch)
+        return carry
+
+    num_params = sum(p.size for p in jax.tree.leaves(params))
+    torch_step = _torch_unet.training_step(
+        *images, levels, channels=channels, num_params=num_params, num_threads=len(_cores())
+    )
+    times = np.array([[_seconds(f) for f in (torch_step, step)] for _ in range(rounds + 2)])[2:]
+    ratio = float(np.median(times[:, 1] / times[:, 0]))
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    row = Row(name, step, torch_step, 1.0, 1.3)
+    return row, float(np.median(times[:, 1])), ratio, memory, None
+
+
 def _cells(row: Row, seconds, ratio, memory, base_memory) -> list[str]:
-    share = "" if not base_memory else f"{memory / 1e6:.1f} ({memory / base_memory:.1f}x)"
+    share = "" if not memory else f"{memory / 1e6:.1f}"
+    share += "" if not base_memory else f" ({memory / base_memory:.1f}x)"
     met = "yes" if ratio <= row.reach else "no"
     return [
         row.name,

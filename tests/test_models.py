@@ -248,6 +248,44 @@ def test_attention_has_heads_and_ignores_the_order_of_pixels(monkeypatch):
     np.testing.assert_allclose(apply(params, mixed), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_norm_silu_is_flax_group_norm_with_its_derivatives():
+    """Values, and tangents of the gradient, as losses take them; in float64 and bfloat16."""
+    norm = _unet._group_norm(8, dtype=None, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    norm.scale[...], norm.bias[...] = (jnp.float32(rng.normal(size=8)) for _ in range(2))
+    h, v, w = rng.normal(size=(3, 2, 5, 3, 8))
+    scale, shift = rng.normal(size=(2, 2, 1, 1, 8))
+
+    def plain(h):
+        return nnx.silu((1 + scale) * norm(h) + shift)
+
+    def fused(h):
+        return _unet._norm_silu(norm, h, scale, shift)
+
+    def second(f):
+        return jax.jvp(jax.grad(lambda h: jnp.vdot(w, f(h))), (h,), (v,))
+
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(fused(h), plain(h), rtol=1e-10, atol=1e-12)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-8), second(fused), second(plain)
+        )
+        half = fused(jnp.bfloat16(h))
+    assert half.dtype == jnp.bfloat16
+    exact = np.asarray(plain(np.asarray(jnp.bfloat16(h), np.float32)))
+    np.testing.assert_allclose(np.float32(half), exact, rtol=2**-8, atol=1e-5)
+
+
+def test_norm_silu_keeps_its_variance_at_an_offset():
+    """Moments of centered values: E[h^2] - E[h]^2 loses a variance of 1 at an offset of 1e4."""
+    norm = _unet._group_norm(8, dtype=None, rngs=nnx.Rngs(0))
+    h = np.random.default_rng(0).normal(1e4, 1, size=(2, 16, 16, 8)).astype(np.float32)
+    expected = silu(group_norm({"scale": 1.0, "bias": 0.0}, h.astype(np.float64)))
+    got = _unet._norm_silu(norm, h)
+    # h * factor and its offset, about 1e4 each, are rounded: a few units of 1e4 / 2^24
+    np.testing.assert_allclose(got, expected, atol=4 * 1.1e4 / 2**23)
+
+
 def test_block_sees_each_group_of_channels_up_to_scale_and_shift():
     options = {"attention": False, "dropout": 0.0, "dtype": None}
     apply, params = random_weights(lambda: _Block(8, 8, 4, **options, rngs=nnx.Rngs(0)))

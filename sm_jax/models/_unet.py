@@ -60,6 +60,31 @@ def _group_norm(channels, *, dtype, rngs):
     return nnx.GroupNorm(channels, num_groups, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
 
+def _norm_silu(norm, h, scale=0.0, shift=0.0):
+    """silu((1 + scale) N(h) + shift), with the parameters of `norm`: `[B, H, W, C] -> same`.
+
+    Normalization and modulation are one scale and one shift per channel, from float32 moments; so
+    one pass over `h` is left, which the gradient makes again rather than keep what is between.
+    """
+    batch, _, _, channels = h.shape
+
+    def over_groups(values):
+        means = values.mean((1, 2)).reshape(batch, norm.num_groups, -1).mean(-1)
+        return jnp.repeat(means, channels // norm.num_groups, axis=1)[:, None, None]
+
+    wide = h.astype(jnp.promote_types(h.dtype, jnp.float32))
+    mean = over_groups(wide)
+    var = over_groups(jnp.square(wide - mean))
+    gamma, beta = (p[...][None, None, None] for p in (norm.scale, norm.bias))
+    factor = (1 + scale) * gamma * jax.lax.rsqrt(var + norm.epsilon)
+    return _affine_silu(h, factor, (1 + scale) * beta + shift - mean * factor)
+
+
+@jax.checkpoint
+def _affine_silu(h, factor, offset):
+    return nnx.silu(h * factor + offset).astype(h.dtype)
+
+
 class _Attention(nnx.Module):
     """Equations (3) and (4): `[B, H, W, C] -> [B, H, W, C]`."""
 
@@ -93,8 +118,8 @@ class _Block(nnx.Module):
 
     def __call__(self, h, embedding, rngs=None):
         scale, shift = jnp.split(self.film(embedding)[:, None, None, :], 2, axis=-1)
-        u = self.conv_in(nnx.silu(self.norm_in(h)))
-        u = nnx.silu((1 + scale) * self.norm_out(u) + shift)
+        u = self.conv_in(_norm_silu(self.norm_in, h))
+        u = _norm_silu(self.norm_out, u, scale, shift)
         u = self.conv_out(self.dropout(u, deterministic=rngs is None, rngs=rngs))
         h = (self.skip(h) if hasattr(self, "skip") else h) + u
         return self.attention(h) if hasattr(self, "attention") else h
@@ -261,4 +286,4 @@ class UNet(nnx.Module):
                 h = layer(h, size=skips[-1].shape[1:3])
             else:
                 h = layer(jnp.concatenate([h, skips.pop()], axis=-1), embedding, rngs)
-        return self.outputs(nnx.silu(self.norm(h))).astype(x.dtype)
+        return self.outputs(_norm_silu(self.norm, h)).astype(x.dtype)

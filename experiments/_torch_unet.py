@@ -1,0 +1,136 @@
+"""The network of `sm_jax.models.UNet` in PyTorch, for `experiments.benchmark` to compare with.
+
+The same blocks in the same order, so the same number of parameters; unconditional, without dropout.
+Images are [B, C, H, W], as is usual there.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sm_jax.models._embedding import NUM_FREQUENCIES
+from sm_jax.models._unet import _HEAD_DIMS, _MAX_GROUPS, _largest_divisor
+
+
+def _group_norm(channels):
+    return nn.GroupNorm(_largest_divisor(channels, min(_MAX_GROUPS, channels // 4)), channels)
+
+
+class _Embedding(nn.Module):
+    def __init__(self, embed_dims):
+        super().__init__()
+        self.noise = nn.Linear(2 * NUM_FREQUENCIES, embed_dims)
+        self.out = nn.Linear(embed_dims, embed_dims)
+        self.frequencies = torch.logspace(-1, 5, NUM_FREQUENCIES, base=2.0)
+
+    def forward(self, c_noise):
+        angles = c_noise[:, None] * self.frequencies
+        features = math.sqrt(2) * torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+        return functional.silu(self.out(functional.silu(self.noise(features))))
+
+
+class _Attention(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.num_heads = _largest_divisor(channels, channels // _HEAD_DIMS)
+        self.norm = _group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, h):
+        height, width = h.shape[2:]
+        qkv = self.qkv(self.norm(h).flatten(2).transpose(1, 2))
+        qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        out = functional.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2)
+        return h + self.out(out).transpose(1, 2).unflatten(-1, (height, width))
+
+
+class _Block(nn.Module):
+    def __init__(self, inputs, outputs, embed_dims, attention):
+        super().__init__()
+        self.norm_in = _group_norm(inputs)
+        self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.film = nn.Linear(embed_dims, 2 * outputs)
+        self.norm_out = _group_norm(outputs)
+        self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.attention = _Attention(outputs) if attention else nn.Identity()
+
+    def forward(self, h, embedding):
+        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
+        u = self.conv_in(functional.silu(self.norm_in(h)))
+        u = self.conv_out(functional.silu((1 + scale) * self.norm_out(u) + shift))
+        return self.attention(self.skip(h) + u)
+
+
+class UNet(nn.Module):
+    """`unet(x [B, C, H, W], c_noise [B]) -> [B, C, H, W]`; the arguments are those of ours."""
+
+    def __init__(self, image_shape, *, channels, multipliers=(1, 2, 2), attention_levels=1):
+        super().__init__()
+        embed_dims = 4 * channels
+        widths = [channels * multiplier for multiplier in multipliers]
+        attends = [level >= len(widths) - attention_levels for level in range(len(widths))]
+        self.embedding = _Embedding(embed_dims)
+        self.inputs = nn.Conv2d(image_shape[-1], channels, 3, padding=1)
+        skips = [channels]
+        self.down = nn.ModuleList()
+        for level, (width, attention) in enumerate(zip(widths, attends, strict=True)):
+            if level > 0:
+                self.down.append(nn.Conv2d(skips[-1], skips[-1], 3, stride=2, padding=1))
+                skips.append(skips[-1])
+            self.down.append(_Block(skips[-1], width, embed_dims, attention))
+            skips.append(width)
+        current = widths[-1]
+        self.middle = nn.ModuleList(
+            [_Block(current, current, embed_dims, attention) for attention in (attends[-1], False)]
+        )
+        self.up = nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            for _ in range(2):
+                inputs = current + skips.pop()
+                self.up.append(_Block(inputs, widths[level], embed_dims, attends[level]))
+                current = widths[level]
+            if level > 0:
+                self.up.append(nn.Conv2d(current, current, 3, padding=1))
+        self.norm = _group_norm(current)
+        self.outputs = nn.Conv2d(current, image_shape[-1], 3, padding=1)
+
+    def forward(self, x, c_noise):
+        """The network's output, of the shape of `x`."""
+        embedding = self.embedding(c_noise)
+        h = self.inputs(x)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, embedding) if isinstance(layer, _Block) else layer(h)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, embedding)
+        for layer in self.up:
+            if isinstance(layer, _Block):
+                h = layer(torch.cat([h, skips.pop()], dim=1), embedding)
+            else:
+                height, width = skips[-1].shape[2:]
+                h = functional.interpolate(h, scale_factor=2, mode="nearest")
+                h = layer(h[:, :, :height, :width])
+        return self.outputs(functional.silu(self.norm(h)))
+
+
+def training_step(x, target, c_noise, *, channels, num_params, num_threads):
+    """Return a function that does one AdamW step on the mean square error; images [B, H, W, C]."""
+    torch.set_num_threads(num_threads)
+    x, target = (torch.from_numpy(a).permute(0, 3, 1, 2).contiguous() for a in (x, target))
+    c_noise = torch.from_numpy(c_noise)
+    network = UNet((*x.shape[2:], x.shape[1]), channels=channels)
+    if (count := sum(p.numel() for p in network.parameters())) != num_params:
+        raise ValueError(f"the network in torch has {count} parameters, ours {num_params}.")
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+
+    def step():
+        optimizer.zero_grad()
+        ((network(x, c_noise) - target) ** 2).mean().backward()
+        optimizer.step()
+
+    return step
