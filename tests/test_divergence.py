@@ -138,16 +138,16 @@ def test_hutchpp_is_exact_up_to_its_rank_for_every_key(rank, num_matvecs, probe,
 
 
 def test_a_singular_sketch_does_no_harm_to_gradients():
-    """Of a Jacobian of rank one under two columns, also where NaNs are looked for."""
+    """Two columns that are multiples of one axis, also where NaNs are looked for."""
 
     def trace(c):
-        x = jnp.ones((1, 4))
+        axis = jnp.array([[1.0, 0.0, 0.0, 0.0]])
         return divergence.hutchpp(
-            lambda x: c * x.sum(1, keepdims=True) + 0.0 * x, x, jax.random.key(0)
+            lambda x: c * axis * x, jnp.ones((1, 4)), jax.random.key(0)
         ).divergence[0]
 
     with jax.debug_nans(True):
-        np.testing.assert_allclose(jax.grad(trace)(2.0), 4.0, rtol=1e-5)
+        np.testing.assert_allclose(jax.grad(trace)(2.0), 1.0, rtol=1e-5)
 
 
 ENERGY_SCORE = score_from_energy(lambda x: jnp.sum(jnp.cosh(x @ A.T) + x**4, axis=1))
