@@ -107,7 +107,7 @@ def tempered_langevin(
     model. It fails for a score that is only right near the data, which the hot chain leaves; and
     for noised scores ``p_t^b`` is not the noised ``p^b``.
 
-    Under ``jax.jit``: ``jax.jit(partial(tempered_langevin, score_fn, step_size=h, ...))``.
+    Under ``jax.jit``: ``jax.jit(partial(tempered_langevin, score_fn, ...))``.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, the score of ``p``.
