@@ -117,12 +117,26 @@ class _Block(nnx.Module):
             self.attention = _Attention(outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, h, embedding, rngs=None):
-        scale, shift = jnp.split(self.film(embedding)[:, None, None, :], 2, axis=-1)
+        scale, shift = _halves(self.film, embedding)
         u = self.conv_in(_norm_silu(self.norm_in, h))
         u = _norm_silu(self.norm_out, u, scale, shift)
         u = self.conv_out(self.dropout(u, deterministic=rngs is None, rngs=rngs))
         h = (self.skip(h) if hasattr(self, "skip") else h) + u
         return self.attention(h) if hasattr(self, "attention") else h
+
+
+def _halves(linear, embedding):
+    """The two halves of `linear(embedding)`, `[B, 1, 1, C]` each, as one product each.
+
+    XLA on CPU does not vectorize an activation that reads slices of one product: that one then
+    takes 5.2 ms rather than 0.9 ms for 64 images of 28 x 28 x 16.
+    """
+    kernels = jnp.split(linear.kernel[...].astype(embedding.dtype), 2, axis=1)
+    biases = jnp.split(linear.bias[...].astype(embedding.dtype), 2)
+    return [
+        (embedding @ kernel + bias[None])[:, None, None]
+        for kernel, bias in zip(kernels, biases, strict=True)
+    ]
 
 
 class _Down(nnx.Module):
