@@ -25,7 +25,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.divergence import mean_quadratic_form, probe_source
+from sm_jax.divergence import draw_probes, mean_quadratic_form, probe_source
 from sm_jax.typing import EnergyFn, RandomFn, ScoreFn
 
 
@@ -64,7 +64,10 @@ def sliced(
     Reference: Song et al. 2019, https://arxiv.org/abs/1905.07088
     """
     x = _checks.check_data(x)
-    draw, keys = probe_source(key, x, num_probes, probe)
+    if variance_reduced:
+        draw, keys = probe_source(key, x, num_probes, probe)
+    else:  # each probe is used twice
+        draw, keys = (lambda v: v), draw_probes(key, x, num_probes, probe)
     score, form = mean_quadratic_form(score_fn, x, draw, keys)
     score = _checks.accumulated(score)
     if variance_reduced:
