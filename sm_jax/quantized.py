@@ -173,9 +173,10 @@ def _cells(logits, y, r, edges):
     """Return ``a [..., K + 1]``, ``phi(a)``, the masses ``m [..., K]`` and the weights ``w``."""
     a = (edges.reshape((1,) * y.ndim + (-1,)) - y[..., None]) / r[..., None]
     phi = jnp.exp(-0.5 * a**2) / jnp.sqrt(2.0 * jnp.pi)
-    tail = 0.5 * jax.lax.erfc(jnp.abs(a) / jnp.sqrt(2.0))
+    # At an edge, a = 0, the slopes of `tail` and `mass` are those from the right: abs has slope 0.
+    tail = 0.5 * jax.lax.erfc(jnp.where(a < 0, -a, a) / jnp.sqrt(2.0))
     left, right = tail[..., :-1], tail[..., 1:]
-    around = (a[..., :-1] < 0) & (a[..., 1:] > 0)
+    around = (a[..., :-1] < 0) & (a[..., 1:] >= 0)
     mass = jnp.where(around, 1.0 - left - right, jnp.abs(left - right))
     # Cells out of reach must not set the scale of the others: 0 / 0 where all of these underflow.
     logits = jnp.where(mass > jnp.finfo(mass.dtype).tiny, logits, -jnp.inf)

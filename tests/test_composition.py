@@ -113,6 +113,23 @@ VARIANCES = (0.5, 2.0)
 MIDDLES = (1.0, -1.0)
 
 
+def test_a_component_without_density_at_a_point_adds_nothing():
+    """Beyond the wall of the second component its energy is infinite, and its score NaN."""
+
+    def walled_energy(x):
+        return jnp.where(x > 0.0, x, jnp.inf)
+
+    def walled_score(x):
+        return jnp.where(x > 0.0, -1.0, jnp.nan)
+
+    score_fn = composition.mixture_score(
+        [lambda x: -x, walled_score], [lambda x: 0.5 * x**2, walled_energy]
+    )
+    np.testing.assert_allclose(score_fn(jnp.array([-2.0, 1.0])), [2.0, -1.0], rtol=1e-6)
+    gradient = jax.jacfwd(lambda x: score_fn(x[None])[0])(jnp.float32(-2.0))
+    np.testing.assert_allclose(gradient, -1.0, rtol=1e-6)
+
+
 def gaussian_scores():
     """Noise-conditional scores of N(m_i, v_i) in one dimension; the noise adds sigma^2."""
     return [

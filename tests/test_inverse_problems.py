@@ -543,3 +543,27 @@ def inpaint(**change):
 def test_bad_input(call, error, message, getkey):
     with pytest.raises(error, match=message):
         call(jnp.ones((2, 3)), getkey())
+
+
+def test_inpainting_is_differentiable_in_the_process(getkey):
+    with jax.enable_x64(True):
+        key_prior, key = jax.random.split(getkey())
+        x = jax.random.normal(key_prior, (4, 2), jnp.float64)
+
+        def drawn(sigma_max):
+            process = processes.VE(sigma_min=0.1, sigma_max=sigma_max)
+            return guidance.inpaint(
+                lambda x, t: -x / (1.0 + t[:, None] ** 2),
+                sigma_max * x,
+                key,
+                known=jnp.array([2.0, 0.0]),
+                mask=jnp.array([True, False]),
+                process=process,
+                num_steps=4,
+                num_resamples=2,
+            )[:, 1]
+
+        at, h = jnp.float64(5.0), 1e-5
+        derivative = jax.jacfwd(drawn)(at)
+        difference = (drawn(at + h) - drawn(at - h)) / (2.0 * h)
+        np.testing.assert_allclose(derivative, difference, rtol=1e-6, atol=1e-8)

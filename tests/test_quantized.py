@@ -149,6 +149,22 @@ def test_derivatives(getkey):
             np.testing.assert_allclose(slope, -(variance - 1) / ratio, rtol=1e-6)
 
 
+@pytest.mark.parametrize("edge", [-0.5, 0.0, 0.5])
+def test_the_second_derivative_on_an_edge(edge):
+    """It is continuous: exactly on the edge of two cells it is that right beside it."""
+    with jax.enable_x64(True):
+        logits, edges = jnp.array([[[0.3, -0.8, 1.1, 0.2]]]), jnp.asarray(quantized.level_edges(4))
+
+        def eps(y):
+            return quantized.noise_from_levels(
+                logits, y[None, None], jnp.array([0.2]), process=PROCESSES["VE"], edges=edges
+            )[0, 0]
+
+        second = jax.grad(jax.grad(eps))
+        beside = 0.5 * (second(jnp.asarray(edge - 1e-6)) + second(jnp.asarray(edge + 1e-6)))
+        np.testing.assert_allclose(second(jnp.asarray(edge)), beside, rtol=1e-6)
+
+
 def test_weights_are_probabilities_whatever_the_width_of_a_cell():
     """Far above the spread of the data, E[x_0 | y] is its mean, sum_k p_k center_k."""
     x = jnp.zeros((1, 1))

@@ -50,7 +50,7 @@ def inpaint(
 
     It needs no derivative of the score, and so takes less memory than `pseudo_inverse` and
     `moment_matching`, which are more accurate for the same number of evaluations and allow noise in
-    what is known. With one pass, ``num_resamples=1``, the unknown part hardly depends on the known
+    what is known. With one pass, ``num_resamples=1``, the unknown part depends too little on the known
     one. On Gaussian data that is cured in proportion to ``num_resamples``; what then remains is a
     variance too small by a share of order ``1 / num_steps``, 15 % at 64 steps. The weights of modes
     that are far apart take many more.
@@ -120,7 +120,9 @@ def inpaint(
             return jax.random.normal(key, x.shape, x.dtype)
 
         y = x / process.alpha(before)
-        y = y + jnp.sqrt(jnp.maximum(high**2 - last**2, 0.0)) * noise(key_up)
+        gap = high**2 - last**2  # 0 in most steps, where the root has no derivative
+        lift = jnp.where(gap > 0.0, jnp.sqrt(jnp.where(gap > 0.0, gap, 1.0)), 0.0)
+        y = y + lift * noise(key_up)
         clean = denoised(process.alpha(above) * y, above)
         kept = (low / high) ** 2
         y = clean + kept * (y - clean) + low * jnp.sqrt(1.0 - kept) * noise(key_down)
