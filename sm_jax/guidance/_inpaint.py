@@ -50,10 +50,10 @@ def inpaint(
 
     It needs no derivative of the score, and so takes less memory than `pseudo_inverse` and
     `moment_matching`, which are more accurate for the same number of evaluations and allow noise in
-    what is known. With one pass, ``num_resamples=1``, the unknown part depends too little on the known
-    one. On Gaussian data that is cured in proportion to ``num_resamples``; what then remains is a
-    variance too small by a share of order ``1 / num_steps``, 15 % at 64 steps. The weights of modes
-    that are far apart take many more.
+    what is known. With one pass, ``num_resamples=1``, the unknown part depends too little on the
+    known one. On Gaussian data that is cured in proportion to ``num_resamples``; what then remains
+    is a variance too small by a share of order ``1 / num_steps``, 15 % at 64 steps. The weights of
+    modes that are far apart take many more.
 
     Under ``jax.jit``:
     ``jax.jit(partial(inpaint, score_fn, known=known, mask=mask, process=process))``.
