@@ -245,6 +245,7 @@ def share_left(score_fn, x, key, **options):
     return chain.x[:, 0] < -0.6, chain.acceptance_rate.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_panels", [2, 4])
 def test_a_bare_score_keeps_the_weights_of_modes_at_the_adapted_step(num_panels, getkey):
     """One panel and no check made 0.219 of 0.310, two without the check 0.338."""
@@ -268,6 +269,7 @@ def test_a_bare_score_keeps_the_weights_of_modes_in_ten_dimensions(getkey):
     assert abs(float(left.mean()) - LEFT) < 4.5 * np.sqrt(0.21 / 20_000) + 0.001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_panels", [2, 4])
 def test_two_rules_that_disagree_reject(num_panels, getkey):
     """A score with a spike in the middle of every segment that only the finer rule can see."""
