@@ -239,9 +239,10 @@ def mixture_score(
         scores = [_checks.check_score(fn(x, *args), x) for fn in score_fns]
         energies = _stacked_energies(energy_fns, x, args)
         shares = jax.nn.softmax(offsets[:, None] - energies, axis=0)
-        # A component without density at a point may have no score there: 0 times NaN.
+        # A component without density at a point may have no score there: 0 times NaN, which reverse
+        # mode would meet in the derivative by r too, were the product in the where.
         terms = [
-            jnp.where(_checks.expand_like(r, x) > 0.0, _checks.expand_like(r, x) * s, 0.0)
+            _checks.expand_like(r, x) * jnp.where(_checks.expand_like(r, x) > 0.0, s, 0.0)
             for r, s in zip(shares, scores, strict=True)
         ]
         return sum(terms).astype(x.dtype)

@@ -126,8 +126,9 @@ def test_a_component_without_density_at_a_point_adds_nothing():
         [lambda x: -x, walled_score], [lambda x: 0.5 * x**2, walled_energy]
     )
     np.testing.assert_allclose(score_fn(jnp.array([-2.0, 1.0])), [2.0, -1.0], rtol=1e-6)
-    gradient = jax.jacfwd(lambda x: score_fn(x[None])[0])(jnp.float32(-2.0))
-    np.testing.assert_allclose(gradient, -1.0, rtol=1e-6)
+    for derivative in (jax.jacfwd, jax.jacrev):
+        gradient = derivative(lambda x: score_fn(x[None])[0])(jnp.float32(-2.0))
+        np.testing.assert_allclose(gradient, -1.0, rtol=1e-6)
 
 
 def gaussian_scores():

@@ -204,8 +204,8 @@ def moment_matching(
         observation: ``y``, of the shape of ``operator(x)``, or of one of its rows, for all.
         noise_std: ``s``, standard deviation of the noise of the observation, one or ``[B]``. At
             0 the part of ``y`` outside the range of ``A``, which nothing explains, is ignored.
-        num_iterations: iterations of ``solve``. As many as ``A C A'`` has other eigenvalues, zero
-            not counted, are exact; stopped earlier, they leave out what it sees least. For smooth
+        num_iterations: iterations of ``solve``. As many as ``A C A'`` has distinct
+            eigenvalues, zero not counted, are exact; fewer leave out what it sees least. For smooth
             Gaussian fields of 32 numbers, half of them observed with noise of a tenth of their
             spread, the score errs by 1 to 5 % with 5 iterations and by at most 0.2 % with 10, at
             the noise levels where that is most. Blurred ones, 7 and 1 %, take more.

@@ -9,16 +9,22 @@ by directions ``p`` whose images ``q = M p`` are orthonormal: with a new directi
     q = M p,    q <- q - sum_j (q_j'q) q_j,    p <- p - sum_j (q_j'q) p_j,             (2)
     p, q <- p / |q|, q / |q|,    u <- u + (q'r) p,    r <- r - (q'r) q.                (3)
 
-`conjugate_residuals` has ``p = r`` in (2) and subtracts the last direction only, which is enough
-where ``M`` is symmetric and not negative. `gmres` subtracts all, and goes on from ``q`` where a
-step (3) has hardly reduced ``r``, so that ``M`` may be anything.
+`conjugate_residuals` takes ``p = r`` in (2) and subtracts the last direction only, which is enough
+where ``M`` is symmetric and not negative. `gmres` subtracts all, and takes ``p = q`` after a step
+(3) that has hardly reduced ``r``, so that ``M`` need not be symmetric.
 
 ``M`` may be singular: without noise, that of an operator with dependent rows is. The part of ``b``
 outside the range of ``M`` is then rounding, or an observation that nothing explains. No product
 with ``M`` sees it, and (3) is made of these products only. (The steps of conjugate gradients,
 ``|r|^2 / r'M r``, grow without bound where that part is all that is left of ``r``.) A row stops
-where what is left is rounding, of a product in (2), ``|q| < 4 eps |M| |p|``, ``|M|`` being the
-largest ``|q| / |p|`` so far, or of the right-hand side, ``|r| < 4 eps |b|``.
+where what is left is rounding, ``e`` being four units in the last place and ``|M|`` the largest
+``|M p| / |p|`` so far:
+
+    of b:    |r| < e |b|,                                                              (4)
+    of M p:  |q| < sqrt(e) |M| |p|, unless p came from r and r'q > e |M| |p| |r|.      (5)
+
+So a part of ``b`` outside the range that is as large as the rest costs an error of the size of
+``sqrt(e) |M| |M^+|``, where ``M^+`` is the pseudo-inverse.
 
 The derivatives are those of the exact solution, ``M du = db - dM u``, solved in the same way.
 """
@@ -32,10 +38,10 @@ from sm_jax import _checks
 
 Matrix = Callable[[jax.Array], jax.Array]
 
-# A product with M is rounding where its norm is below so many units in the last place of |M| |p|.
+# Units in the last place that count as rounding, in (4) and (5).
 _NOISE = 4.0
 
-# GMRES goes on from r where a step has reduced it to less than this share of what it was.
+# GMRES goes on from r where a step (3) has reduced it to less than this share of what it was.
 _PROGRESS = 0.9
 
 
@@ -123,7 +129,8 @@ def _minimal_residuals(matrix, b, num_iterations, *, symmetric):
             image, direction = _ratio(image, norm), _ratio(direction, norm)
             length, seen = _dot(image, residual), _ratio(norm, largest)
             gain = seen * jnp.abs(_ratio(length, before))
-            alive &= (before > noise) & ((fresh & (gain > noise)) | (seen > noise**0.5))
+            reach = largest * _norm(direction)
+            alive &= (before > noise) & ((fresh & (gain > noise)) | (reach < noise**-0.5))
             direction, image, length = (
                 jnp.where(alive, v, 0.0) for v in (direction, image, length)
             )
