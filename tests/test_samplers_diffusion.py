@@ -548,32 +548,25 @@ def test_multistep_predictors_are_refused(predictor, getkey):
 
 def test_the_churn_of_a_predictor_is_of_all_steps(getkey):
     """A score of zero under VE: all variance is what the churn of each step has added."""
-    process, churn = processes.VE(sigma_min=0.5, sigma_max=8.0), 2.0
-    times = np.array([8.0, 4.0, 2.0, 1.0, 0.5])
-    out = samplers.predictor_corrector(
-        lambda x, t: 0.0 * x,
-        jnp.zeros((40_000, 1)),
-        getkey(),
-        process=process,
-        times=times,
-        predictor=partial(samplers.heun, churn=churn),
-        num_corrector_steps=0,
-        denoise=False,
-    )
-    raised = np.minimum(times[:-1] * (1 + min(churn / 4, 2**0.5 - 1)), 8.0)
+    process, times = processes.VE(sigma_min=0.5, sigma_max=8.0), np.array([8.0, 4.0, 2.0, 1.0, 0.5])
+
+    def drawn(churn):
+        return samplers.predictor_corrector(
+            lambda x, t: 0.0 * x,
+            jnp.zeros((40_000, 1)),
+            getkey(),
+            process=process,
+            times=times,
+            predictor=partial(samplers.heun, churn=churn),
+            num_corrector_steps=0,
+            denoise=False,
+        )
+
+    out, few = drawn(2.0), drawn(0.4)
+    raised = np.minimum(times[:-1] * (1 + min(2.0 / 4, 2**0.5 - 1)), 8.0)
     expected = np.sum(raised**2 - times[:-1] ** 2)
-    none = samplers.predictor_corrector(
-        lambda x, t: 0.0 * x,
-        jnp.zeros((40_000, 1)),
-        getkey(),
-        process=process,
-        times=times,
-        predictor=partial(samplers.heun, churn=0.4),
-        num_corrector_steps=0,
-        denoise=False,
-    )
     little = np.sum(np.minimum(times[:-1] * 1.1, 8.0) ** 2 - times[:-1] ** 2)
-    for points, variance in ((out, expected), (none, little)):
+    for points, variance in ((out, expected), (few, little)):
         error = variance * np.sqrt(2 / 40_000)
         assert abs(float(jnp.var(points)) - variance) < 4.5 * error
     assert expected > 3.0 * little
