@@ -151,7 +151,7 @@ def pseudo_inverse(
         >>> guided = pseudo_inverse(
         ...     lambda x, t: -x / (1.0 + t[:, None] ** 2), process=processes.VE(),
         ...     operator=lambda x: x[:, :1], observation=jnp.array([3.0]))
-        >>> print(guided(jnp.zeros((1, 2)), jnp.ones(1)))  # x_t | y ~ N(3, 1) in the first
+        >>> print(guided(jnp.zeros((1, 2)), jnp.ones(1)).round(4))  # x_t | y ~ N(3, 1) in the first
         [[3. 0.]]
 
     Reference: Song et al. 2023, https://openreview.net/forum?id=9_gsMA8MRKQ
