@@ -27,7 +27,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.processes import noise_ratio
+from sm_jax.processes import data_mean, noise_ratio
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 __all__ = ["level_edges", "noise_from_levels", "precondition"]
@@ -117,13 +117,13 @@ def precondition(
 ) -> NoiseScoreFn:
     """Return the score function of a network that predicts log-weights of levels, for any process.
 
-    The inputs of the network are scaled and its noise labels are made as in
+    The inputs of the network are centered and scaled and its noise labels are made as in
     `sm_jax.parameterization.precondition`, in whose place this stands.
 
     Args:
         network: maps inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to log-weights
             ``[B, ..., K]``.
-        process: any process.
+        process: any process; its ``mean``, that of the data, is zero if it has none.
         edges: increasing edges of the cells ``[K + 1]``, e.g. `level_edges`.
         sigma_data: standard deviation of the data, one number, as there.
 
@@ -150,7 +150,8 @@ def precondition(
         x = _checks.check_data(x)
         t = _checks.check_per_example("t", t, x)
         ratio = noise_ratio(process, t)
-        y = x / _checks.expand_like(process.alpha(t), x)
+        y = _checks.accumulated(x) / _checks.expand_like(process.alpha(t), x)
+        y = y - data_mean(process, x.shape[1:], y.dtype)[None]
         scale = jnp.sqrt(_checks.expand_like(ratio, x) ** 2 + sigma_data**2)
         logits = network((y / scale).astype(x.dtype), 0.25 * jnp.log(ratio))
         eps = noise_from_levels(logits, x, t, process=process, edges=edges)

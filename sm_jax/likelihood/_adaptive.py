@@ -1,7 +1,7 @@
 r"""Log-densities along the probability flow with steps of controlled error, through diffrax.
 
-The equations are those of `sm_jax.likelihood.log_prob`: with ``k`` the standard deviation of the
-noised data, ``w = x_t / k`` and ``u = log(sigma / alpha)``,
+The equations are those of `sm_jax.likelihood.log_prob`: with ``alpha m`` and ``k`` the mean and the
+standard deviation of the noised data, ``w = (x_t - alpha m) / k`` and ``u = log(sigma / alpha)``,
 
     dw / du = -(sigma^2 / k) (s(x_t, t) + w / k),                                      (1)
     d log p(w) / du = sigma^2 (tr(grad s)(x_t, t) + D / k^2).                          (2)
@@ -19,7 +19,8 @@ from sm_jax import _checks
 from sm_jax._eager import compiled
 from sm_jax.divergence import exact
 from sm_jax.likelihood._flow import LogProb, score_and_traces, standard_error
-from sm_jax.processes import noise_ratio, prior_log_prob
+from sm_jax.processes import data_mean, noise_ratio, prior_log_prob
+from sm_jax.processes._location import warn_off_center
 from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike
 
 
@@ -95,6 +96,7 @@ def adaptive_log_prob(
         raise ImportError(message) from error
 
     x = _checks.check_data(x)
+    warn_off_center(process, x, "x")
     for name, value in (("sigma_data", sigma_data), ("rtol", rtol), ("atol", atol)):
         _checks.check_scalar(name, value)
         _checks.check_positive(name, value)
@@ -107,6 +109,7 @@ def adaptive_log_prob(
         raise TypeError(f"solver must be an explicit Runge-Kutta method of diffrax, got {solver}.")
 
     dims, dtype = _checks.num_dims(x), _checks.accumulator(x.dtype)
+    mean = data_mean(process, x.shape[1:], dtype)
     start, end = (
         jnp.log(noise_ratio(process, t)).astype(dtype) for t in (process.t_min, process.t_max)
     )
@@ -118,7 +121,7 @@ def adaptive_log_prob(
         w, _ = state
         t = process.time(jnp.exp(u))
         k, variance = scale(t), process.sigma(t) ** 2
-        points = (k * w).astype(x.dtype)[None]
+        points = (process.alpha(t) * mean + k * w).astype(x.dtype)[None]
         score_at = _checks.at_noise(score_fn, t[None])
         score, traces = score_and_traces(divergence, score_at, points, keys)
         slope = -variance / k * (score[0] + w / k)
@@ -141,9 +144,11 @@ def adaptive_log_prob(
 
     first, last = scale(process.t_min), scale(process.t_max)
     keys = None if key is None else jax.random.split(key, (x.shape[0], num_estimates))
-    solution = compiled(jax.vmap(solve), (_checks.accumulated(x) / first).astype(dtype), keys)
+    centered = (x - process.alpha(process.t_min) * mean[None]) / first
+    solution = compiled(jax.vmap(solve), centered.astype(dtype), keys)
     w, change = (leaf[:, 0] for leaf in solution.ys)
-    values = prior_log_prob(process, last * w) + dims * jnp.log(last / first)
+    ends = process.alpha(process.t_max) * mean[None] + last * w
+    values = prior_log_prob(process, ends) + dims * jnp.log(last / first)
     values = values[None] - change.T
     finished = solution.result == diffrax.RESULTS.successful
     values = jnp.where(finished[None], values, jnp.nan)

@@ -1,12 +1,13 @@
 r"""The variational bound on the log-density: a diffusion model as a hierarchy of latent variables.
 
-Let ``r = sigma / alpha`` and ``r_0 > r_1 > ... > r_T`` be its values at the times of a grid, from
-``t_max`` to ``t_min``. The model draws ``x_{t_0}`` from the prior, goes down the grid by the
-posterior ``q(x_s | x_t, x_0 = D(x_t))`` of the process at the denoised point, and ends with
+Let ``r = sigma / alpha``, let ``r_0 > r_1 > ... > r_T`` be its values at the times of a grid, from
+``t_max`` to ``t_min``, and ``m`` the mean of the process. The model draws ``x_{t_0}`` from the
+prior, ``N(alpha m, sigma^2 I)`` at ``t_max``, goes down the grid by the posterior
+``q(x_s | x_t, x_0 = D(x_t))`` of the process at the denoised point, and ends with
 ``p(x_0 | x_{t_T}) = N(D, r_T^2 I)``. Of data noised by ``z``, with the score ``s`` and
 ``x_0 - D = -r (sigma s + z)``, its bound is a sum of Kullback-Leibler divergences in closed form,
 
-    -log p(x_0) <= |x_0|^2 / (2 r_0^2)                                    the prior,
+    -log p(x_0) <= |x_0 - m|^2 / (2 r_0^2)                                the prior,
         + sum_i 1/2 (r_{i-1}^2 / r_i^2 - 1) E|sigma s + z|^2(t_{i-1})     steps,         (1)
         + 1/2 E|sigma s + z|^2(t_T) + D/2 log(2 pi r_T^2)                 the data.      (2)
 
@@ -33,7 +34,8 @@ from jax.typing import ArrayLike
 from sm_jax import _checks
 from sm_jax._eager import compiled
 from sm_jax.likelihood._flow import LogProb, standard_error
-from sm_jax.processes import noise_ratio, perturb, time_grid
+from sm_jax.processes import data_mean, noise_ratio, perturb, time_grid
+from sm_jax.processes._location import warn_off_center
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 
@@ -86,6 +88,7 @@ def elbo(
     Reference: Kingma et al. 2021, https://arxiv.org/abs/2107.00630
     """
     x = _checks.check_data(x)
+    warn_off_center(process, x, "x")
     _checks.check_key("elbo", key)
     for name, count in (("num_steps", num_steps), ("num_samples", num_samples)):
         if count is not None:
@@ -128,7 +131,8 @@ def elbo(
         return steps + 0.5 * error(last, key_data)
 
     keys = jax.random.split(key, num_estimates)
-    prior = 0.5 * _checks.sum_data_axes(x**2) / high**2
+    mean = data_mean(process, x.shape[1:], _checks.accumulator(x.dtype))
+    prior = 0.5 * _checks.sum_data_axes((x - mean[None]) ** 2) / high**2
     volume = 0.5 * _checks.num_dims(x) * jnp.log(2.0 * jnp.pi * low**2)
     values = -compiled(partial(jax.lax.map, estimate), keys) - (prior + volume)[None]
     num_evaluations = num_estimates * (num_samples + 1)

@@ -1,11 +1,12 @@
 r"""Log-densities of a trained score, by the change of variables along the probability-flow ODE.
 
-For any process, with ``r = sigma / alpha``, ``d`` the standard deviation of the data, and ``D``
-dimensions, let
+For any process, with ``r = sigma / alpha``, ``m`` and ``d`` the mean and the standard deviation of
+the data, and ``D`` dimensions, let
 
-    k = sqrt(alpha^2 d^2 + sigma^2),    w = x_t / k,    u = log r,                     (1)
+    k = sqrt(alpha^2 d^2 + sigma^2),    w = (x_t - alpha m) / k,    u = log r,         (1)
 
-so that ``k`` is the standard deviation of the noised data and ``w`` has variance one throughout.
+so that ``k`` is the standard deviation of the noised data and ``w`` has mean zero and variance one
+throughout.
 The probability-flow ODE and the log-density along its solution are then
 
     dw / du = -(sigma^2 / k) (s(x_t, t) + w / k),                                      (2)
@@ -13,7 +14,7 @@ The probability-flow ODE and the log-density along its solution are then
 
 integrated from ``t_min``, where the data are, to ``t_max``, where ``x_t`` has the density of the
 prior; and ``log p(x) = log p(w) - D log k``. Both right-hand sides vanish for data from
-``N(0, d^2 I)``: what the solver approximates is only what sets the data apart from a Gaussian.
+``N(m, d^2 I)``: what the solver approximates is only what sets the data apart from a Gaussian.
 
 The divergence is the expensive part, so it is taken only at the times of the grid, for the
 trapezoidal rule on (3); between them, (2) takes several cheap steps of Heun's method.
@@ -35,7 +36,8 @@ from jax.typing import ArrayLike
 from sm_jax import _checks
 from sm_jax._eager import compiled
 from sm_jax.divergence import Divergence, exact
-from sm_jax.processes import check_times, noise_ratio, prior_log_prob, time_grid
+from sm_jax.processes import check_times, data_mean, noise_ratio, prior_log_prob, time_grid
+from sm_jax.processes._location import warn_off_center
 from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike, ScoreFn
 
 
@@ -109,6 +111,7 @@ def log_prob(
     Reference: Song et al. 2021, eq. 39, https://arxiv.org/abs/2011.13456
     """
     x = _checks.check_data(x)
+    warn_off_center(process, x, "x")
     _checks.check_scalar("sigma_data", sigma_data)
     _checks.check_positive("sigma_data", sigma_data)
     _checks.check_count("num_estimates", num_estimates)
@@ -119,6 +122,7 @@ def log_prob(
     ratios = noise_ratio(process, grid)[::-1]
     keys = None if key is None else jax.random.split(key, num_estimates)
     dims = _checks.num_dims(x)
+    mean = data_mean(process, x.shape[1:], _checks.accumulator(x.dtype))[None]
 
     def scale(t):
         return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
@@ -127,7 +131,7 @@ def log_prob(
         """Return sigma^2, k, the noised data and the score function of them at noise ratio r."""
         t = process.time(r)
         each_t = jnp.broadcast_to(t, x.shape[:1])
-        points = (scale(t) * w).astype(x.dtype)
+        points = (process.alpha(t) * mean + scale(t) * w).astype(x.dtype)
         return process.sigma(t) ** 2, scale(t), points, _checks.at_noise(score_fn, each_t)
 
     def flow(w, r):
@@ -165,9 +169,10 @@ def log_prob(
     weights = 0.5 * (jnp.append(widths, 0.0) + jnp.append(0.0, widths))
     nexts = jnp.append(ratios[1:], ratios[-1])  # the last node only adds its divergence
     no_change = jnp.zeros((num_estimates, x.shape[0]), _checks.accumulator(x.dtype))
-    begin = (_checks.accumulated(x) / start, no_change)
+    begin = ((x - process.alpha(grid[-1]) * mean) / start, no_change)
     (w, change), _ = compiled(partial(jax.lax.scan, step), begin, (ratios, nexts, weights))
-    values = (prior_log_prob(process, end * w) + dims * jnp.log(end / start))[None] - change
+    last = process.alpha(grid[0]) * mean + end * w
+    values = (prior_log_prob(process, last) + dims * jnp.log(end / start))[None] - change
     num_evaluations = grid.shape[0] * 2 * num_substeps
     return LogProb(values.mean(axis=0), standard_error(values, keys), num_evaluations)
 

@@ -1,9 +1,10 @@
 """Thermodynamic integration: the normalizers of a noise-conditional energy along its noise levels.
 
-With ``p_t(x) = exp(-E(x, t)) / Z(t)``, and ``k = sqrt(alpha^2 d^2 + sigma^2)`` the standard
-deviation of the noised data, let the levels be compared in units of it: for ``t'`` below ``t``,
+With ``p_t(x) = exp(-E(x, t)) / Z(t)``, and ``alpha m`` and ``k = sqrt(alpha^2 d^2 + sigma^2)`` the
+mean and the standard deviation of the noised data, let the levels be compared in these units: for
+``t'`` below ``t``,
 
-    x' = (k' / k) x,    W = E(x', t') - E(x, t) - D log(k' / k).                       (1)
+    x' = alpha' m + (k' / k) (x - alpha m),    W = E(x', t') - E(x, t) - D log(k' / k).  (1)
 
 The work ``W`` is a constant where the data are Gaussian, and for neighbouring levels small. As
 ``d log Z = -E[dW]`` along the levels, the trapezoidal rule gives
@@ -31,7 +32,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax._eager import compiled
-from sm_jax.processes import check_times, prior_log_prob, time_grid
+from sm_jax.processes import check_times, data_mean, prior_log_prob, time_grid
 from sm_jax.samplers._metropolis import mala
 from sm_jax.typing import EnergyFn, ProcessLike
 
@@ -140,23 +141,29 @@ def thermodynamic_integration(
     if start.shape[0] < 2:
         raise ValueError(f"at least two chains are needed for an error, got {start.shape[0]}.")
     k = jnp.sqrt((process.alpha(times) * sigma_data) ** 2 + process.sigma(times) ** 2)
+    mean = data_mean(process, start.shape[1:], _checks.accumulator(x.dtype))
     dims = _checks.num_dims(start)
 
     def energy_at(x, t):
         energy = energy_fn(x, jnp.broadcast_to(t, x.shape[:1]))
         return _checks.accumulated(_checks.check_energy(energy, x))
 
+    def move(x, here, there):
+        """Return ``x'``, eq. (1)."""
+        (t, k), (t_other, k_other) = here, there
+        away = x - process.alpha(t) * mean[None]
+        return (process.alpha(t_other) * mean[None] + k_other / k * away).astype(x.dtype)
+
     def work(x, here, there):
         """Return ``W`` of every row of ``x`` from its own level to another, eq. (1)."""
         (t, k), (t_other, k_other) = here, there
-        ratio = k_other / k
-        moved = energy_at((ratio * x).astype(x.dtype), t_other)
-        return moved - energy_at(x, t) - dims * jnp.log(ratio)
+        moved = energy_at(move(x, here, there), t_other)
+        return moved - energy_at(x, t) - dims * jnp.log(k_other / k)
 
     def follow(x, inputs):
         """Bring the chains to a level; return what they say of the levels above and below."""
         above, here, below, key = inputs
-        t, k = here
+        t, _ = here
         chain = mala(
             None,
             x,
@@ -166,7 +173,7 @@ def thermodynamic_integration(
             num_steps=num_steps,
         )
         works = work(chain.x, here, above), work(chain.x, here, below)
-        return (below[1] / k * chain.x).astype(x.dtype), (*works, chain.acceptance_rate.mean())
+        return move(chain.x, here, below), (*works, chain.acceptance_rate.mean())
 
     here = (times, k)
     above, below = (tuple(v[i] for v in here) for i in _neighbors(times.shape[0]))

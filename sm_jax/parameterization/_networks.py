@@ -1,9 +1,10 @@
 r"""From a network to a score: the gradient of an energy, and the preconditioning of EDM.
 
-With ``y = x_t / alpha``, ``r = sigma / alpha`` and ``d`` the standard deviation of the data, a
-network ``F`` predicts what the best denoiser for data from ``N(0, d^2 I)`` leaves,
+With ``y = x_t / alpha - m``, ``r = sigma / alpha``, ``m`` the mean of the data as the process has
+it, and ``d`` their standard deviation, a network ``F`` predicts what the best denoiser for data
+from ``N(m, d^2 I)`` leaves,
 
-    D = c_skip y + c_out F(c_in y, log(r) / 4),                                        (1)
+    D = m + c_skip y + c_out F(c_in y, log(r) / 4),                                    (1)
     c_skip = d^2 / (r^2 + d^2),  c_out = r d / sqrt(r^2 + d^2),  c_in = 1 / sqrt(r^2 + d^2),
 
 so that its inputs and its training targets have unit variance at every noise level. If ``F`` is the
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.processes import noise_ratio
+from sm_jax.processes import data_mean, noise_ratio
 from sm_jax.typing import EnergyFn, NoiseScoreFn, ProcessLike, ScoreFn
 
 
@@ -55,6 +56,11 @@ def score_from_energy(energy_fn: EnergyFn) -> ScoreFn | NoiseScoreFn:
     return _checks.carry_energy(score_fn, energy_fn)
 
 
+def _centered(x: jax.Array, alpha: jax.Array, process: ProcessLike) -> jax.Array:
+    """Return ``y = x / alpha - m``, in float32 at least."""
+    return _checks.accumulated(x) / alpha - data_mean(process, x.shape[1:], alpha.dtype)[None]
+
+
 def precondition(
     network: Callable[[jax.Array, jax.Array], jax.Array],
     process: ProcessLike,
@@ -63,12 +69,12 @@ def precondition(
 ) -> NoiseScoreFn:
     """Return the score function of a network ``F``, preconditioned as in EDM, for any process.
 
-    Its denoiser is (1); ``F = 0`` gives the exact score of data distributed as ``N(0, d^2 I)``.
+    Its denoiser is (1); ``F = 0`` gives the exact score of data distributed as ``N(m, d^2 I)``.
 
     Args:
         network: ``F``, mapping inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to
             outputs ``[B, ...]``.
-        process: any process.
+        process: any process; its ``mean``, that of the data, is zero if it has none.
         sigma_data: standard deviation of the data, ``d``, one number. 0.5 is that of EDM, for
             images from -1 to 1; where no network is made with it, the default is 1.
 
@@ -77,7 +83,8 @@ def precondition(
 
     Raises:
         TypeError: at a call, if ``x_t`` is not floating.
-        ValueError: ``sigma_data`` is not one positive number.
+        ValueError: ``sigma_data`` is not one positive number, or at a call, the mean of the process
+            is neither a scalar nor of the shape of one event.
 
     Example:
         >>> from sm_jax import processes
@@ -97,7 +104,7 @@ def precondition(
         ratio = noise_ratio(process, t)
         r = _checks.expand_like(ratio, x)
         total = jnp.sqrt(r**2 + sigma_data**2)
-        y = x / alpha
+        y = _centered(x, alpha, process)
         output = network((y / total).astype(x.dtype), 0.25 * jnp.log(ratio).astype(t.dtype))
         # (alpha D - x) / sigma^2 with the skip and output terms divided out, so nothing cancels.
         return ((sigma_data * output / total - r * y / total**2) / sigma).astype(x.dtype)
@@ -119,7 +126,7 @@ def precondition_energy(
     Args:
         network: ``e``, mapping inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to
             numbers ``[B]``.
-        process: any process.
+        process: any process; its ``mean``, that of the data, is zero if it has none.
         sigma_data: standard deviation of the data, ``d``, one number. 0.5 is that of EDM, for
             images from -1 to 1; where no network is made with it, the default is 1.
 
@@ -129,7 +136,8 @@ def precondition_energy(
     Raises:
         TypeError: at a call, if ``x_t`` is not floating.
         ValueError: ``sigma_data`` is not one positive number, or at the first call, the network
-            does not return one number per example.
+            does not return one number per example, or the mean of the process is neither a scalar
+            nor of the shape of one event.
 
     Example:
         >>> from sm_jax import processes
@@ -145,7 +153,8 @@ def precondition_energy(
         t = _checks.check_per_example("t", t, x)
         r = noise_ratio(process, t)
         total = jnp.sqrt(r**2 + sigma_data**2)
-        inputs = x / _checks.expand_like(process.alpha(t) * total, x)
+        y = _centered(x, _checks.expand_like(process.alpha(t), x), process)
+        inputs = y / _checks.expand_like(total, x)
         output = network(inputs.astype(x.dtype), 0.25 * jnp.log(r).astype(t.dtype))
         square = _checks.sum_data_axes(_checks.accumulated(inputs) ** 2)
         return 0.5 * square - sigma_data / r * _checks.check_energy(output, x)

@@ -18,6 +18,9 @@ def change_process(
 
         s_target(x, t) = c s_source(c x, t'),    r_source(t') = r_target(t).               (1)
 
+    The score does not depend on the ``mean`` of either process. That of ``target`` has to be that
+    of the data for the prior to be where the noised data are.
+
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]`` under ``source``.
         source: the process that the score was trained for.

@@ -5,12 +5,13 @@ the probability-flow ODE and the reverse SDE of any process are
 
     dy / dl = c (D(y, l) - y) + noise,    c = 1 and no noise, or c = 2.                   (1)
 
-The ODE is handed to diffrax in the scaled variable ``w = x / k = y / sqrt(d^2 + r^2)``, with
-``k = sqrt(alpha^2 d^2 + sigma^2)`` and ``d`` the standard deviation of the data:
+The ODE is handed to diffrax in the scaled variable ``w = (x - alpha m) / k``, which is
+``(y - m) / sqrt(d^2 + r^2)``, with ``k = sqrt(alpha^2 d^2 + sigma^2)``, and ``m`` and ``d`` the
+mean and the standard deviation of the data:
 
     dw / dl = (sigma^2 / k) (s(x, t) + w / k),                                            (2)
 
-which vanishes for data from ``N(0, d^2 I)``, so that only what sets the data apart from a Gaussian
+which vanishes for data from ``N(m, d^2 I)``, so that only what sets the data apart from a Gaussian
 costs steps.
 
 The SDE is stepped by a pair of methods, the exponential Euler method and that of Heun,
@@ -39,7 +40,8 @@ from jax.typing import ArrayLike
 from sm_jax import _checks
 from sm_jax._eager import compiled
 from sm_jax.parameterization import denoiser_from_score
-from sm_jax.processes import noise_ratio
+from sm_jax.processes import data_mean, noise_ratio
+from sm_jax.processes._location import warn_off_center
 from sm_jax.samplers._diffusion import _finish, _grid
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
@@ -146,6 +148,7 @@ def probability_flow(
     if not isinstance(solver, diffrax.AbstractERK):
         raise TypeError(f"solver must be an explicit Runge-Kutta method of diffrax, got {solver}.")
     row_score_fn = _checks.checked(score_fn, x[:1])
+    mean = data_mean(process, x.shape[1:], _checks.accumulator(x.dtype))
 
     def scale(t):
         return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
@@ -153,7 +156,8 @@ def probability_flow(
     def flow(level, w, _):
         t = process.time(jnp.exp(-level))
         k = scale(t)
-        score = row_score_fn((k * w).astype(x.dtype)[None], t[None])[0]
+        point = (process.alpha(t) * mean + k * w).astype(x.dtype)
+        score = row_score_fn(point[None], t[None])[0]
         return (process.sigma(t) ** 2 / k * (score + w / k)).astype(w.dtype)
 
     levels = -jnp.log(noise_ratio(process, times)).astype(_checks.accumulator(x.dtype))
@@ -172,16 +176,17 @@ def probability_flow(
             throw=False,
         )
 
-    start = _checks.accumulated(x) / scale(times[0])
+    start = (x - process.alpha(times[0]) * mean[None]) / scale(times[0])
     solution = compiled(jax.vmap(solve), start.astype(levels.dtype))
     finished = solution.result == diffrax.RESULTS.successful
     # Methods that end a step where the next begins evaluate that point once.
     shared = int(solver.tableau.fsal)
     steps = solution.stats["num_steps"]
     num_evaluations = steps * (solver.tableau.num_stages - shared) + shared
-    scales = scale(times if trajectory else times[-1:])
+    kept = times if trajectory else times[-1:]
     path = jnp.moveaxis(solution.ys, 0, 1)
-    path = (_checks.expand_like(scales, path) * path).astype(x.dtype)
+    alpha, k = (_checks.expand_like(c(kept), path) for c in (process.alpha, scale))
+    path = (alpha * mean[None, None] + k * path).astype(x.dtype)
     sample = _closed(score_fn, process, times[-1], path[-1], num_evaluations, finished, denoise)
     return sample._replace(path=path) if trajectory else sample
 
@@ -192,6 +197,7 @@ def _closed(score_fn, process, t, x, num_evaluations, finished, denoise) -> Adap
     finish = _finish(score_fn, process, t, denoise)
     result = x if finish is None else compiled(finish, x)
     result = jnp.where(_checks.expand_like(finished, x), result, jnp.nan)
+    warn_off_center(process, result, "the samples")
     return AdaptiveSample(result, num_evaluations + int(denoise), finished)
 
 
@@ -211,10 +217,10 @@ def adaptive_sde(
     """Integrate the reverse SDE by a pair of stochastic methods with steps of controlled error.
 
     The steps are of eq. (4), of weak order 2 were they of fixed length. With ``e`` the root mean
-    square, over an example, of ``(y' - y'') / max(atol, rtol max(|y'|, |y'_before|))``, a step is
-    accepted if ``e <= 1``, and the next has the length ``safety h e^(-2/3)``. Jolicoeur-Martineau
-    et al. do so with the pair of Euler-Maruyama and stochastic Heun in the time of the process;
-    here the linear part of the SDE is exact, and one formula serves every process.
+    square, over an example, of ``(y' - y'') / max(atol, rtol max(|y' - m|, |y'_before - m|))``, a
+    step is accepted if ``e <= 1``, and the next has the length ``safety h e^(-2/3)``.
+    Jolicoeur-Martineau et al. do so with the pair of Euler-Maruyama and stochastic Heun in the time
+    of the process; here the linear part of the SDE is exact, and one formula serves every process.
 
     For samples of a stochastic sampler when the number of steps is not known. A batch takes as long
     as its slowest example.
@@ -228,7 +234,7 @@ def adaptive_sde(
         process: the process that the score was trained for.
         times: strictly decreasing, of which the first and the last are the ends; ``t_max`` and
             ``t_min`` by default.
-        rtol: tolerated error of one step, relative to ``y = x / alpha``.
+        rtol: tolerated error of one step, relative to ``x / alpha - m``.
         atol: tolerated absolute error of one step, in units of the data.
         safety: factor of the step length, below 1.
         max_steps: largest number of attempted steps, each two evaluations.
@@ -263,6 +269,7 @@ def adaptive_sde(
     _checks.check_count("max_steps", max_steps)
     denoiser_fn = denoiser_from_score(_checks.checked(score_fn, x), process)
     dtype, num_rows = _checks.accumulator(x.dtype), x.shape[0]
+    mean = data_mean(process, x.shape[1:], dtype)
     start, end = -jnp.log(noise_ratio(process, times[jnp.array([0, -1])])).astype(dtype)
     cells = 2**_DEPTH
     width = (end - start) / cells
@@ -294,7 +301,8 @@ def adaptive_sde(
         moved = y + wide(share) * (first - y) + noise
         change = wide(1.0 - share / (2.0 * h)) * (denoised(moved, cell_next) - first)
 
-        tolerance = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(moved), jnp.abs(y_before)))
+        sizes = (jnp.abs(point - mean[None]) for point in (moved, y_before))
+        tolerance = jnp.maximum(atol, rtol * jnp.maximum(*sizes))
         squares = _checks.sum_data_axes((change / tolerance) ** 2) / _checks.num_dims(x)
         growth = safety * jnp.maximum(squares, 1e-3) ** (-1.0 / 3.0)
         # A step cannot be shorter than one cell.

@@ -29,7 +29,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax.processes import noise_ratio
-from sm_jax.samplers._diffusion import _finish, _grid
+from sm_jax.samplers._diffusion import _finish, _grid, _located
 from sm_jax.samplers._scan import run, wide
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
@@ -65,7 +65,8 @@ def _linear(
         mean = scale * x + gain * score_fn(x, jnp.broadcast_to(t, x.shape[:1]))
         return mean + spread * jax.random.normal(keys[0], x.shape, x.dtype) if keys else mean
 
-    return run(step, x, inputs, _finish(score_fn, process, times[-1], denoise), trajectory)
+    finish = _finish(score_fn, process, times[-1], denoise)
+    return _located(process, run(step, x, inputs, finish, trajectory))
 
 
 def reverse_diffusion(

@@ -52,7 +52,8 @@ def annealed_langevin(
 
     Args:
         score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``.
-        x: starting points ``[B, ...]``, e.g. ``sigmas[0]`` times unit noise.
+        x: starting points ``[B, ...]``, e.g. the mean of the data plus ``sigmas[0]`` times unit
+            noise.
         key: a random key.
         sigmas: noise levels ``[L]``, strictly decreasing, in units of the data.
         step_size: step at the smallest level, in squared units of the data.
@@ -125,7 +126,7 @@ def consistent_annealed(
 
     Args:
         score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``.
-        x: starting points ``[B, ...]``: noise of the largest level.
+        x: starting points ``[B, ...]``: the mean of the data plus noise of the largest level.
         key: a random key.
         sigmas: noise levels ``[L]``, geometric and decreasing, ``L >= 2``, in units of the data,
             e.g. ``noise_levels.geometric``.

@@ -23,6 +23,7 @@ from jax.typing import ArrayLike
 from sm_jax import _checks
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import check_times, diffusion_squared, drift, noise_ratio, time_grid
+from sm_jax.processes._location import warn_off_center
 from sm_jax.samplers._scan import run, wide
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
@@ -49,6 +50,12 @@ def _finish(score_fn: NoiseScoreFn, process: ProcessLike, t: jax.Array, denoise:
     """Return the last move of a diffusion sampler: the denoiser at time ``t``, or nothing."""
     denoiser_fn = denoiser_from_score(score_fn, process)
     return (lambda x: denoiser_fn(x, jnp.broadcast_to(t, x.shape[:1]))) if denoise else None
+
+
+def _located(process: ProcessLike, result):
+    """Return samples, or these and their path, with a warning where the prior is far from them."""
+    warn_off_center(process, result[0] if isinstance(result, tuple) else result, "the samples")
+    return result
 
 
 def reverse_sde(
@@ -113,7 +120,8 @@ def reverse_sde(
         return mean + jnp.sqrt(variance * (t - t_next)) * z
 
     inputs = (times[:-1], times[1:], jax.random.split(key, times.shape[0] - 1))
-    return run(step, x, inputs, _finish(score_fn, process, times[-1], denoise), trajectory)
+    finish = _finish(score_fn, process, times[-1], denoise)
+    return _located(process, run(step, x, inputs, finish, trajectory))
 
 
 def heun(
@@ -224,4 +232,5 @@ def heun(
         gap = raised**2 - ratios[:-1] ** 2
         added = jnp.where(gap > 0.0, jnp.sqrt(jnp.where(gap > 0.0, gap, 1.0)), 0.0)
         inputs = (*inputs, churn_noise * added, jax.random.split(key, count))
-    return run(step, x, inputs, _finish(score_fn, process, times[-1], denoise), trajectory)
+    finish = _finish(score_fn, process, times[-1], denoise)
+    return _located(process, run(step, x, inputs, finish, trajectory))

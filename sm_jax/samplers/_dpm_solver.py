@@ -37,7 +37,7 @@ from sm_jax import _checks
 from sm_jax._eager import compiled
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import noise_ratio
-from sm_jax.samplers._diffusion import _finish, _grid
+from sm_jax.samplers._diffusion import _finish, _grid, _located
 from sm_jax.samplers._scan import wide
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
@@ -102,6 +102,7 @@ def _solve(
     (last, _), iterates = compiled(partial(jax.lax.scan, step), (start, past), inputs)
     finish = _finish(score_fn, process, times[-1], denoise)
     result = (last if finish is None else compiled(finish, last)).astype(x.dtype)
+    _located(process, result)
     return (result, jnp.concatenate([x[None], iterates])) if trajectory else result
 
 

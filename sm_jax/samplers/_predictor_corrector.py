@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax.samplers._ancestral import reverse_diffusion
-from sm_jax.samplers._diffusion import _finish, _grid, heun
+from sm_jax.samplers._diffusion import _finish, _grid, _located, heun
 from sm_jax.samplers._dpm_solver import dpm_solver_pp, dpm_solver_sde
 from sm_jax.samplers._langevin import langevin_step
 from sm_jax.samplers._scan import run, wide
@@ -141,7 +141,8 @@ def predictor_corrector(
         return x
 
     inputs = (times[:-1], times[1:], jax.random.split(key, times.shape[0] - 1))
-    return run(step, x, inputs, _finish(score_fn, process, times[-1], denoise), trajectory)
+    finish = _finish(score_fn, process, times[-1], denoise)
+    return _located(process, run(step, x, inputs, finish, trajectory))
 
 
 def _of_one_step(predictor: Callable, num_steps: int) -> Callable:
