@@ -151,7 +151,7 @@ def one_line_stops(next_step: str = "") -> Iterator[None]:
         next_step: what the user can do in the last two cases.
     """
     # Here Orbax logs, with tracebacks, what it raises later.
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "concurrent.futures")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

@@ -1,0 +1,254 @@
+"""Users' own data on the command line: integers, labels, few rows, what cannot be written."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import (
+    _baselines,
+    _cli,
+    _config,
+    _evaluation,
+    _examples,
+    _integers,
+    _problem,
+    _report,
+    _run,
+    evaluate,
+    sample,
+    train,
+)
+from tests.test_experiments import TINY, results_of, run_fails
+
+
+def prepared(tmp_path, x, *options):
+    """Returns examples, problem and what is said, of an array on the command line."""
+    np.save(tmp_path / "x.npy", x)
+    _, config = _cli.parse(["array", "--data", str(tmp_path / "x.npy"), *options])
+    examples = _examples.load(config)
+    return examples, *_problem.examine(config, examples)
+
+
+# --- integers -------------------------------------------------------------------------------------
+
+
+def counts(num=400):
+    rng = np.random.default_rng(0)
+    n = rng.poisson(3, num)
+    return np.stack([n, 100 * rng.normal(size=num), np.full(num, 5.5), rng.integers(0, 2, num)], 1)
+
+
+def test_integers_are_dequantized_and_return(tmp_path, getkey):
+    """Also of a float array; a constant is certain. The way back is exact."""
+    examples, problem, said = prepared(tmp_path, counts())
+    assert problem.integers.where.tolist() == [True, False, True, True]
+    assert "columns 1, 4: integers, dequantized" in said
+    assert "column 3: constant" in said
+    stored = json.loads(json.dumps(problem.to_dict()))
+    problem = _problem.Problem.from_dict(stored)
+
+    x = problem.scaled(problem.rows(examples.train), getkey())
+    units = problem.standardizer.inverse(np.asarray(x, np.float64)) - examples.train
+    rounding = 1e-5 * np.array([1, 100, 1, 1])
+    assert (units[:, [0, 2, 3]] > -rounding[0]).all()
+    assert (units[:, [0, 2, 3]] < 1 + rounding[0]).all()
+    assert np.abs(units[:, 1]).max() < rounding[1] * 10
+    means = units[:, [0, 2, 3]].mean(axis=0)
+    np.testing.assert_allclose(means, 0.5, atol=4.5 / (12 * len(x)) ** 0.5)
+    back = problem.unscaled(np.asarray(x, np.float64))
+    far = np.abs(units - np.round(units)) > 1e-4  # of an edge, where rounding may cross it
+    np.testing.assert_array_equal(back[:, 0][far[:, 0]], examples.train[:, 0][far[:, 0]])
+    np.testing.assert_array_equal(back[:, 2], 5.5)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.uint16, float])
+def test_likelihoods_of_integers_are_of_probabilities(dtype, tmp_path, getkey):
+    """The density that is uniform on the cells of Bernoulli(.3) has minus its entropy."""
+    x = (np.random.default_rng(1).random((5000, 1)) < 0.3).astype(dtype)
+    examples, problem, _ = prepared(tmp_path, x)
+    y = np.asarray(problem.scaled(problem.rows(examples.train), getkey()))[:, 0]
+    width = 1 / problem.standardizer.scale[0]  # of a cell, in scaled units
+    one = y > (1 - problem.standardizer.mean[0]) * width
+    share = examples.train.astype(float).mean()
+    np.testing.assert_allclose(one.mean(), share)
+    log_probs = np.where(one, np.log(share), np.log(1 - share)) - np.log(width)
+    entropy = -share * np.log(share) - (1 - share) * np.log(1 - share)
+    row = _evaluation._row(problem, log_probs)
+    np.testing.assert_allclose(row["nats"], -entropy, rtol=1e-5)
+    np.testing.assert_allclose(row["bits_per_dim"], entropy / np.log(2), rtol=1e-5)
+
+
+def test_what_counts_as_integers(tmp_path):
+    image = np.random.default_rng(0).normal(size=(20, 4, 4))
+    image[:, 0, 0] = np.arange(20)
+    assert not _integers.find([image]).any()  # one pixel makes no integers of an image
+    assert _integers.find([image.astype(int)]).all()
+    x = np.arange(40.0).reshape(20, 2)
+    assert _integers.find([x, x + np.array([0, 0.5])]).tolist() == [True, False]
+    assert _integers.constant(np.array([[1.0, 2.0], [1 - 2**-53, 3.0]])).tolist() == [True, False]
+    _, problem, _ = prepared(tmp_path, x, "--integers", "real")
+    assert problem.integers is None
+    with pytest.raises(ValueError, match=r"column 2 .*beyond 2\*\*52.*--integers real"):
+        prepared(tmp_path, np.arange(40).reshape(20, 2) + np.array([0, 2**53]))
+    with pytest.raises(ValueError, match="all 16 training examples are the same"):
+        prepared(tmp_path, np.ones((20, 2)))
+
+
+def test_runs_of_versions_that_took_integers_for_real_numbers():
+    _, config = _cli.parse(["array", "--data", "x.npy", "--integers", "real"])
+    options = _config.to_dict(config)
+    for name in ("integers", "header", "delimiter"):
+        del options["data"][name]
+    assert _config.from_dict("array", options) == config
+    assert _config.decisive(config)["data"] == options["data"]
+    _, config = _cli.parse(["array", "--data", "x.npy"])
+    assert _config.decisive(config)["data"]["integers"] == "dequantize"
+
+
+def test_8_bit_counts_far_from_the_middle(tmp_path):
+    """Poisson(3) among 256 levels: entropy 2.79 bits, where the prior at 127.5 had 54.8."""
+    x = np.random.default_rng(0).poisson(3, (3000, 1)).astype(np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    options = "--num-steps 300 --batch-size 256 --width 32 --depth 2 --every 300 --dropout 0"
+    args = f"array --data {tmp_path / 'x.npy'} --directory {tmp_path / 'run'} --validation 0"
+    config = _cli.parse([*args.split(), *options.split(), "--ema-decay", "0.98"])
+    run, examples = train.train(*config)
+    key = jax.random.key(3)
+    y = np.asarray(run.problem.scaled(run.problem.rows(examples.held_out[:200]), key))
+    log_probs, _ = _evaluation.log_likelihood(run, y, key, run.config.evaluation)
+    row = _evaluation._row(run.problem, log_probs)
+    p = np.bincount(x.ravel()) / len(x)
+    bits = -np.log2(p[examples.held_out[:200].ravel()]).mean()  # of the right probabilities
+    assert -0.05 < row["bits_per_dim"] - bits < 0.3
+    samples, _, _ = _evaluation.sample(run, key, 500, 16)
+    samples = run.problem.unscaled(samples)
+    np.testing.assert_allclose(samples.mean(), 3, atol=0.5)
+    assert samples.max() < 20
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [["cat", "dog", "emu"], [1, 5, 7], [-1.0, 0.0, 2.0]])
+def test_labels_keep_their_names(names, tmp_path):
+    y = np.arange(60) % 3
+    np.savez(
+        tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(60, 2)), y=np.array(names)[y]
+    )
+    args = f"array --data {tmp_path / 'x.npz'} --array x --conditional --labels y".split()
+    _, config = _cli.parse(args)
+    examples = _examples.load(config)
+    called = tuple(str(int(n)) if isinstance(n, float) else str(n) for n in names)
+    assert examples.label_names == called
+    assert set(examples.train_labels) == {0, 1, 2}
+    problem, _ = _problem.examine(config, examples)
+    assert problem.labels == called
+    run = _run.Run(tmp_path, "array", config, problem, None, None)
+    asked = sample.Sample(run=tmp_path, label=(called[2], called[0]))
+    assert sample._labels(run, asked).tolist() == [2, 0]
+    with pytest.raises(ValueError, match=f"no label 'x': they are {called[0]}, "):
+        sample._labels(run, sample.Sample(run=tmp_path, label=("x",)))
+
+
+def test_a_label_without_examples_is_refused():
+    examples = _examples.Examples(np.zeros((4, 1)), np.zeros((2, 1)))
+    with pytest.raises(ValueError, match="label 9 has no example to learn it from"):
+        _examples._numbered(examples, np.array([1, 1, 2, 2]), np.array([1, 9]))
+    with pytest.raises(ValueError, match="6 labels for 6 examples"):
+        _examples._numbered(examples, np.arange(4), np.arange(4, 6))
+
+
+# --- baselines ------------------------------------------------------------------------------------
+
+
+def test_baselines_are_bounded_skipped_and_left_out(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(_baselines.MOST_ROWS + 1, 1))
+    assert len(np.unique(_baselines.subset(x), axis=0)) == _baselines.MOST_ROWS
+    assert _baselines.subset(x[1:]) is not None
+    np.testing.assert_array_equal(_baselines.subset(x[1:]), x[1:])
+
+    fitted, left_out = _baselines.fit(x[:2], x[:3])
+    assert not fitted
+    assert "it takes 5 examples" in left_out["kernel density"]
+    fitted, _ = _baselines.fit(x[:300], x[300:600])
+    for values, _ in fitted.values():  # near minus the entropy of a standard normal
+        np.testing.assert_allclose(values.mean(), -0.5 * np.log(2 * np.pi * np.e), atol=0.2)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_baselines, "_mixture", interrupt)
+    fitted, left_out = _baselines.fit(x[:300], x[:3])
+    assert not fitted
+    assert left_out == dict.fromkeys(["Gaussian mixture", "kernel density"], "skipped, by Ctrl-C")
+
+
+def test_words_where_the_model_is_not_better():
+    def said(nats, error, num=100):
+        more = {"baseline": {"nats": nats, "standard_error": error}}
+        return _report.verdict({"more_than_baselines": more, "num_examples": num, "left_out": {}})
+
+    assert said(3.0, 1.0) == []
+    assert said(-3.0, 1.0) == [
+        "Use the baseline instead: the score model has 3.00 ± 1.00 nats less"
+    ]
+    assert "not shown to be better" in said(1.0, 1.0)[0]
+    assert "So few held-out examples (3) settle nothing" in said(-69.0, 72.0, 3)
+    assert "59.00 nats less, which 1 held-out example" in said(-59.0, np.nan, 1)[0]
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """A run on four rows, trained by the command line."""
+    folder = tmp_path_factory.mktemp("four")
+    np.save(folder / "x.npy", np.random.default_rng(0).normal(size=(4, 2)))
+    args = [*TINY, "--data", str(folder / "x.npy"), "--directory", str(folder / "run")]
+    train.main(["array", *args])
+    return folder / "run"
+
+
+def test_four_rows_have_a_report(four):
+    results = results_of(four)
+    assert "it takes 5 examples" in results["left_out"]["kernel density"]
+    assert "No kernel density: cannot be fitted" in (four / "report.html").read_text()
+
+
+def test_a_picture_that_fails_costs_nothing_else(capsys):
+    with _report.optional("a picture"):
+        raise ValueError("no\nink")
+    assert capsys.readouterr().err == "warning: a picture left out: ValueError: no ink\n"
+
+
+# --- what stops a run -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("main", [evaluate.main, sample.main])
+def test_an_output_that_cannot_be_written(main, four, tmp_path, monkeypatch, capsys):
+    error, code = run_fails(main, [four, "--output", tmp_path], capsys)
+    assert code == 2
+    assert "is a directory: name a file in it" in error
+
+    def read_only(**_):
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(_cli.tempfile, "TemporaryFile", read_only)
+    error, code = run_fails(main, [four], capsys)
+    assert code == 2
+    assert "cannot write to" in error
+    assert "--output" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_interruptions_and_full_disks_end_in_one_line(four, monkeypatch, capsys):
+    for error, code in ((KeyboardInterrupt(), 130), (OSError(28, "No space left"), 1)):
+
+        def stop(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(_evaluation, "evaluate", stop)
+        said, found = run_fails(train.main, ["--resume", "--directory", four], capsys)
+        assert found == code
+        assert said.splitlines()[-1].startswith("error: ")
+        assert f"experiments.train --resume --directory {four}" in said
