@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sm_jax import processes, samplers
+from sm_jax import densities, processes, samplers
 from sm_jax.samplers import _adaptive
 from tests.oracles import COV, MEAN, PROCESSES, gaussian_noised_score
 from tests.test_samplers import assert_gaussian, prior
@@ -388,3 +388,22 @@ def test_more_bad_input(getkey, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(ImportError, match=r"pip install sm_jax\[ode\], or use heun"):
         flow()
+
+
+def test_a_tolerance_that_the_shortest_step_does_not_keep_is_not_finished(getkey):
+    """Steps end at multiples of 2^-13 of the range: their noise is too rough for this tolerance."""
+    process = processes.VE(sigma_min=0.01, sigma_max=50.0)
+    density = densities.gaussian_mixture(
+        jnp.array([0.5, 0.5]), jnp.array([[-1.0], [1.0]]), jnp.array([[[0.05]], [[0.1]]])
+    )
+
+    def score_fn(x, t):
+        return jax.vmap(lambda x, t: density.noised(process, t).score(x[None])[0])(x, t)
+
+    key_prior, key = jax.random.split(getkey())
+    x = processes.prior_sample(process, key_prior, (8, 1))
+    run = partial(samplers.adaptive_sde, score_fn, x, key, process=process, max_steps=20_000)
+    rough, fine = run(rtol=0.02, atol=0.01), run(rtol=1e-9, atol=1e-9)
+    assert rough.finished.all()
+    assert not fine.finished.any()
+    assert np.isnan(fine.x).all()

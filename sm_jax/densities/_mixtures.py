@@ -194,6 +194,8 @@ def gaussian_mixture(weights: ArrayLike, means: ArrayLike, covs: ArrayLike) -> G
         means: ``[K, ...]``, events of any rank with ``D`` numbers.
         covs: full covariances ``[K, D, D]`` of the flattened events, or isotropic variances:
             ``[K]``, or one scalar for all (the cheapest, and the most stable in the far tails).
+            Derivatives by a full covariance are those of its eigenvectors, which do not exist where
+            two of its eigenvalues coincide: NaN. Those by variances always exist.
 
     Returns:
         A density over ``[B, ...]``.

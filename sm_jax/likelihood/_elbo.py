@@ -120,7 +120,8 @@ def elbo(
         k, key = given
         key_place, key_noise = jax.random.split(key)
         t, weight = at((k + jax.random.uniform(key_place, x.shape[:1], total.dtype)) / num_samples)
-        return total + weight * error(t, key_noise) / num_samples, None
+        term = weight * error(t, key_noise) / num_samples
+        return total + term.astype(total.dtype), None
 
     def estimate(key):
         key_steps, key_data = jax.random.split(key)

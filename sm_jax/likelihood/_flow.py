@@ -119,7 +119,7 @@ def log_prob(
     if num_estimates > 1 and key is None:
         raise ValueError(f"num_estimates={num_estimates} needs a random divergence and a key.")
     grid = _grid(process, num_steps, times).astype(_checks.accumulator(x.dtype))
-    ratios = noise_ratio(process, grid)[::-1]
+    ratios = noise_ratio(process, grid)[::-1].astype(grid.dtype)
     keys = None if key is None else jax.random.split(key, num_estimates)
     dims = _checks.num_dims(x)
     mean = data_mean(process, x.shape[1:], _checks.accumulator(x.dtype))[None]
@@ -145,7 +145,7 @@ def log_prob(
         variance, k, points, score_at = at(w, r)
         score, traces = score_and_traces(divergence, score_at, points, keys)
         growth = variance * (traces + dims / k**2)
-        return (-variance / k * (score + w / k)).astype(w.dtype), growth
+        return (-variance / k * (score + w / k)).astype(w.dtype), growth.astype(w.dtype)
 
     def heun(w, first, r, r_next):
         width = jnp.log(r_next / r)
@@ -169,7 +169,7 @@ def log_prob(
     weights = 0.5 * (jnp.append(widths, 0.0) + jnp.append(0.0, widths))
     nexts = jnp.append(ratios[1:], ratios[-1])  # the last node only adds its divergence
     no_change = jnp.zeros((num_estimates, x.shape[0]), _checks.accumulator(x.dtype))
-    begin = ((x - process.alpha(grid[-1]) * mean) / start, no_change)
+    begin = (((x - process.alpha(grid[-1]) * mean) / start).astype(grid.dtype), no_change)
     (w, change), _ = compiled(partial(jax.lax.scan, step), begin, (ratios, nexts, weights))
     last = process.alpha(grid[0]) * mean + end * w
     values = (prior_log_prob(process, last) + dims * jnp.log(end / start))[None] - change

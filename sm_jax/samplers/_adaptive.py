@@ -56,7 +56,8 @@ class AdaptiveSample(NamedTuple):
     Attributes:
         x: samples ``[B, ...]``; NaN in the rows that did not finish.
         num_evaluations: evaluations of the score for each example, ``[B]``, denoising included.
-        finished: whether each example reached the last time within the bound of steps, ``[B]``.
+        finished: whether each example reached the last time within the bound of steps, and each
+            step of `adaptive_sde` kept its tolerance, ``[B]``.
         path: points ``[num_steps + 1, B, ...]`` at the times of the grid, or None.
     """
 
@@ -288,7 +289,7 @@ def adaptive_sde(
         return _brownian(key, cell, lambda cell: jnp.exp(2.0 * (start + width * cell)), y[0])
 
     def attempt(state):
-        count, y, y_before, w, cell, length, attempts = state
+        count, y, y_before, w, cell, length, attempts, kept = state
         active = cell < cells
         step = jnp.clip(length.astype(int), 1, cells - cell)
         cell_next = cell + jnp.where(active, step, 0)
@@ -302,30 +303,32 @@ def adaptive_sde(
         change = wide(1.0 - share / (2.0 * h)) * (denoised(moved, cell_next) - first)
 
         sizes = (jnp.abs(point - mean[None]) for point in (moved, y_before))
-        tolerance = jnp.maximum(atol, rtol * jnp.maximum(*sizes))
+        tolerance = jnp.maximum(atol, rtol * jnp.maximum(*sizes)).astype(dtype)
         squares = _checks.sum_data_axes((change / tolerance) ** 2) / _checks.num_dims(x)
         growth = safety * jnp.maximum(squares, 1e-3) ** (-1.0 / 3.0)
-        # A step cannot be shorter than one cell.
+        # A step cannot be shorter than one cell: a tolerance that this does not meet is not kept.
         accepted = active & ((squares <= 1.0) | (step == 1))
+        kept &= ~accepted | (squares <= 1.0)
         y, y_before, w = (
             jnp.where(wide(accepted), new, old)
             for new, old in ((moved + change, y), (moved, y_before), (w_next, w))
         )
         cell = jnp.where(accepted, cell_next, cell)
-        length = jnp.minimum(step * growth, _LONGEST / width)
-        return count + 1, y, y_before, w, cell, length, attempts + active
+        length = jnp.minimum(step * growth, _LONGEST / width).astype(dtype)
+        return count + 1, y, y_before, w, cell, length, attempts + active, kept
 
     def unfinished(state):
         return (state[0] < max_steps) & jnp.any(state[4] < cells)
 
     y = (_checks.accumulated(x) / process.alpha(times[0])).astype(dtype)
     none = jnp.zeros(num_rows, int)
-    begin = (0, y, y, jnp.zeros_like(y), none, jnp.full(num_rows, 0.1 / width), none)
-    _, y, _, _, cell, _, attempts = compiled(
+    lengths, kept = jnp.full(num_rows, 0.1 / width, dtype), jnp.ones(num_rows, bool)
+    begin = (0, y, y, jnp.zeros_like(y), none, lengths, none, kept)
+    _, y, _, _, cell, _, attempts, kept = compiled(
         partial(jax.lax.while_loop, unfinished, attempt), begin
     )
-    last = (process.alpha(times[-1]) * y).astype(x.dtype)
-    return _closed(score_fn, process, times[-1], last, 2 * attempts, cell == cells, denoise)
+    last, finished = (process.alpha(times[-1]) * y).astype(x.dtype), (cell == cells) & kept
+    return _closed(score_fn, process, times[-1], last, 2 * attempts, finished, denoise)
 
 
 def _brownian(key: jax.Array, cell: jax.Array, clock: Callable, like: jax.Array) -> jax.Array:
