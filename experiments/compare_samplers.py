@@ -98,14 +98,13 @@ def all_samplers() -> list[Sampler]:
 
         return draw
 
-    def adaptive(sampler, relative, absolute):
+    def adaptive(sampler, relative):
         def draw(tolerance):
-            bounds = {"rtol": relative * tolerance, "atol": absolute * tolerance}
-            return partial(sampler, score_fn, process=PROCESS, **bounds)
+            return partial(sampler, score_fn, process=PROCESS, rtol=relative * tolerance)
 
         return draw
 
-    flow = adaptive(samplers.probability_flow, 1 / 30, 1 / 30)
+    flow = adaptive(samplers.probability_flow, 1 / 30)
 
     def churned(num_steps):
         return fixed(samplers.heun, churn=0.3 * num_steps)(num_steps)
@@ -144,7 +143,7 @@ def all_samplers() -> list[Sampler]:
         Sampler("ancestral", True, fixed(samplers.ancestral)),
         Sampler("heun, churn", True, churned, per_step=2),
         Sampler("dpm_solver_sde", True, fixed(samplers.dpm_solver_sde)),
-        Sampler("adaptive_sde", True, adaptive(samplers.adaptive_sde, 1.0, 0.3), adaptive=True),
+        Sampler("adaptive_sde", True, adaptive(samplers.adaptive_sde, 1.0), adaptive=True),
         Sampler("annealed_langevin", True, annealed, per_step=_LEVEL_STEPS, least=2, langevin=True),
         Sampler("consistent_annealed", True, consistent, langevin=True),
     ]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sm_jax import divergence, likelihood
+from sm_jax import densities, divergence, likelihood, processes
 from tests.oracles import (
     COV,
     MEAN,
@@ -72,6 +72,29 @@ def test_each_example_takes_steps_of_its_own_and_tolerance_is_kept(getkey):
     assert np.all(num > loose(x).num_evaluations)
     assert np.max(np.abs(loose(x).value - reference)) > 2e-4
     np.testing.assert_allclose(tight(x[1:3]).value, value[1:3], atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma_data", [1.0, 2.8])
+def test_every_row_keeps_the_tolerance(sigma_data, getkey):
+    """Of eight Gaussians: no step jumps over the noise at which the modes part."""
+    with jax.enable_x64(True):
+        # with a prior from which the noised data cannot be told
+        process = processes.VPLinear(beta_max=40.0)
+        angles = 2.0 * jnp.pi * jnp.arange(8) / 8.0
+        centers = 2.0 * jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
+        density = densities.gaussian_mixture(jnp.full(8, 0.125), centers, 0.01)
+        score_fn = jax.vmap(lambda x, t: density.noised(process, t).score(x[None])[0])
+        x = density.sample(getkey(), 300)
+        expected = density.noised(process, process.t_min).log_prob(x)
+        run = jax.jit(
+            lambda x, tolerance: (
+                adaptive(
+                    score_fn, process, x, rtol=tolerance, atol=tolerance, sigma_data=sigma_data
+                ).value
+            )
+        )
+        for tolerance in (1e-2, 1e-3, 1e-4, 1e-5):
+            assert np.all(np.abs(run(x, tolerance) - expected) < 40 * tolerance)
 
 
 def test_random_divergences_and_their_standard_error(x, getkey):

@@ -346,7 +346,15 @@ CASES = {
                 process=w.process,
                 sigma_data=w.a,
                 rtol=1e-5,
-                atol=1e-5,
+            ).x
+        ),
+        _points_like,
+        noised=True,
+    ),
+    "samplers.adaptive_sde": Case(
+        lambda w, x, key: (
+            samplers.adaptive_sde(
+                w.noised_score, _start(w, x, key), jax.random.fold_in(key, 1), process=w.process
             ).x
         ),
         _points_like,
@@ -515,7 +523,6 @@ def _fitted_gaussian(x):
 _ELSEWHERE = {
     "guidance.conjugate_residuals": "see test_solvers.py",
     "guidance.gmres": "see test_solvers.py",
-    "samplers.adaptive_sde": "rounding decides which of its steps are accepted, and so its noise",
     "composition.mixture": "its score is that of mixture_score",
     "composition.negate": "two terms of composition.product",
     "composition.product": "a weighted sum of functions",

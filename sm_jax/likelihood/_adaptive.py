@@ -6,7 +6,13 @@ standard deviation of the noised data, ``w = (x_t - alpha m) / k`` and ``u = log
     dw / du = -(sigma^2 / k) (s(x_t, t) + w / k),                                      (1)
     d log p(w) / du = sigma^2 (tr(grad s)(x_t, t) + D / k^2).                          (2)
 
-Score and divergence are taken together, once for each evaluation of (1) and (2).
+Score and divergence are taken together, once for each evaluation of (1) and (2). A step is accepted
+where the estimates of its errors, of the point in ``y = x_t / alpha`` and of the log-density, keep
+
+    hypot(rms(error of y) / (rtol sigma / alpha), error of log p / (atol sqrt(D))) < 1:    (3)
+
+structure in the noised data is no finer than the noise, so that an error of the point that is small
+against it changes the log-density little, whatever the scale of the data.
 """
 
 from typing import Any
@@ -33,17 +39,17 @@ def adaptive_log_prob(
     divergence: DivergenceFn = exact,
     num_estimates: int = 1,
     sigma_data: ArrayLike = 1.0,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
     solver: Any = None,
     adjoint: Any = None,
     max_steps: int = 1024,
 ) -> LogProb:
     """Return the log-density of ``x`` under the probability flow, to a given tolerance.
 
-    Each example takes steps of its own. Differentiable in ``x`` and in what the score closes over.
-    `log_prob` is cheaper where the divergence is much dearer than the score, which here it is taken
-    with at every evaluation.
+    Each example takes steps of its own, of at most 1 in ``u``. Differentiable in ``x`` and in what
+    the score closes over. `log_prob` is cheaper where the divergence is much dearer than the score,
+    which here it is taken with at every evaluation.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``; it is called on single rows, ``B = 1``,
@@ -58,9 +64,8 @@ def adaptive_log_prob(
             spread gives the standard error. Needs a key if above 1.
         sigma_data: standard deviation of the data. The nearer, the fewer steps; the result does not
             depend on it.
-        rtol: tolerated error of one step, relative to ``w`` and to the change of the log-density.
-        atol: tolerated absolute error of one step: of ``w``, which has unit scale, in the root mean
-            square over its ``D`` numbers, and thus up to ``atol sqrt(D)`` nats of the log-density.
+        rtol: tolerated error of one step in the points, relative to the noise there.
+        atol: tolerated error of one step in the log-density, in units of ``sqrt(D)`` nats.
         solver: an explicit Runge-Kutta method of diffrax with an error estimate;
             ``diffrax.Tsit5()`` by default.
         adjoint: how diffrax differentiates, ``diffrax.RecursiveCheckpointAdjoint()`` by default;
@@ -91,6 +96,8 @@ def adaptive_log_prob(
     """
     try:
         import diffrax
+
+        from sm_jax import _flow_steps
     except ImportError as error:
         message = "adaptive_log_prob needs diffrax: pip install sm_jax[ode], or use log_prob."
         raise ImportError(message) from error
@@ -104,9 +111,7 @@ def adaptive_log_prob(
         _checks.check_count(name, count)
     if num_estimates > 1 and key is None:
         raise ValueError(f"num_estimates={num_estimates} needs a random divergence and a key.")
-    solver = diffrax.Tsit5() if solver is None else solver
-    if not isinstance(solver, diffrax.AbstractERK):
-        raise TypeError(f"solver must be an explicit Runge-Kutta method of diffrax, got {solver}.")
+    solver = _flow_steps.explicit_solver(solver)
 
     dims, dtype = _checks.num_dims(x), _checks.accumulator(x.dtype)
     mean = data_mean(process, x.shape[1:], dtype)
@@ -127,6 +132,12 @@ def adaptive_log_prob(
         slope = -variance / k * (score[0] + w / k)
         return slope.astype(dtype), (variance * (traces[:, 0] + dims / k**2)).astype(dtype)
 
+    def measure(error, start, end):
+        r = jnp.exp(start)
+        shift, change = (_flow_steps.root_mean_square(leaf) for leaf in error)
+        shift = jnp.sqrt(sigma_data**2 + r**2) * shift / (rtol * r)
+        return jnp.hypot(shift, change / (atol * dims**0.5)).astype(dtype)
+
     def solve(w, keys):
         return diffrax.diffeqsolve(
             diffrax.ODETerm(flow),
@@ -136,7 +147,7 @@ def adaptive_log_prob(
             0.01 * (end - start),
             (w, jnp.zeros(num_estimates, dtype)),
             args=keys,
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+            stepsize_controller=_flow_steps.NoiseController(measure),
             adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
             max_steps=max_steps,
             throw=False,
@@ -152,8 +163,5 @@ def adaptive_log_prob(
     values = values[None] - change.T
     finished = solution.result == diffrax.RESULTS.successful
     values = jnp.where(finished[None], values, jnp.nan)
-    # Methods that end a step where the next begins evaluate that point once.
-    shared = int(solver.tableau.fsal)
-    steps = solution.stats["num_steps"]
-    num_evaluations = steps * (solver.tableau.num_stages - shared) + shared
+    num_evaluations = _flow_steps.evaluations(solution, solver)
     return LogProb(values.mean(axis=0), standard_error(values, keys), num_evaluations)

@@ -16,20 +16,19 @@ costs steps.
 
 The SDE is stepped by a pair of methods, the exponential Euler method and that of Heun,
 
-    y'  = exp(-2 h) y + (1 - exp(-2 h)) D(y, l) + n,                                      (3)
+    y'  = exp(-2 h) y + (1 - exp(-2 h)) D(y, l) + r' sqrt(1 - exp(-2 h)) z,               (3)
     y'' = y' + (1 - (1 - exp(-2 h)) / (2 h)) (D(y', l + h) - D(y, l)),                    (4)
 
-whose difference is the estimate of the error. The noise is ``n = r'^2 (W(q') - W(q))`` with
-``q = 1 / r^2`` and a Brownian motion ``W``, each path of which is fixed by its key: every point is
-drawn given the two ends of the smallest of nested intervals, each half of the last, in which it
-lies. So a shorter step after a rejected one sees the same noise; fresh noise would favor what is
-easy to integrate.
+with normal noise ``z``. Their difference estimates the error. An error in ``y`` is tolerated up to
+
+    atol + rtol r',    r' = sigma / alpha at the end of the step:                         (5)
+
+it is to be small against the noise that is still there, whatever the scale of the data.
 
 References: Song et al. 2021, section 4.3, https://arxiv.org/abs/2011.13456; Jolicoeur-Martineau
 et al. 2021, https://arxiv.org/abs/2105.14080
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -45,9 +44,8 @@ from sm_jax.processes._location import warn_off_center
 from sm_jax.samplers._diffusion import _finish, _grid
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
-# The steps of the SDE, in l, end at multiples of the range over 2^_DEPTH, and are at most _LONGEST:
-# a step to no noise at all would find no error, for D = y there.
-_DEPTH, _LONGEST = 13, 1.0
+# Steps of the SDE, in l: a step to no noise at all would find no error, for D = y there.
+_FIRST, _LONGEST = 0.1, 0.5
 
 
 class AdaptiveSample(NamedTuple):
@@ -56,8 +54,7 @@ class AdaptiveSample(NamedTuple):
     Attributes:
         x: samples ``[B, ...]``; NaN in the rows that did not finish.
         num_evaluations: evaluations of the score for each example, ``[B]``, denoising included.
-        finished: whether each example reached the last time within the bound of steps, and each
-            step of `adaptive_sde` kept its tolerance, ``[B]``.
+        finished: whether each example reached the last time within the bound of steps, ``[B]``.
         path: points ``[num_steps + 1, B, ...]`` at the times of the grid, or None.
     """
 
@@ -76,7 +73,7 @@ def probability_flow(
     num_steps: int | None = None,
     times: ArrayLike | None = None,
     rtol: float = 1e-3,
-    atol: float = 1e-3,
+    atol: float = 0.0,
     sigma_data: ArrayLike = 1.0,
     solver: Any = None,
     max_steps: int = 1024,
@@ -84,6 +81,10 @@ def probability_flow(
     trajectory: bool = False,
 ) -> AdaptiveSample:
     """Integrate the probability-flow ODE, eq. (2), by an adaptive method of diffrax.
+
+    Each step keeps the tolerance of eq. (5) in the root mean square over an example, by the
+    estimate of the solver, and is at most 1 long in ``l``. The flow then amplifies what is left of
+    the errors where paths part between modes.
 
     The order is that of the solver, 5 by default. For an error that is asked for, rather than a
     number of steps; each example has steps of its own, and a batch takes as long as its slowest
@@ -102,9 +103,11 @@ def probability_flow(
             not stop there.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``, from the
             first to the last of which is integrated.
-        rtol: tolerated error of one step, relative to ``w``.
-        atol: tolerated absolute error of one step in ``w``, which has unit scale.
-        sigma_data: standard deviation of the data, ``d``.
+        rtol: tolerated error of one step, relative to the noise.
+        atol: tolerated absolute error of one step, in units of the data; more than 0 saves steps
+            where the noise is far below what matters.
+        sigma_data: standard deviation of the data, ``d``. The nearer, the fewer steps; the
+            tolerance does not depend on it.
         solver: an explicit Runge-Kutta method of diffrax with an error estimate;
             ``diffrax.Tsit5()`` by default.
         max_steps: largest number of steps for an example, rejected ones included.
@@ -118,9 +121,9 @@ def probability_flow(
         ImportError: diffrax is not installed.
         TypeError: ``x`` is not floating, the score has another dtype, or ``solver`` is no explicit
             Runge-Kutta method.
-        ValueError: ``x`` is empty, the score has another shape, a tolerance, ``sigma_data`` or a
-            count is not positive, or the times are not strictly decreasing or leave the range of
-            the process.
+        ValueError: ``x`` is empty, the score has another shape, ``rtol``, ``sigma_data`` or a count
+            is not positive, ``atol`` is negative, or the times are not strictly decreasing or leave
+            the range of the process.
 
     Example:
         >>> from sm_jax import processes
@@ -135,19 +138,19 @@ def probability_flow(
     """
     try:
         import diffrax
+
+        from sm_jax import _flow_steps
     except ImportError as error:
         message = "probability_flow needs diffrax: pip install sm_jax[ode], or use heun."
         raise ImportError(message) from error
 
     x = _checks.check_data(x)
     times = _grid(x, process, num_steps, times, default=32)
-    for name, value in (("rtol", rtol), ("atol", atol), ("sigma_data", sigma_data)):
-        _checks.check_scalar(name, value)
-        _checks.check_positive(name, value)
+    _check_tolerances(rtol, atol)
+    _checks.check_scalar("sigma_data", sigma_data)
+    _checks.check_positive("sigma_data", sigma_data)
     _checks.check_count("max_steps", max_steps)
-    solver = diffrax.Tsit5() if solver is None else solver
-    if not isinstance(solver, diffrax.AbstractERK):
-        raise TypeError(f"solver must be an explicit Runge-Kutta method of diffrax, got {solver}.")
+    solver = _flow_steps.explicit_solver(solver)
     row_score_fn = _checks.checked(score_fn, x[:1])
     mean = data_mean(process, x.shape[1:], _checks.accumulator(x.dtype))
 
@@ -163,6 +166,11 @@ def probability_flow(
 
     levels = -jnp.log(noise_ratio(process, times)).astype(_checks.accumulator(x.dtype))
 
+    def measure(error, start, end):
+        r = jnp.exp(-end)
+        error = jnp.sqrt(sigma_data**2 + r**2) * _flow_steps.root_mean_square(error)
+        return (error / (atol + rtol * r)).astype(levels.dtype)
+
     def solve(w):
         return diffrax.diffeqsolve(
             diffrax.ODETerm(flow),
@@ -172,7 +180,7 @@ def probability_flow(
             0.01 * (levels[-1] - levels[0]),
             w,
             saveat=diffrax.SaveAt(ts=levels) if trajectory else diffrax.SaveAt(t1=True),
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+            stepsize_controller=_flow_steps.NoiseController(measure),
             max_steps=max_steps,
             throw=False,
         )
@@ -180,16 +188,22 @@ def probability_flow(
     start = (x - process.alpha(times[0]) * mean[None]) / scale(times[0])
     solution = compiled(jax.vmap(solve), start.astype(levels.dtype))
     finished = solution.result == diffrax.RESULTS.successful
-    # Methods that end a step where the next begins evaluate that point once.
-    shared = int(solver.tableau.fsal)
-    steps = solution.stats["num_steps"]
-    num_evaluations = steps * (solver.tableau.num_stages - shared) + shared
+    num_evaluations = _flow_steps.evaluations(solution, solver)
     kept = times if trajectory else times[-1:]
     path = jnp.moveaxis(solution.ys, 0, 1)
     alpha, k = (_checks.expand_like(c(kept), path) for c in (process.alpha, scale))
     path = (alpha * mean[None, None] + k * path).astype(x.dtype)
     sample = _closed(score_fn, process, times[-1], path[-1], num_evaluations, finished, denoise)
     return sample._replace(path=path) if trajectory else sample
+
+
+def _check_tolerances(rtol, atol) -> None:
+    for name, value, check in (
+        ("rtol", rtol, _checks.check_positive),
+        ("atol", atol, _checks.check_not_negative),
+    ):
+        _checks.check_scalar(name, value)
+        check(name, value)
 
 
 def _closed(score_fn, process, t, x, num_evaluations, finished, denoise) -> AdaptiveSample:
@@ -209,19 +223,25 @@ def adaptive_sde(
     *,
     process: ProcessLike,
     times: ArrayLike | None = None,
-    rtol: ArrayLike = 0.02,
-    atol: ArrayLike = 0.01,
-    safety: ArrayLike = 0.9,
+    rtol: ArrayLike = 0.05,
+    atol: ArrayLike = 0.0,
     max_steps: int = 1000,
     denoise: bool = True,
 ) -> AdaptiveSample:
-    """Integrate the reverse SDE by a pair of stochastic methods with steps of controlled error.
+    """Integrate the reverse SDE by a pair of stochastic methods with steps of adapted length.
 
-    The steps are of eq. (4), of weak order 2 were they of fixed length. With ``e`` the root mean
-    square, over an example, of ``(y' - y'') / max(atol, rtol max(|y' - m|, |y'_before - m|))``, a
-    step is accepted if ``e <= 1``, and the next has the length ``safety h e^(-2/3)``.
-    Jolicoeur-Martineau et al. do so with the pair of Euler-Maruyama and stochastic Heun in the time
-    of the process; here the linear part of the SDE is exact, and one formula serves every process.
+    The steps are of eq. (4), of weak order 2. With ``e`` the root mean square, over an example, of
+    ``(y'' - y') / (atol + rtol r')``, the next step has the length
+
+        h_next = min(c^(-1/3), 2 h, 1/2),    c = (c_before + exp(4 h) e^2 / h^3) / 2,
+
+    at which ``e`` is expected to be 1: in noise far above the data the square of ``e`` grows like
+    ``h^3 / r^4``. The mean with the steps before evens out what is due to ``z`` alone.
+
+    The length of a step is chosen before its noise is drawn, and no step is rejected. Who rejects
+    steps by an error that depends on the noise selects among the noise, which narrows the samples
+    and costs the second order. ``finished`` thus tells that the end was reached, not that ``e`` was
+    at most 1 in each step.
 
     For samples of a stochastic sampler when the number of steps is not known. A batch takes as long
     as its slowest example.
@@ -235,10 +255,10 @@ def adaptive_sde(
         process: the process that the score was trained for.
         times: strictly decreasing, of which the first and the last are the ends; ``t_max`` and
             ``t_min`` by default.
-        rtol: tolerated error of one step, relative to ``x / alpha - m``.
-        atol: tolerated absolute error of one step, in units of the data.
-        safety: factor of the step length, below 1.
-        max_steps: largest number of attempted steps, each two evaluations.
+        rtol: error of one step that is aimed at, relative to the noise.
+        atol: absolute error of one step that is aimed at, in units of the data; more than 0 saves
+            steps where the noise is far below what matters.
+        max_steps: largest number of steps, each two evaluations.
         denoise: end with the denoiser at the last time.
 
     Returns:
@@ -246,8 +266,8 @@ def adaptive_sde(
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, a tolerance, ``safety`` or
-            ``max_steps`` is not positive, or the times are not strictly decreasing or leave the
+        ValueError: ``x`` is empty, the score has another shape, ``rtol`` or ``max_steps`` is not
+            positive, ``atol`` is negative, or the times are not strictly decreasing or leave the
             range of the process.
 
     Example:
@@ -259,100 +279,59 @@ def adaptive_sde(
         >>> sample.x.shape, bool(sample.finished.all())
         ((4, 2), True)
 
-    Reference: Jolicoeur-Martineau et al. 2021, algorithm 1, https://arxiv.org/abs/2105.14080
+    Reference: Jolicoeur-Martineau et al. 2021, https://arxiv.org/abs/2105.14080, for a pair of
+    stochastic methods whose difference sets the steps; they reject steps.
     """
     x = _checks.check_data(x)
     _checks.check_key("adaptive_sde", key)
     times = _grid(x, process, None, times, default=1)
-    for name, value in (("rtol", rtol), ("atol", atol), ("safety", safety)):
-        _checks.check_scalar(name, value)
-        _checks.check_positive(name, value)
+    _check_tolerances(rtol, atol)
     _checks.check_count("max_steps", max_steps)
     denoiser_fn = denoiser_from_score(_checks.checked(score_fn, x), process)
-    dtype, num_rows = _checks.accumulator(x.dtype), x.shape[0]
-    mean = data_mean(process, x.shape[1:], dtype)
+    dtype = _checks.accumulator(x.dtype)
     start, end = -jnp.log(noise_ratio(process, times[jnp.array([0, -1])])).astype(dtype)
-    cells = 2**_DEPTH
-    width = (end - start) / cells
-    keys = jax.random.split(key, num_rows)
+    keys = jax.random.split(key, x.shape[0])
 
     def wide(value):
         return _checks.expand_like(value, x)
 
-    def denoised(y, cell):
-        t = process.time(jnp.exp(-(start + width * cell)))
+    def denoised(y, level):
+        t = process.time(jnp.exp(-level))
         points = (wide(process.alpha(t)) * y).astype(x.dtype)
         return denoiser_fn(points, t).astype(dtype)
 
-    @jax.vmap
-    def brownian(key, cell):
-        return _brownian(key, cell, lambda cell: jnp.exp(2.0 * (start + width * cell)), y[0])
+    @partial(jax.vmap, in_axes=(0, None))
+    def normal(key, count):
+        return jax.random.normal(jax.random.fold_in(key, count), x.shape[1:], dtype)
 
-    def attempt(state):
-        count, y, y_before, w, cell, length, attempts, kept = state
-        active = cell < cells
-        step = jnp.clip(length.astype(int), 1, cells - cell)
-        cell_next = cell + jnp.where(active, step, 0)
-        w_next = brownian(keys, cell_next)
+    def step(state):
+        count, y, level, h, c, steps = state
+        active, remaining = level < end, end - level
+        h = jnp.where(active, jnp.minimum(h, remaining), _LONGEST)
+        level_next = jnp.where(h < remaining, level + h, end)
+        r_next, share = jnp.exp(-level_next), -jnp.expm1(-2.0 * h)
 
-        h = width * step
-        share = -jnp.expm1(-2.0 * h)
-        first = denoised(y, cell)
-        noise = wide(jnp.exp(-2.0 * (start + width * cell_next))) * (w_next - w)
+        first = denoised(y, level)
+        noise = wide(r_next * jnp.sqrt(share)) * normal(keys, count)
         moved = y + wide(share) * (first - y) + noise
-        change = wide(1.0 - share / (2.0 * h)) * (denoised(moved, cell_next) - first)
+        weight = 1.0 - share / (2.0 * h)
+        change = wide(weight) * (denoised(moved, level_next) - first)
 
-        sizes = (jnp.abs(point - mean[None]) for point in (moved, y_before))
-        tolerance = jnp.maximum(atol, rtol * jnp.maximum(*sizes)).astype(dtype)
-        squares = _checks.sum_data_axes((change / tolerance) ** 2) / _checks.num_dims(x)
-        growth = safety * jnp.maximum(squares, 1e-3) ** (-1.0 / 3.0)
-        # A step cannot be shorter than one cell: a tolerance that this does not meet is not kept.
-        accepted = active & ((squares <= 1.0) | (step == 1))
-        kept &= ~accepted | (squares <= 1.0)
-        y, y_before, w = (
-            jnp.where(wide(accepted), new, old)
-            for new, old in ((moved + change, y), (moved, y_before), (w_next, w))
-        )
-        cell = jnp.where(accepted, cell_next, cell)
-        length = jnp.minimum(step * growth, _LONGEST / width).astype(dtype)
-        return count + 1, y, y_before, w, cell, length, attempts + active, kept
+        tolerance = atol + rtol * r_next
+        squares = _checks.sum_data_axes((change / wide(tolerance)) ** 2) / _checks.num_dims(x)
+        c_now = jnp.exp(4.0 * h) * squares / h**3
+        c = jnp.where(count == 0, c_now, 0.5 * (c + c_now))
+        length = jnp.minimum(jnp.minimum(c ** (-1.0 / 3.0), 2.0 * h), _LONGEST)
+        y = jnp.where(wide(active), moved + change, y)
+        level = jnp.where(active, level_next, level)
+        return count + 1, y, level, length.astype(dtype), c.astype(dtype), steps + active
 
     def unfinished(state):
-        return (state[0] < max_steps) & jnp.any(state[4] < cells)
+        return (state[0] < max_steps) & jnp.any(state[2] < end)
 
     y = (_checks.accumulated(x) / process.alpha(times[0])).astype(dtype)
-    none = jnp.zeros(num_rows, int)
-    lengths, kept = jnp.full(num_rows, 0.1 / width, dtype), jnp.ones(num_rows, bool)
-    begin = (0, y, y, jnp.zeros_like(y), none, lengths, none, kept)
-    _, y, _, _, cell, _, attempts, kept = compiled(
-        partial(jax.lax.while_loop, unfinished, attempt), begin
-    )
-    last, finished = (process.alpha(times[-1]) * y).astype(x.dtype), (cell == cells) & kept
-    return _closed(score_fn, process, times[-1], last, 2 * attempts, finished, denoise)
-
-
-def _brownian(key: jax.Array, cell: jax.Array, clock: Callable, like: jax.Array) -> jax.Array:
-    """Return a path of Brownian motion at ``clock(cell)``, from 0 at cell 0, of one example."""
-
-    def normal(node):
-        return jax.random.normal(jax.random.fold_in(key, node), like.shape, like.dtype)
-
-    def halve(depth, state):
-        left, before, increment = state  # the path at the left end, and over the interval
-        middle, right = left + (half := 2 ** (_DEPTH - 1 - depth)), left + 2 * half
-        start, inner, end = clock(left), clock(middle), clock(right)
-        share = (inner - start) / (end - start)
-        # The nodes of a binary tree have the numbers 1, 2 and 3, 4 to 7, ...
-        z = normal(2**depth + left // (2 * half))
-        first = share * increment + jnp.sqrt(share * (end - inner)) * z
-        later = cell >= middle
-        return (
-            jnp.where(later, middle, left),
-            jnp.where(later, before + first, before),
-            jnp.where(later, increment - first, first),
-        )
-
-    whole = jnp.sqrt(clock(2**_DEPTH) - clock(0)) * normal(0)
-    begin = (jnp.zeros_like(cell), jnp.zeros_like(like), whole)
-    left, value, increment = jax.lax.fori_loop(0, _DEPTH, halve, begin)
-    return value + (cell - left) * increment  # the last cell of all has its right end here
+    rows = jnp.zeros(x.shape[0], dtype)
+    begin = (0, y, rows + start, rows + _FIRST, rows, rows.astype(int))
+    _, y, level, _, _, steps = compiled(partial(jax.lax.while_loop, unfinished, step), begin)
+    last = (process.alpha(times[-1]) * y).astype(x.dtype)
+    return _closed(score_fn, process, times[-1], last, 2 * steps, level == end, denoise)

@@ -1,0 +1,55 @@
+"""Steps of diffrax along the probability flow; imported lazily, for diffrax is an extra."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+
+# In the scaled variable the slope vanishes at both ends of the flow. There steps would grow until
+# one jumps over everything between, with all its stages where nothing happens.
+LONGEST = 1.0  # in the logarithm of sigma / alpha
+
+
+class NoiseController(diffrax.AbstractStepSizeController):
+    """A PID controller of ``measure(error, start, end)``, which is 1 where a step is just accepted.
+
+    That of diffrax compares the error with the point itself, whose scale is not that of the noise.
+    """
+
+    measure: Callable
+    inner: diffrax.PIDController = diffrax.PIDController(rtol=0.0, atol=1.0, dtmax=LONGEST)
+
+    def wrap(self, direction):
+        return NoiseController(self.measure, self.inner.wrap(direction))
+
+    def init(self, *args):
+        return self.inner.init(*args)
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, state):
+        error, zero = self.measure(y_error, t0, t1), jnp.zeros_like(t1)
+        return self.inner.adapt_step_size(t0, t1, zero, zero, args, error, error_order, state)
+
+
+def root_mean_square(x: jax.Array) -> jax.Array:
+    """Return the root of the mean square of all numbers; steps are not differentiated through."""
+    return jnp.sqrt(jnp.mean(jax.lax.stop_gradient(x) ** 2))
+
+
+def explicit_solver(solver: Any) -> diffrax.AbstractERK:
+    """Return the solver, ``Tsit5`` for None, or raise a TypeError."""
+    solver = diffrax.Tsit5() if solver is None else solver
+    if not isinstance(solver, diffrax.AbstractERK):
+        raise TypeError(f"solver must be an explicit Runge-Kutta method of diffrax, got {solver}.")
+    return solver
+
+
+def evaluations(solution: diffrax.Solution, solver: diffrax.AbstractERK) -> jax.Array:
+    """Return how often a solve evaluated its right side.
+
+    Methods that end a step where the next begins evaluate that point once.
+    """
+    shared = int(solver.tableau.fsal)
+    steps = solution.stats["num_steps"]
+    return steps * (solver.tableau.num_stages - shared) + shared
