@@ -9,7 +9,8 @@ import pytest
 import scipy.spatial
 import scipy.stats
 
-from sm_jax import noise_levels
+from sm_jax import likelihood, noise_levels, processes, samplers
+from tests.oracles import assert_mean, gaussian_log_prob
 
 # The ladders of https://github.com/ermongroup/ncsnv2: D, sigma_1, L, T, step size; sigma_L = 0.01.
 PUBLISHED = {
@@ -123,16 +124,16 @@ def test_radii_of_noise_have_the_assumed_law(getkey):
 
 @published
 def test_published_ladders_have_one_overlap_a_little_above_one_half(name):
-    """Approximately one half, in the paper, is 0.567 in its ladders; it reproduces them."""
+    """Approximately one half, in the paper, is 0.5668 in its ladders; it reproduces them."""
     num_dims, sigma_max, num, _, _ = PUBLISHED[name]
     ratio = (sigma_max / 0.01) ** (1 / (num - 1))
-    np.testing.assert_allclose(overlap_of(num_dims, ratio), 0.567, atol=2e-4)
-    ours = noise_levels.level_ratio(num_dims, overlap=0.567)
-    assert abs(noise_levels.num_levels(sigma_max, 0.01, ours) - num) <= 1
-    coarser = noise_levels.level_ratio(num_dims)
-    assert coarser > ratio
-    if name == "cifar10":
-        assert noise_levels.num_levels(sigma_max, 0.01, coarser) == 220
+    np.testing.assert_allclose(overlap_of(num_dims, ratio), 0.5668, atol=2e-4)
+    ours = noise_levels.level_ratio(num_dims, overlap=0.5668)
+    assert noise_levels.num_levels(sigma_max, 0.01, ours) == num
+    coarser = noise_levels.num_levels(sigma_max, 0.01, noise_levels.level_ratio(num_dims))
+    assert coarser == {"cifar10": 220, "celeba": 473, "ffhq": 2182}[name]
+    for stated in (0.5668, num, coarser):
+        assert str(stated) in noise_levels.level_ratio.__doc__
 
 
 @pytest.mark.parametrize(
@@ -239,6 +240,93 @@ def test_record_scales_with_the_data(getkey):
     np.testing.assert_allclose(ten.step_size, 64 * one.step_size, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "given", [{"sigma_min": 0.02}, {"sigma_max": 30.0}, {"sigma_min": 0.02, "sigma_max": 30.0}]
+)
+def test_given_ends_replace_those_of_the_data(getkey, given):
+    x, key = jax.random.normal(getkey(), (100, 5)), getkey()
+    free = noise_levels.noise_levels_from_data(x, key)
+    levels = noise_levels.noise_levels_from_data(x, key, **given)
+    ends = {"sigma_min": free.sigma_min, "sigma_max": free.sigma_max} | given
+    assert (levels.sigma_min, levels.sigma_max) == (ends["sigma_min"], ends["sigma_max"])
+    np.testing.assert_allclose(
+        np.asarray(levels.sigmas)[[0, -1]], [ends["sigma_max"], ends["sigma_min"]]
+    )
+    number = noise_levels.num_levels(ends["sigma_max"], ends["sigma_min"], 1.5)
+    assert levels.num_levels == number != free.num_levels
+    assert levels.step_size == noise_levels.langevin_step_size(levels.sigmas, 5)
+    lines = str(levels).split("\n")
+    assert lines[1].endswith("given") == ("sigma_max" in given)
+    assert lines[2].endswith("given") == ("sigma_min" in given)
+
+
+def test_both_ends_given_need_no_distances(getkey):
+    levels = noise_levels.noise_levels_from_data(
+        jnp.ones((3, 2)), getkey(), sigma_min=0.1, sigma_max=1.0
+    )
+    assert levels.num_levels == noise_levels.num_levels(1.0, 0.1, 1.5)
+
+
+def test_bad_given_ends(getkey):
+    x = jnp.array([[0.0], [1.0], [3.0]])  # from the data: 3 and 0.1
+    for name in ("sigma_min", "sigma_max"):
+        for value in (0.0, -1.0, math.nan):
+            with pytest.raises(ValueError, match=f"{name} must be positive.*{value}"):
+                noise_levels.noise_levels_from_data(x, getkey(), **{name: value})
+    with pytest.raises(ValueError, match=r"sigma_min=0.1 and sigma_max=0.05: sigma_min is from"):
+        noise_levels.noise_levels_from_data(x, getkey(), sigma_max=0.05)
+    with pytest.raises(ValueError, match=r"sigma_min=3 and sigma_max=3: sigma_max is from"):
+        noise_levels.noise_levels_from_data(x, getkey(), sigma_min=3.0)
+    with pytest.raises(ValueError, match=r"sigma_min=2.0 and sigma_max=1.0: swap them"):
+        noise_levels.noise_levels_from_data(x, getkey(), sigma_min=2.0, sigma_max=1.0)
+
+
+def test_the_explanation_names_the_overlap_it_was_made_with(getkey):
+    x = jax.random.normal(getkey(), (20, 64))
+    levels = noise_levels.noise_levels_from_data(x, getkey(), overlap=0.7)
+    limit = noise_levels.level_ratio(64, overlap=0.7)
+    assert f"at most {limit:.6g}, where neighbouring levels overlap by 0.7 " in str(levels)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4, 4, 2)])
+def test_the_mean_is_that_of_all_the_data(getkey, shape):
+    x = np.asarray(1000.0 + jax.random.normal(getkey(), (300, *shape)), np.float32)
+    levels = noise_levels.noise_levels_from_data(x, getkey(), max_points=20)
+    assert levels.mean.shape == shape
+    np.testing.assert_allclose(levels.mean, x.astype(np.float64).mean(0), rtol=1e-7)
+    processes.VE(levels.sigma_min, levels.sigma_max, mean=levels.mean)
+    low, high = float(levels.mean.min()), float(levels.mean.max())
+    assert f"mean       {low:.4g}" in str(levels)
+    assert f"{low:.4g} to {high:.4g}" in str(levels) or low == high
+
+
+def test_the_recipe_for_data_far_from_zero(getkey):
+    """N(100, 1) in two dimensions with its exact score, by the recipe of the README."""
+    x = 100.0 + jax.random.normal(getkey(), (4000, 2))
+    levels = noise_levels.noise_levels_from_data(x, getkey())
+    process = processes.VE(levels.sigma_min, levels.sigma_max, mean=levels.mean)
+
+    def score_fn(x, t):
+        return -(x - 100.0) / (1.0 + t[:, None] ** 2)
+
+    start = processes.prior_sample(process, getkey(), x.shape)
+    samples = samplers.heun(score_fn, start, process=process, num_steps=100)
+    assert_mean(samples, 100.0)
+    # The prior has the variance of the largest level, a little less than that of the noised data.
+    shrunk = 1.0 / np.sqrt(1.0 + levels.sigma_max**-2)
+    np.testing.assert_allclose(samples.std(axis=0), shrunk, rtol=4.5 / np.sqrt(2 * 4000))
+    found = likelihood.log_prob(score_fn, process, x[:200]).value
+    truth = gaussian_log_prob(x[:200], [100.0, 100.0], np.eye(2))
+    away = np.asarray(x[:200], np.float64) - 100.0
+    # The density at t_max that the prior replaces: of variance 1 + s^2 for s^2, and another mean.
+    end = away * np.sqrt(1.0 + levels.sigma_max**2)
+    prior = gaussian_log_prob(
+        end, np.asarray(levels.mean, np.float64) - 100.0, levels.sigma_max**2 * np.eye(2)
+    ) - gaussian_log_prob(end, [0.0, 0.0], (1.0 + levels.sigma_max**2) * np.eye(2))
+    np.testing.assert_allclose(found, truth + prior, atol=5e-3)
+    assert abs(float(found.mean()) - truth.mean()) < 0.05
+
+
 def test_a_subset_serves_both_ends(getkey):
     x, key = jax.random.normal(getkey(), (100, 5)), getkey()
     levels = noise_levels.noise_levels_from_data(x, key, max_points=20, overlap=0.7)
@@ -252,7 +340,7 @@ def test_cifar10(data_dir, getkey):
         pytest.skip(f"no file {path}")
     with np.load(path) as archive:
         x = archive["x_train"][:600].astype(np.float32) / 255
-    levels = noise_levels.noise_levels_from_data(x, getkey(), overlap=0.567)
+    levels = noise_levels.noise_levels_from_data(x, getkey(), overlap=0.5668)
     assert 40 < levels.sigma_max < 52
     assert 0.01 < levels.sigma_min < 0.025
     assert levels.num_dims == 3072

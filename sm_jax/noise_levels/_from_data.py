@@ -87,9 +87,9 @@ def level_ratio(num_dims: int, *, overlap: float = 0.5) -> float:
     half whatever the ratio, and the answer is infinity: the ladder is then limited by the Langevin
     steps, not by the overlap.
 
-    The ladders published with the paper are a little finer than its equation, in which 1/2 is
-    approximate: CIFAR-10, CelebA and FFHQ all have ``overlap=0.567`` (232 levels for CIFAR-10,
-    where 0.5 gives 220).
+    The paper takes 1/2 as approximate, and the ladders published with it are finer:
+    ``overlap=0.5668`` gives their 232 levels for CIFAR-10, 500 for CelebA and 2311 for FFHQ, where
+    0.5 gives 220, 473 and 2182.
 
     Args:
         num_dims: numbers in one example, ``D``.
@@ -217,13 +217,18 @@ class NoiseLevels(NamedTuple):
 
     Args:
         sigmas: the levels ``[L]``, strictly decreasing, in units of the data.
-        sigma_max: the first level: largest distance between examples.
-        sigma_min: the last level: a tenth of the distance between neighbours, per root dimension.
+        sigma_max: the first level: largest distance between examples, unless it was given.
+        sigma_min: the last level: a tenth of the distance between neighbours, per root dimension,
+            unless it was given.
         ratio: of neighbouring levels.
         num_levels: ``L``.
         step_size: of annealed Langevin dynamics at the last level.
         num_steps: Langevin steps per level for which it was computed.
         num_dims: numbers in one example, ``D``.
+        mean: mean of all the data, of the shape of one example. Distances do not tell where the
+            data are: center the prior there, ``VE(sigma_min, sigma_max, mean=levels.mean)``.
+        overlap: of neighbouring levels, the limit of their ratio.
+        given: whether ``sigma_max`` and ``sigma_min`` were given.
     """
 
     sigmas: jax.Array
@@ -234,12 +239,29 @@ class NoiseLevels(NamedTuple):
     step_size: float
     num_steps: int
     num_dims: int
+    mean: jax.Array
+    overlap: float = 0.5
+    given: tuple[bool, bool] = (False, False)
 
     def __str__(self) -> str:
         """Explain in a few lines how each number was chosen."""
-        limit = level_ratio(self.num_dims)
+        largest, smallest = (
+            "given" if given else reason
+            for given, reason in zip(
+                self.given,
+                (
+                    "largest distance between two examples (Technique 1)",
+                    f"1/10 of the median distance to the nearest neighbor, / sqrt({self.num_dims})",
+                ),
+                strict=True,
+            )
+        )
+        low, high = float(self.mean.min()), float(self.mean.max())
+        mean = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+        limit = level_ratio(self.num_dims, overlap=self.overlap)
+        share = "one half" if self.overlap == 0.5 else f"{self.overlap:.4g}"
         reason = (
-            f"at most {limit:.6g}, where neighbouring levels overlap by one half (Technique 2)"
+            f"at most {limit:.6g}, where neighbouring levels overlap by {share} (Technique 2)"
             if limit <= _LARGEST_RATIO
             else f"at most {_LARGEST_RATIO}, for the Langevin steps to follow (Technique 2 allows "
             f"{limit:.3g})"
@@ -249,14 +271,13 @@ class NoiseLevels(NamedTuple):
         return "\n".join(
             [
                 f"{self.num_levels} geometric noise levels for examples of {self.num_dims} numbers",
-                f"  sigma_max  {self.sigma_max:<10.4g} largest distance between two examples "
-                "(Technique 1)",
-                f"  sigma_min  {self.sigma_min:<10.4g} 1/10 of the median distance to the nearest "
-                f"neighbour, / sqrt({self.num_dims})",
+                f"  sigma_max  {self.sigma_max:<10.4g} {largest}",
+                f"  sigma_min  {self.sigma_min:<10.4g} {smallest}",
                 f"  ratio      {self.ratio:<10.6g} {reason}",
                 f"  step_size  {self.step_size:<10.3g} {relative:.3g} sigma_min^2: with "
                 f"{self.num_steps} Langevin steps per level the variance ends at {variance:.4g} of "
                 "the level's, the closest to 1 (Technique 4)",
+                f"  mean       {mean:<10} of the data, where a process needs its prior centered",
             ]
         )
 
@@ -265,6 +286,8 @@ def noise_levels_from_data(
     x: ArrayLike,
     key: jax.Array,
     *,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     num_steps: int = 5,
     overlap: float = 0.5,
     max_points: int = 2000,
@@ -276,33 +299,47 @@ def noise_levels_from_data(
     dimensions, where levels overlap at almost any ratio: at 1.5 five Langevin steps still
     bring the standard deviation within 10 % of the level's.
 
+    The levels do not depend on where the data are, but a prior does: pass the ``mean`` of the
+    result to the process, or center the data.
+
     Args:
         x: data ``[N, ...]``, floating, at least two examples distinct.
         key: for the subset of a large data set.
+        sigma_min: the smallest level, in units of the data, instead of that by `smallest_level`.
+        sigma_max: the largest level, instead of that by `largest_level`.
         num_steps: Langevin steps per level.
         overlap: of neighbouring levels, see `level_ratio`.
         max_points: how many examples to compare at most.
 
     Returns:
-        The ladder and its explanation.
+        The ladder, the mean of the data, and their explanation.
 
     Raises:
         TypeError: ``x`` is not floating.
-        ValueError: ``x`` is empty, not finite, or all examples are equal.
+        ValueError: ``x`` is empty, not finite, or all examples are equal; a level is not positive;
+            ``sigma_min`` is not below ``sigma_max``.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (200, 8, 8))
         >>> levels = noise_levels_from_data(x, jax.random.key(1))
         >>> print(levels.num_levels, levels.num_dims)
         18 64
+        >>> noise_levels_from_data(x, jax.random.key(1), sigma_min=0.01).num_levels
+        25
 
     References:
         Song & Ermon 2020, https://arxiv.org/abs/2006.09011.
     """
+    given = sigma_max is not None, sigma_min is not None
     points = _subset(x, key, max_points)
     num_dims = points.shape[1]
-    sigma_max, nearest = _distances(points)
-    sigma_min = float(np.median(nearest)) / 10 / math.sqrt(num_dims)
+    if not all(given):
+        largest, nearest = _distances(points)
+    sigma_max = float(sigma_max) if given[0] else largest
+    sigma_min = (
+        float(sigma_min) if given[1] else float(np.median(nearest)) / 10 / math.sqrt(num_dims)
+    )
+    _check_given(given, sigma_max, sigma_min)
     number = num_levels(
         sigma_max, sigma_min, min(level_ratio(num_dims, overlap=overlap), _LARGEST_RATIO)
     )
@@ -316,7 +353,21 @@ def noise_levels_from_data(
         step_size=langevin_step_size(sigmas, num_steps),
         num_steps=num_steps,
         num_dims=num_dims,
+        mean=jnp.asarray(np.mean(np.asarray(x), axis=0, dtype=np.float64), float),
+        overlap=overlap,
+        given=given,
     )
+
+
+def _check_given(given, sigma_max, sigma_min):
+    """Raise where a level given and one from the data are in the wrong order."""
+    if given[0] != given[1] and sigma_min >= sigma_max > 0:
+        name, other = ("sigma_max", "sigma_min")[:: 1 if given[0] else -1]
+        raise ValueError(
+            f"sigma_min must be below sigma_max, got sigma_min={sigma_min:.4g} and "
+            f"sigma_max={sigma_max:.4g}: {other} is from the distances between the examples, so "
+            f"give both, or another {name}."
+        )
 
 
 def _relative_step(ratio, num_steps):
@@ -334,13 +385,14 @@ def _relative_step(ratio, num_steps):
 def _subset(x, key, max_points):
     """Return at most ``max_points`` random examples as centred float64 rows ``[n, D]``."""
     _checks.check_count("max_points", max_points, minimum=2)
-    if np.ndim(x) == 0 or np.size(x) == 0:
-        raise ValueError(f"x must hold examples [N, ...], got shape {np.shape(x)}.")
+    x = np.asarray(x)
+    if x.ndim == 0 or x.size == 0:
+        raise ValueError(f"x must hold examples [N, ...], got shape {x.shape}.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must have a floating dtype, got {x.dtype}: scale integers to [0, 1].")
     if len(x) > max_points:
         x = x[np.sort(jax.random.choice(key, len(x), (max_points,), replace=False))]
-    points = np.asarray(x).astype(np.float64).reshape(len(x), -1)
+    points = x.astype(np.float64).reshape(len(x), -1)
     if not np.isfinite(points).all():
         raise ValueError(f"x holds {np.sum(~np.isfinite(points))} values that are not finite.")
     return points - points.mean(axis=0)
