@@ -36,7 +36,8 @@ Noise levels near ``t_min`` are small differences of numbers near one; they are 
 with ``b(t) = beta_min t + (beta_max - beta_min) t^2 / 2``.
 
 References: Song et al. 2021, https://arxiv.org/abs/2011.13456 (VE, VP, sub-VP); Karras et al. 2022,
-https://arxiv.org/abs/2206.00364 (EDM); Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672.
+https://arxiv.org/abs/2206.00364 (EDM); Salimans & Ho 2022, https://arxiv.org/abs/2202.00512
+(cosine).
 """
 
 from sm_jax.processes._derived import (

@@ -260,6 +260,9 @@ class SubVP(VPLinear):
 class Cosine:
     """Variance preserving along a quarter of a circle: ``alpha = cos(pi t / 2)``, ``sigma = sin``.
 
+    This is the cosine schedule of Salimans & Ho 2022. That of Nichol & Dhariwal 2021 has an offset:
+    its ``alpha`` is ``cos(pi/2 (t + s) / (1 + s))``, ``s = 0.008``, over its value at ``t = 0``.
+
     Args:
         t_min: smallest time, above 0.
         t_max: largest time, below 1, where nothing of the data would be left.
@@ -269,6 +272,9 @@ class Cosine:
         >>> from sm_jax.processes import noise_ratio
         >>> print(noise_ratio(Cosine(), 0.5).round(6))
         1.0
+
+    References: Salimans & Ho 2022, section 5, https://arxiv.org/abs/2202.00512; Nichol & Dhariwal
+    2021, eq. 17, https://arxiv.org/abs/2102.09672 (with the offset).
     """
 
     t_min: ArrayLike = 1e-4
