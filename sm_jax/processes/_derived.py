@@ -181,7 +181,8 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float = 7.0) -> jax.
     """Return the times of a solver, from ``t_max`` down to ``t_min``, dense where noise is small.
 
     The noise ratios ``r = sigma / alpha`` are spaced as Karras et al. space their noise levels,
-    equally in ``r^(1 / rho)``, and mapped back to times; so it serves every process.
+    equally in ``r^(1 / rho)``, and mapped back to times; so it serves every process. Times that
+    rounding makes equal, as it does near ``alpha = 0``, are moved apart by single roundings.
 
     Args:
         process: any process.
@@ -192,7 +193,8 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float = 7.0) -> jax.
         ``[num_steps + 1]`` strictly decreasing times.
 
     Raises:
-        ValueError: ``num_steps < 1`` or ``rho`` is not positive.
+        ValueError: ``num_steps < 1``, ``rho`` is not positive, or the dtype of the times has fewer
+            numbers than steps between the ends.
 
     Example:
         >>> from sm_jax.processes import VE
@@ -206,7 +208,8 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float = 7.0) -> jax.
     high, low = (noise_ratio(process, t) ** (1.0 / rho) for t in (process.t_max, process.t_min))
     inner = jnp.linspace(high, low, num_steps + 1)[1:-1] ** rho
     ends = [jnp.asarray(t, inner.dtype) for t in (process.t_max, process.t_min)]
-    return jnp.concatenate([ends[0][None], process.time(inner), ends[1][None]])
+    times = jnp.concatenate([ends[0][None], process.time(inner), ends[1][None]])
+    return _checks.strictly_decreasing("num_steps", times)
 
 
 def check_times(process: ProcessLike, times: ArrayLike) -> jax.Array:
@@ -221,7 +224,7 @@ def check_times(process: ProcessLike, times: ArrayLike) -> jax.Array:
 
     Raises:
         ValueError: there are fewer than two times, or (where they are not traced) they do not
-            decrease or leave the range.
+            decrease, in the dtype of the result, or leave the range by more than rounding.
 
     Example:
         >>> from sm_jax.processes import VE
@@ -230,6 +233,7 @@ def check_times(process: ProcessLike, times: ArrayLike) -> jax.Array:
     """
     known = _checks.concrete(times)
     times = _checks.as_floating(times)
+    known = None if known is None else known.astype(times.dtype)
     if times.ndim != 1 or times.shape[0] < 2:
         raise ValueError(f"times must be a vector of at least two times, got shape {times.shape}.")
     if known is not None and not np.all(np.diff(known) < 0):
@@ -237,8 +241,8 @@ def check_times(process: ProcessLike, times: ArrayLike) -> jax.Array:
     low, high = (_checks.concrete(t) for t in (process.t_min, process.t_max))
     if known is None or low is None or high is None:
         return times
-    slack = 1e-6 * high
-    if known[0] > high + slack or known[-1] < low - slack:
+    slack = 1e-6  # for the rounding of float32; a time below zero has no meaning at all
+    if known[0] > high * (1 + slack) or known[-1] < low * (1 - slack):
         raise ValueError(
             f"times must lie in the range of the process, [{low}, {high}], got {known[-1]} to "
             f"{known[0]}: the score was not trained outside it."

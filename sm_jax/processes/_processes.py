@@ -290,7 +290,8 @@ class Cosine:
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """Return the scale of the data, ``cos(pi t / 2)``."""
-        return jnp.cos(0.5 * jnp.pi * jnp.asarray(t))
+        t = _checks.as_floating(t)  # pi t / 2 is rounded too coarsely where its cosine vanishes
+        return jnp.where(t < 0.5, jnp.cos(0.5 * jnp.pi * t), jnp.sin(0.5 * jnp.pi * (1.0 - t)))
 
     def sigma(self, t: ArrayLike) -> jax.Array:
         """Return the noise level, ``sin(pi t / 2)``."""

@@ -43,7 +43,7 @@ def _grid(
         times = time_grid(process, default if num_steps is None else num_steps, rho=rho)
     else:
         times = check_times(process, times)
-    return times.astype(_checks.accumulator(x.dtype))
+    return _checks.strictly_decreasing("num_steps", times.astype(_checks.accumulator(x.dtype)))
 
 
 def _finish(score_fn: NoiseScoreFn, process: ProcessLike, t: jax.Array, denoise: bool):
@@ -201,7 +201,7 @@ def heun(
 
     count = times.shape[0] - 1
     ratios = noise_ratio(process, times)
-    raised = ratios[:-1]
+    raised, t_raised = ratios[:-1], times[:-1]
     if churn:
         # Never above the largest level, where the score was not trained.
         largest = noise_ratio(process, process.t_max).astype(raised.dtype)
@@ -209,24 +209,24 @@ def heun(
         if churn_interval is not None:
             inside = (times[:-1] >= low) & (times[:-1] <= high)
             raised = jnp.where(inside, raised, ratios[:-1])
+        t_raised = jnp.where(raised > ratios[:-1], process.time(raised), t_raised)
 
-    def slope(y, r):
-        t = process.time(r)
+    def slope(y, t, r):
         score = score_fn(process.alpha(t) * y, jnp.broadcast_to(t, x.shape[:1]))
         return -r * process.alpha(t) * score
 
     def step(x, given):
-        t, t_next, r_raised, r_next, *noise = given
+        t, t_next, t_raised, r_raised, r_next, *noise = given
         y = x / process.alpha(t)
         if noise:
             added, key = noise
             y = y + added * jax.random.normal(key, x.shape, x.dtype)
-        first = slope(y, r_raised)
-        second = slope(y + (r_next - r_raised) * first, r_next)
+        first = slope(y, t_raised, r_raised)
+        second = slope(y + (r_next - r_raised) * first, t_next, r_next)
         y = y + 0.5 * (r_next - r_raised) * (first + second)
         return process.alpha(t_next) * y
 
-    inputs = (times[:-1], times[1:], raised, ratios[1:])
+    inputs = (times[:-1], times[1:], t_raised, raised, ratios[1:])
     if churn:
         # The root is guarded twice, as its derivative at zero is infinite.
         gap = raised**2 - ratios[:-1] ** 2
