@@ -69,13 +69,6 @@ def _whole(x: np.ndarray) -> np.ndarray:
     return (x == np.floor(x)).all(axis=0)
 
 
-def constant(x: np.ndarray) -> np.ndarray:
-    """Returns which features `[...]` of `[N, ...]` have one value, up to its rounding."""
-    low, high = np.min(x, axis=0).astype(float), np.max(x, axis=0).astype(float)
-    spacing = np.finfo(x.dtype).eps if x.dtype.kind == "f" else 0.0
-    return high - low <= 4 * spacing * np.maximum(abs(low), abs(high))
-
-
 def of(x: np.ndarray, where: np.ndarray) -> Integers | None:
     """Returns the integer features of training examples, given which they are; None for none.
 

@@ -205,7 +205,7 @@ def _standardized(
 ) -> tuple[Problem, list[str]]:
     """Returns the problem with a scaling of each feature, and what there is to say of it."""
     x = examples.train
-    one_value = _integers.constant(x)
+    one_value = data.constant_features(x)
     if one_value.all():
         raise ValueError(
             f"all {len(x)} training examples are the same: there is no density to learn"

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sm_jax.data import Standardizer, dequantize, dequantize_log_det, quantize
+from sm_jax.data import (
+    Standardizer,
+    constant_features,
+    dequantize,
+    dequantize_log_det,
+    quantize,
+)
 
 MEAN, SCALE = np.array([1.0, -20.0, 300.0]), np.array([2.0, 0.5, 40.0])
 
@@ -104,6 +110,34 @@ def test_constant_features_are_named_and_left_alone():
     np.testing.assert_array_equal(y[:, 1, 0], 0.0)
     np.testing.assert_allclose(y[:, 1, 1:].std(axis=0), 1.0)
     np.testing.assert_allclose(standardizer.log_det, -3 * math.log(7 * math.sqrt(3) / 4), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [1.0, 0.1, -1e6, 1e-30])
+def test_features_that_are_constant_up_to_rounding(dtype, value):
+    value = dtype(value)
+    below = np.nextafter(value, dtype(0))
+    sums = np.cumsum([value / 7] * 7, dtype=dtype)[-1]  # a value that was computed
+    x = np.array([[value, 1.0], [below, 3.0], [sums, 5.0]], dtype)
+    assert constant_features(x).tolist() == [True, False]
+    with pytest.warns(UserWarning, match=r"1 of 2 features are constant: \[0\]\."):
+        standardizer = Standardizer.fit(x)
+    np.testing.assert_allclose(standardizer.log_det, -math.log(math.sqrt(8 / 3)), rtol=1e-6)
+    y = standardizer(x)
+    assert np.max(np.abs(y[:, 0])) <= 4 * np.finfo(dtype).eps * abs(value)
+    np.testing.assert_allclose(y[:, 1].std(), 1.0)
+    back = standardizer.inverse(y)
+    np.testing.assert_array_equal(back[:, 0], x[:, 0])
+    np.testing.assert_allclose(back, x, rtol=1e-14)
+
+
+def test_a_small_spread_that_is_no_rounding_is_kept():
+    x = np.array([[1e6, 1e6, 5.0], [1e6 + 1e-6, 1e6 + 1.0, 6.0], [1e6 - 1e-6, 1e6, 7.0]])
+    assert not constant_features(x).any()
+    np.testing.assert_allclose(Standardizer.fit(x).scale[0], 1e-6 * math.sqrt(2 / 3), rtol=1e-3)
+    assert constant_features(x.astype(np.float32)).tolist() == [True, False, False]
+    assert not constant_features(np.array([[2**60], [2**60 + 1]])).any()  # integers are exact
+    assert constant_features([[0.0, 1], [0.0, 2]]).tolist() == [True, False]
 
 
 def test_a_long_list_of_constant_features_is_cut():

@@ -82,8 +82,9 @@ class Standardizer:
     def fit(cls, x: ArrayLike) -> "Standardizer":
         """Fit the mean and the standard deviation (``1/N``) of every feature, in float64.
 
-        A constant feature gets scale 1, hence becomes 0 throughout, with a warning that names it:
-        its density does not exist (a model can make the likelihood there as large as it likes).
+        A feature that is constant up to rounding (see `constant_features`) gets scale 1, hence
+        becomes 0 up to rounding, with a warning that names it: its density does not exist (a model
+        can make the likelihood there as large as it likes).
 
         Args:
             x: data ``[N, ...]``, at least two examples of any real dtype, in host memory.
@@ -99,7 +100,7 @@ class Standardizer:
         check_numbers(x, "x")
         if len(x) < 2:
             raise ValueError(f"x must hold at least two examples to have a spread, got {len(x)}.")
-        constant = np.max(x, axis=0) == np.min(x, axis=0)
+        constant = constant_features(x)
         with np.errstate(over="ignore", invalid="ignore"):
             mean = np.where(constant, x[0], np.mean(x, axis=0, dtype=np.float64))
             scale = np.where(constant, 1.0, np.std(x, axis=0, dtype=np.float64))
@@ -179,6 +180,34 @@ class Standardizer:
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"x must have a floating dtype, got {x.dtype}: convert it first.")
         return tuple(jnp.asarray(value, x.dtype)[None] for value in (self.mean, self.scale))
+
+
+def constant_features(x: ArrayLike) -> np.ndarray:
+    """Return which features have one value, up to its rounding: ``max - min <= 4 eps max |x|``.
+
+    ``eps`` is the relative spacing of the floating dtype of ``x``; integers have to be equal.
+
+    Args:
+        x: data ``[N, ...]`` of any real dtype, in host memory.
+
+    Returns:
+        Booleans in the shape of one example, ``[...]``.
+
+    Raises:
+        ValueError: ``x`` is empty or has NaN or infinite values.
+        TypeError: ``x`` does not hold real numbers.
+
+    Example:
+        >>> constant_features(np.array([[1.0, 2.0], [0.9999999999999999, 3.0]])).tolist()
+        [True, False]
+    """
+    x = np.asarray(x)
+    check_numbers(x, "x")
+    low, high = (end(x, axis=0) for end in (np.min, np.max))
+    if x.dtype.kind in "biu":
+        return low == high
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    return high - low <= 4 * np.finfo(x.dtype).eps * np.maximum(abs(low), abs(high))
 
 
 def _warn_constant(constant: np.ndarray) -> None:
