@@ -59,7 +59,7 @@ def level_edges(num_levels: int) -> jax.Array:
 
 
 def noise_from_levels(
-    logits: jax.Array, x: jax.Array, t: ArrayLike, *, process: ProcessLike, edges: ArrayLike
+    logits: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike, edges: ArrayLike
 ) -> jax.Array:
     """Return the noise prediction ``eps`` of data with given weights of their levels, eq. (2).
 
@@ -92,7 +92,7 @@ def noise_from_levels(
     """
     x = _checks.check_data(x)
     t = _checks.check_per_example("t", t, x)
-    edges = _check_edges(edges)
+    edges, logits = _check_edges(edges), _checks.as_floating(logits)
     shape = (*x.shape, edges.shape[0] - 1)
     if logits.shape != shape:
         raise ValueError(

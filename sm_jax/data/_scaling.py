@@ -114,12 +114,12 @@ class Standardizer:
             _warn_constant(constant)
         return cls(mean, scale)
 
-    def __call__(self, x: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    def __call__(self, x: ArrayLike) -> np.ndarray | jax.Array:
         """Return ``(x - mean) / scale``.
 
         Args:
-            x: floating data ``[B, ...]``; NumPy data of any real dtype is scaled in float64, which
-                loses nothing of features whose mean is large.
+            x: floating data ``[B, ...]``; lists and NumPy data of any real dtype are scaled in
+                float64, which loses nothing of features whose mean is large.
 
         Returns:
             Standardised data ``[B, ...]``: of the dtype of ``x``, or a float64 NumPy array.
@@ -128,10 +128,11 @@ class Standardizer:
             ValueError: the shape of an example differs from that fitted.
             TypeError: ``x`` is a JAX array of integers.
         """
+        x = x if isinstance(x, jax.Array) else np.asarray(x)
         mean, scale = self._like(x)
         return (x - mean) / scale
 
-    def inverse(self, y: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    def inverse(self, y: ArrayLike) -> np.ndarray | jax.Array:
         """Return ``mean + scale y``, the inverse of the call.
 
         Args:
@@ -144,6 +145,7 @@ class Standardizer:
             ValueError: the shape of an example differs from that fitted.
             TypeError: ``y`` is a JAX array of integers.
         """
+        y = y if isinstance(y, jax.Array) else np.asarray(y)
         mean, scale = self._like(y)
         return mean + scale * y
 

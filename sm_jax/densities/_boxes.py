@@ -68,14 +68,14 @@ class UniformBoxes:
             return x
         return x + self.std * jax.random.normal(key_noise, (n, num_dims), self.low.dtype)
 
-    def log_prob(self, x: jax.Array) -> jax.Array:
+    def log_prob(self, x: ArrayLike) -> jax.Array:
         """Return ``log p(x)`` in nats, ``[B]``; ``-inf`` outside the boxes before noising."""
         return self._rows(lambda row: self._log_prob_and_score(row)[0], x)
 
-    def score(self, x: jax.Array) -> jax.Array:
+    def score(self, x: ArrayLike) -> jax.Array:
         """Return ``grad log p(x)``, ``[B, D]``; before noising 0 inside, NaN outside the boxes."""
-        score = self._rows(lambda row: self._log_prob_and_score(row)[1], x)
-        return score.astype(jnp.result_type(x))
+        x = _checks.check_data(x)
+        return self._rows(lambda row: self._log_prob_and_score(row)[1], x).astype(x.dtype)
 
     def noised(self, process: ProcessLike, t: ArrayLike) -> "UniformBoxes":
         """Return the density of ``alpha(t) x_0 + sigma(t) z``; ``t`` a scalar."""

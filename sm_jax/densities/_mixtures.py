@@ -70,14 +70,15 @@ class GaussianMixture:
             z = jnp.matmul(axes, z[:, :, None], precision=_HIGHEST)[:, :, 0]
         return self.means[k] + z.reshape(n, *self.means.shape[1:])
 
-    def log_prob(self, x: jax.Array) -> jax.Array:
+    def log_prob(self, x: ArrayLike) -> jax.Array:
         """Return ``log p(x)`` in nats, ``[B]``, for ``x [B, ...]``."""
         return self._rows(lambda row: self._log_prob_and_score(row)[0], x)
 
-    def score(self, x: jax.Array) -> jax.Array:
+    def score(self, x: ArrayLike) -> jax.Array:
         """Return ``grad log p(x)``, equation (2), of the shape and dtype of ``x [B, ...]``."""
+        x = _checks.check_data(x)
         score = self._rows(lambda row: self._log_prob_and_score(row)[1], x)
-        return score.reshape(np.shape(x)).astype(jnp.result_type(x))
+        return score.reshape(x.shape).astype(x.dtype)
 
     def noised(self, process: ProcessLike, t: ArrayLike) -> "GaussianMixture":
         """Return the density of ``alpha(t) x_0 + sigma(t) z``, equation (3); ``t`` a scalar."""
@@ -137,11 +138,11 @@ class Empirical:
         _checks.check_count("n", n)
         return self.points[jax.random.randint(key, (n,), 0, len(self.points))]
 
-    def log_prob(self, x: jax.Array) -> jax.Array:
+    def log_prob(self, x: ArrayLike) -> jax.Array:
         """Raise ``ValueError``: point masses have no density; noise them first."""
         raise ValueError(self._message("log_prob"))
 
-    def score(self, x: jax.Array) -> jax.Array:
+    def score(self, x: ArrayLike) -> jax.Array:
         """Raise ``ValueError``: point masses have no score; noise them first."""
         raise ValueError(self._message("score"))
 

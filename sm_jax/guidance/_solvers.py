@@ -33,6 +33,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from sm_jax import _checks
 
@@ -45,7 +46,7 @@ _NOISE = 4.0
 _PROGRESS = 0.9
 
 
-def conjugate_residuals(matrix: Matrix, b: jax.Array, *, num_iterations: int) -> jax.Array:
+def conjugate_residuals(matrix: Matrix, b: ArrayLike, *, num_iterations: int) -> jax.Array:
     """Return the solution of ``M u = b`` for a symmetric ``M`` that is not negative, eq. (1).
 
     Every row is a system of its own. It keeps four vectors of the size of ``b``, whatever
@@ -64,7 +65,8 @@ def conjugate_residuals(matrix: Matrix, b: jax.Array, *, num_iterations: int) ->
         ``|b - M u|``, and its part outside the range of ``M`` is arbitrary.
 
     Raises:
-        ValueError: ``num_iterations < 1``.
+        TypeError: ``b`` is not floating.
+        ValueError: ``num_iterations < 1``, or ``b`` is empty.
 
     Example:
         >>> scale = jnp.array([[1.0, 4.0, 0.0]])
@@ -77,7 +79,7 @@ def conjugate_residuals(matrix: Matrix, b: jax.Array, *, num_iterations: int) ->
     return _minimal_residuals(matrix, b, num_iterations, symmetric=True)
 
 
-def gmres(matrix: Matrix, b: jax.Array, *, num_iterations: int) -> jax.Array:
+def gmres(matrix: Matrix, b: ArrayLike, *, num_iterations: int) -> jax.Array:
     """Return the solution of ``M u = b`` for any ``M``, by generalized minimal residuals, eq. (1).
 
     Every row is a system of its own. Take it where ``M`` is not symmetric, as that of
@@ -96,7 +98,8 @@ def gmres(matrix: Matrix, b: jax.Array, *, num_iterations: int) -> jax.Array:
         its transpose, ``u`` minimizes ``|b - M u|``, and its part in the null space is arbitrary.
 
     Raises:
-        ValueError: ``num_iterations < 1``.
+        TypeError: ``b`` is not floating.
+        ValueError: ``num_iterations < 1``, or ``b`` is empty.
 
     Example:
         >>> turn = lambda u: jnp.stack([-u[:, 1], u[:, 0]], axis=1)
@@ -112,6 +115,7 @@ def gmres(matrix: Matrix, b: jax.Array, *, num_iterations: int) -> jax.Array:
 def _minimal_residuals(matrix, b, num_iterations, *, symmetric):
     """Iterate (2) and (3), with one earlier direction or all."""
     _checks.check_count("num_iterations", num_iterations)
+    b = _checks.check_data(b, "b")
     noise = _NOISE * float(jnp.finfo(b.dtype).eps)
     kept = 1 if symmetric else num_iterations
 

@@ -34,7 +34,7 @@ from sm_jax.processes import diffusion_squared, noise_ratio
 from sm_jax.typing import NoiseScoreFn, ProcessLike, RandomFn, TimeSampler, WeightFn
 
 
-def unit_weight(process: ProcessLike, t: jax.Array) -> jax.Array:
+def unit_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
     """Return 1: the weight that treats all noise levels alike.
 
     Args:
@@ -50,10 +50,10 @@ def unit_weight(process: ProcessLike, t: jax.Array) -> jax.Array:
         [1.]
     """
     del process
-    return jnp.ones_like(t)
+    return jnp.ones_like(_checks.as_floating(t))
 
 
-def likelihood_weight(process: ProcessLike, t: jax.Array) -> jax.Array:
+def likelihood_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
     """Return ``g(t)^2 / sigma(t)^2``: the loss then bounds the log-likelihood.
 
     Args:
@@ -75,7 +75,7 @@ def likelihood_weight(process: ProcessLike, t: jax.Array) -> jax.Array:
     return diffusion_squared(process, t) / process.sigma(t) ** 2
 
 
-def edm_weight(process: ProcessLike, t: jax.Array, *, sigma_data: ArrayLike = 0.5) -> jax.Array:
+def edm_weight(process: ProcessLike, t: ArrayLike, *, sigma_data: ArrayLike = 0.5) -> jax.Array:
     """Return ``(r^2 + d^2) / d^2``: the error of the preconditioned network has weight one.
 
     Args:

@@ -41,7 +41,7 @@ def _slopes(process: ProcessLike, x: jax.Array, t: ArrayLike) -> tuple[jax.Array
 
 
 def noise_from_score(
-    score: jax.Array, x: jax.Array, t: ArrayLike, *, process: ProcessLike
+    score: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
     """Return the noise prediction ``eps = -sigma s``, eq. (1).
 
@@ -60,12 +60,13 @@ def noise_from_score(
         >>> print(noise_from_score(-x, x, 3.0, process=processes.VE()))
         [[3. 3.]]
     """
+    score, x = _checks.as_floating(score), _checks.check_data(x)
     _, sigma = _coefficients(process, x, t)
     return (-sigma * score).astype(x.dtype)
 
 
 def score_from_noise(
-    eps: jax.Array, x: jax.Array, t: ArrayLike, *, process: ProcessLike
+    eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
     """Return the score ``s = -eps / sigma``, eq. (1).
 
@@ -84,12 +85,13 @@ def score_from_noise(
         >>> print(score_from_noise(6.0 * x, x, 3.0, process=processes.VE()))
         [[-2. -2.]]
     """
+    eps, x = _checks.as_floating(eps), _checks.check_data(x)
     _, sigma = _coefficients(process, x, t)
     return (-eps / sigma).astype(x.dtype)
 
 
 def noise_from_clean(
-    clean: jax.Array, x: jax.Array, t: ArrayLike, *, process: ProcessLike
+    clean: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
     """Return the noise prediction ``eps = (x_t - alpha D) / sigma``, eq. (2).
 
@@ -108,12 +110,13 @@ def noise_from_clean(
         >>> print(noise_from_clean(0.0 * x, x, 2.0, process=processes.VE()))
         [[0.5 0.5]]
     """
+    clean, x = _checks.as_floating(clean), _checks.check_data(x)
     alpha, sigma = _coefficients(process, x, t)
     return ((x - alpha * clean) / sigma).astype(x.dtype)
 
 
 def clean_from_noise(
-    eps: jax.Array, x: jax.Array, t: ArrayLike, *, process: ProcessLike
+    eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
     """Return the prediction of the clean data ``D = (x_t - sigma eps) / alpha``, eq. (2).
 
@@ -132,11 +135,12 @@ def clean_from_noise(
         >>> print(clean_from_noise(0.5 * x, x, 2.0, process=processes.VE()))
         [[0. 0.]]
     """
+    eps, x = _checks.as_floating(eps), _checks.check_data(x)
     alpha, sigma = _coefficients(process, x, t)
     return ((x - sigma * eps) / alpha).astype(x.dtype)
 
 
-def noise_from_v(v: jax.Array, x: jax.Array, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
+def noise_from_v(v: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
     """Return the noise prediction from ``v``: ``(alpha v + sigma x_t) / (alpha^2 + sigma^2)``.
 
     Args:
@@ -154,11 +158,12 @@ def noise_from_v(v: jax.Array, x: jax.Array, t: ArrayLike, *, process: ProcessLi
         >>> print(noise_from_v(0.0 * x, x, 1.0, process=processes.VE()))
         [[0.5 0.5]]
     """
+    v, x = _checks.as_floating(v), _checks.check_data(x)
     alpha, sigma = _coefficients(process, x, t)
     return ((alpha * v + sigma * x) / (alpha**2 + sigma**2)).astype(x.dtype)
 
 
-def v_from_noise(eps: jax.Array, x: jax.Array, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
+def v_from_noise(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
     """Return ``v = alpha eps - sigma D``, eq. (3).
 
     Args:
@@ -176,12 +181,13 @@ def v_from_noise(eps: jax.Array, x: jax.Array, t: ArrayLike, *, process: Process
         >>> print(v_from_noise(0.5 * x, x, 2.0, process=processes.VE()))
         [[0.5 0.5]]
     """
+    eps, x = _checks.as_floating(eps), _checks.check_data(x)
     alpha, sigma = _coefficients(process, x, t)
     return (alpha * eps - sigma * (x - sigma * eps) / alpha).astype(x.dtype)
 
 
 def noise_from_velocity(
-    velocity: jax.Array, x: jax.Array, t: ArrayLike, *, process: ProcessLike
+    velocity: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
     """Return the noise prediction from the velocity ``u``, eq. (4).
 
@@ -200,6 +206,7 @@ def noise_from_velocity(
         >>> print(noise_from_velocity(x, x, 2.0, process=processes.VE()))
         [[1. 1.]]
     """
+    velocity, x = _checks.as_floating(velocity), _checks.check_data(x)
     alpha, sigma = _coefficients(process, x, t)
     alpha_slope, sigma_slope = _slopes(process, x, t)
     rate = alpha_slope / alpha
@@ -207,7 +214,7 @@ def noise_from_velocity(
 
 
 def velocity_from_noise(
-    eps: jax.Array, x: jax.Array, t: ArrayLike, *, process: ProcessLike
+    eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
     """Return the velocity ``u = alpha' D + sigma' eps`` of the probability flow, eq. (4).
 
@@ -226,6 +233,7 @@ def velocity_from_noise(
         >>> print(velocity_from_noise(0.5 * x, x, 2.0, process=processes.VE()))
         [[0.5 0.5]]
     """
+    eps, x = _checks.as_floating(eps), _checks.check_data(x)
     alpha, sigma = _coefficients(process, x, t)
     alpha_slope, sigma_slope = _slopes(process, x, t)
     return (alpha_slope * (x - sigma * eps) / alpha + sigma_slope * eps).astype(x.dtype)

@@ -167,11 +167,11 @@ class GeometricVE:
 
     def sigma(self, t: ArrayLike) -> jax.Array:
         """Return the noise level ``sigma_min (sigma_max / sigma_min)^t``."""
-        return self.sigma_min * jnp.exp(t * self._log_growth())
+        return self.sigma_min * jnp.exp(_checks.as_floating(t) * self._log_growth())
 
     def time(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha`` equals ``ratio``."""
-        return jnp.log(ratio / self.sigma_min) / self._log_growth()
+        return jnp.log(_checks.as_floating(ratio) / self.sigma_min) / self._log_growth()
 
 
 @_pytree
@@ -209,7 +209,8 @@ class VPLinear:
         return 1.0
 
     def _integrated_rate(self, t: ArrayLike) -> jax.Array:
-        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * jnp.asarray(t))
+        t = _checks.as_floating(t)
+        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
 
     def _time_of_integrated_rate(self, b: jax.Array) -> jax.Array:
         # The root of (beta_max - beta_min) t^2 / 2 + beta_min t - b that does not cancel.
@@ -226,7 +227,7 @@ class VPLinear:
 
     def time(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha = sqrt(exp(b) - 1)`` equals ``ratio``."""
-        return self._time_of_integrated_rate(jnp.log1p(jnp.square(ratio)))
+        return self._time_of_integrated_rate(jnp.log1p(jnp.square(_checks.as_floating(ratio))))
 
 
 @_pytree
@@ -252,7 +253,7 @@ class SubVP(VPLinear):
 
     def time(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha = 2 sinh(b / 2)`` equals ``ratio``."""
-        return self._time_of_integrated_rate(2.0 * jnp.arcsinh(0.5 * jnp.asarray(ratio)))
+        return self._time_of_integrated_rate(2.0 * jnp.arcsinh(0.5 * _checks.as_floating(ratio)))
 
 
 @_pytree
@@ -295,8 +296,8 @@ class Cosine:
 
     def sigma(self, t: ArrayLike) -> jax.Array:
         """Return the noise level, ``sin(pi t / 2)``."""
-        return jnp.sin(0.5 * jnp.pi * jnp.asarray(t))
+        return jnp.sin(0.5 * jnp.pi * _checks.as_floating(t))
 
     def time(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha = tan(pi t / 2)`` equals ``ratio``."""
-        return jnp.arctan(ratio) * (2.0 / jnp.pi)
+        return jnp.arctan(_checks.as_floating(ratio)) * (2.0 / jnp.pi)

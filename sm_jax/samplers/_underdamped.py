@@ -18,6 +18,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
@@ -86,10 +87,8 @@ def underdamped(
     _checks.check_count("num_steps", num_steps)
     _checks.check_not_negative("friction", friction)
     score_fn = wide(score_fn, x)
-    if velocity is not None and jnp.shape(velocity) != x.shape:
-        raise ValueError(
-            f"velocity must have the shape of x, {x.shape}, got {jnp.shape(velocity)}."
-        )
+    if velocity is not None and np.shape(velocity) != x.shape:
+        raise ValueError(f"velocity must have the shape of x, {x.shape}, got {np.shape(velocity)}.")
     key_velocity, key_bath = jax.random.split(key)
     place = _checks.accumulated(x)
     if velocity is None:
