@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sm_jax import divergence, processes
-from sm_jax.likelihood import bits_per_dim, log_prob
+from sm_jax import densities, divergence, processes
+from sm_jax.likelihood import _flow, bits_per_dim, log_prob
 from sm_jax.typing import Divergence
 from tests.oracles import COV, MEAN, PROCESSES, gaussian_log_prob, gaussian_noised_score
 
@@ -273,3 +273,43 @@ def test_bad_input(options, message, x):
         log_prob(lambda x, t: -x, PROCESSES["VE"], x, divergence=divergence.hutchinson)
     with pytest.raises(ValueError, match="num_dims must be at least 1, got 0"):
         bits_per_dim(1.0, 0)
+
+
+@pytest.mark.parametrize(("scale", "spread"), [(0.01, 1.0), (100.0, 0.2)])
+def test_the_scale_of_the_data(scale, spread, getkey):
+    """Another scale is right if sigma_data says so, or with many steps; else there is a warning."""
+    process = processes.VE(sigma_min=0.01 * min(1.0, scale), sigma_max=50.0 * max(1.0, scale))
+    means = jnp.zeros((1, 16)) if spread == 1.0 else jax.random.normal(getkey(), (3, 16))
+    density = densities.gaussian_mixture(
+        jnp.ones(len(means)), scale * means, jnp.full(len(means), (spread * scale) ** 2)
+    )
+
+    def score_fn(x, t):
+        return density.noised(process, t[0]).score(x)  # all t are equal
+
+    x = density.sample(getkey(), 32)
+    truth = density.noised(process, process.t_min).log_prob(x)
+
+    def error(**options):
+        found = log_prob(score_fn, process, x, **options).value
+        return np.sqrt(np.mean(np.square(found - truth)))
+
+    with pytest.warns(UserWarning, match=r"Give sigma_data=\S+, or 128 steps"):
+        assert error() > 0.1
+    assert error(sigma_data=scale) < 0.1
+    assert error(num_steps=128) < 0.1
+
+
+def test_no_alarm_where_the_noise_hides_the_scale(getkey):
+    """Data far below the smallest noise, a few rows, equal rows, and rows that are traced."""
+    process = processes.VE(sigma_min=0.5, sigma_max=50.0)
+
+    def score_fn(x, t):
+        return -x / t[:, None] ** 2
+
+    for x in (1e-4 * jax.random.normal(getkey(), (64, 2)), jnp.ones((3, 2)), jnp.ones((64, 2))):
+        _flow._warn_scale(process, x, 1.0, 2)
+    x = 100.0 * jax.random.normal(getkey(), (64, 2))
+    jax.jit(lambda x: log_prob(score_fn, process, x, num_steps=2).value)(x)
+    with pytest.warns(UserWarning, match="sigma_data=1"):
+        log_prob(score_fn, process, x, num_steps=2)
