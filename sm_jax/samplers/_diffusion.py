@@ -43,7 +43,7 @@ def _grid(
         times = time_grid(process, default if num_steps is None else num_steps, rho=rho)
     else:
         times = check_times(process, times)
-    return _checks.strictly_decreasing("num_steps", times.astype(_checks.accumulator(x.dtype)))
+    return times.astype(_checks.accumulator(x.dtype))
 
 
 def _finish(score_fn: NoiseScoreFn, process: ProcessLike, t: jax.Array, denoise: bool):

@@ -49,20 +49,17 @@ def _weights(ratios: jax.Array, rate: float, order: int) -> jax.Array:
     h = -jnp.diff(jnp.log(ratios))
     step = jnp.arange(h.shape[0])
     past, before = (jnp.append(jnp.ones(k, h.dtype), h)[: h.shape[0]] for k in (1, 2))
-    # A step that rounding has made zero tells no slope: then fewer denoisers serve.
-    sloped, bent = past > 0, (past > 0) & (before > 0) & (step >= 2)
-    past, before = (jnp.where(length > 0, length, 1.0) for length in (past, before))
     zeroth = -jnp.expm1(-rate * h)
     if order == 3:  # of the ODE alone, whose rate is 1
         first = h - zeroth
         second = h**2 - 2.0 * first
-        bend = jnp.where(bent, (second + past * first) / (past + before), 0.0)
+        bend = jnp.where(step >= 2, (second + past * first) / (past + before), 0.0)
         correction = jnp.exp(-h) * jnp.roll(first, 1)
         slope = bend + jnp.where(step >= 1, first, 0.0) + jnp.where(step == 1, correction, 0.0)
     else:
         slope = jnp.where(step >= 1, 0.5 * h * zeroth, 0.0)
         bend = jnp.zeros_like(h)
-    slope, bend = jnp.where(sloped, slope / past, 0.0), bend / before
+    slope, bend = slope / past, bend / before
     return jnp.stack([zeroth + slope, -slope - bend, bend], axis=1)[:, :order]
 
 
@@ -86,7 +83,7 @@ def _solve(
     weights = alpha[1:, None] * _weights(ratios, rate, order)
     inputs = (times[:-1], scale, weights)
     if key is not None:
-        spread = process.sigma(times[1:]) * jnp.sqrt(jnp.maximum(1.0 - kept**2, 0.0))
+        spread = process.sigma(times[1:]) * jnp.sqrt(1.0 - kept**2)
         inputs = (*inputs, spread, jax.random.split(key, times.shape[0] - 1))
 
     def step(state, given):
