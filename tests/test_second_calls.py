@@ -58,6 +58,10 @@ def score(width):
     return lambda x, *t: -x / (width + sum(v[:, None] ** 2 for v in t))
 
 
+def jitted(width):
+    return jax.jit(score(width))
+
+
 def energy(width):
     width = width * jnp.ones((1, 2))
     return lambda x, *t: 0.5 * jnp.sum(x**2 / (width + sum(v[:, None] ** 2 for v in t)), axis=-1)
@@ -71,16 +75,16 @@ def energy_score(width):
     return parameterization.score_from_energy(energy(width))
 
 
-def of_score(function, **options):
-    return lambda w: function(score(w), X, KEY, **options)
+def of_score(function, make=score, **options):
+    return lambda w: function(make(w), X, KEY, **options)
 
 
-def of_energy(function, *args, **options):
-    return lambda w: function(energy(w), *args, KEY, **options)
+def of_energy(function, *args, make=energy, **options):
+    return lambda w: function(make(w), *args, KEY, **options)
 
 
-def of_noise(function, **options):
-    return of_score(function, process=PROCESS, **options)
+def of_noise(function, make=score, **options):
+    return of_score(function, make, process=PROCESS, **options)
 
 
 def likelihood_of(function, make=score, **options):
@@ -111,10 +115,12 @@ CALLS = {
     "ancestral": of_noise(samplers.ancestral, num_steps=3),
     "ddim": of_noise(samplers.ddim, num_steps=3, eta=0.5),
     "heun": of_noise(samplers.heun, num_steps=3, churn=1.0),
+    "heun of a jit": of_noise(samplers.heun, jitted, num_steps=3, churn=1.0),
     "dpm_solver_pp": of_noise(samplers.dpm_solver_pp, num_steps=3, order=3),
     "dpm_solver_sde": of_noise(samplers.dpm_solver_sde, num_steps=3),
     "predictor_corrector": of_noise(samplers.predictor_corrector, num_steps=3),
     "probability_flow": of_noise(samplers.probability_flow),
+    "probability_flow of a jit": of_noise(samplers.probability_flow, jitted),
     "adaptive_sde": of_noise(samplers.adaptive_sde),
     "generate": lambda w: samplers.generate(
         samplers.one_sample(
@@ -129,9 +135,13 @@ CALLS = {
         guidance.inpaint, known=X[0], mask=jnp.array([True, False]), num_steps=3, num_resamples=2
     ),
     "nuts": of_energy(mcmc.nuts, X, num_samples=3, num_warmup=20),
+    "nuts of a jit": of_energy(
+        mcmc.nuts, X, make=lambda w: jax.jit(energy(w)), num_samples=3, num_warmup=20
+    ),
     "mclmc": of_energy(mcmc.mclmc, X, num_samples=3, num_warmup=30),
     "smc": of_energy(mcmc.smc, base=BASE, num_particles=16, num_steps=1),
     "log_prob": likelihood_of(likelihood.log_prob, num_steps=3),
+    "log_prob of a jit": likelihood_of(likelihood.log_prob, jitted, num_steps=3),
     "log_prob of energies": likelihood_of(likelihood.log_prob, energy_score, num_steps=3),
     "log_prob, hutchinson": likelihood_of(
         likelihood.log_prob, num_steps=3, divergence=divergence.hutchinson, num_estimates=2
@@ -177,31 +187,35 @@ def same(left, right, rtol):
     )
 
 
-# diffrax and blackjax put the arrays of a closure into inner programs, whose constants are content:
-# new arrays are then another program. Compiling that twice more would take long.
-INNER = {"probability_flow", "adaptive_log_prob", "nuts", "mclmc"}
-# Steps chosen by errors as small as rounding; checks of concrete numbers; NumPy; long to compile.
-NOT_UNDER_JIT = {"probability_flow", "fit_exponential_family", "generate", "nuts", "mclmc", "smc"}
+# Seconds to compile. What these show besides, `nuts` and `probability_flow` show too.
+LONG = {"mclmc", "smc", "nuts of a jit", "probability_flow of a jit"}
+# The others are compiled as a whole in the long tests.
+UNDER_JIT = {"langevin", "mala", "heun", "heun of a jit", "probability_flow", "log_prob", "exact"}
 
 
-@pytest.mark.parametrize("name", CALLS)
+def marked(names, long):
+    return [pytest.param(n, marks=pytest.mark.slow) if n in long else n for n in names]
+
+
+@pytest.mark.parametrize("name", marked(CALLS, LONG))
 def test_a_second_call_compiles_nothing_and_sees_the_new_arrays(name, count):
     call = CALLS[name]
     first = jax.block_until_ready(call(1.0))
     before = count.compiled
+    other = call(1.5)
     again = call(1.0)
     assert count.compiled == before
     same(again, first, rtol=0.0)
-    if name in {"nuts", "mclmc"}:
-        return
-    other = call(1.5)
-    assert count.compiled == before or name in INNER
-    if name not in NOT_UNDER_JIT:
-        # Compiled as a whole the rounding may differ, and no more.
-        same(other, jax.jit(lambda: call(1.5))(), rtol=2e-4)
     if name != "rows_are_independent":
         with pytest.raises(AssertionError):
             same(again, other, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", marked(CALLS.keys() - {"generate"}, CALLS.keys() - UNDER_JIT))
+def test_new_arrays_give_what_they_give_under_jit(name):
+    CALLS[name](1.0)
+    # Compiled as a whole the rounding may differ, and no more.
+    same(CALLS[name](1.5), jax.jit(lambda: CALLS[name](1.5))(), rtol=2e-4)
 
 
 def run(function, *args):
@@ -220,6 +234,81 @@ def test_equal_programs_share(count):
     assert float(first) != float(second)
 
 
+def with_jvp(function):
+    wrapped = jax.custom_jvp(function)
+    wrapped.defjvp(lambda x, change: (function(*x), change[0]))
+    return wrapped
+
+
+def with_vjp(function):
+    wrapped = jax.custom_vjp(function)
+    wrapped.defvjp(lambda x: (function(x), None), lambda _, change: (change,))
+    return wrapped
+
+
+# Where a jitted function of arrays can be: `f` is an affine map, `g` a condition.
+WITHIN = {
+    "a call": lambda f, g, x: f(x),
+    "a jit": lambda f, g, x: jax.jit(lambda x: f(f(x)))(x),
+    "a gradient": lambda f, g, x: jax.grad(lambda x: f(x**2).sum())(x),
+    "a scan": lambda f, g, x: jax.lax.scan(
+        lambda c, y: (f(c), (c.sum(), f(y))), x, jnp.arange(6.0).reshape(3, 2), reverse=True
+    ),
+    "a scan with sums": lambda f, g, x: jax.lax.scan(lambda c, _: (f(c), None), x, length=3)[0],
+    "scans of scans": lambda f, g, x: jax.lax.fori_loop(
+        0, 2, lambda _, x: jax.lax.map(f, jnp.stack([x, 2.0 * x])).sum(axis=0), x
+    ),
+    "a loop": lambda f, g, x: jax.lax.while_loop(g, f, x),
+    "a loop that counts": lambda f, g, x: jax.lax.while_loop(
+        lambda c: c[1] < 3, lambda c: (f(c[0]), c[1] + 1), (x, 0)
+    ),
+    "a batch of loops": lambda f, g, x: jax.vmap(
+        lambda x: jax.lax.while_loop(lambda c: g(c[0]), lambda c: (f(c[0]), c[1] + 1), (x, 0))
+    )(jnp.stack([x, 9.0 * x, 3.0 * x])),
+    "a batch of batches": lambda f, g, x: jax.vmap(
+        jax.vmap(lambda a: jax.lax.while_loop(g, f, a * x))
+    )(jnp.array([[1.0, 2.0, 9.0], [6.0, 1.0, 1.0]])),
+    "branches": lambda f, g, x: jax.lax.cond(g(x), f, lambda x: 2.0 * x, x),
+    "one of many": lambda f, g, x: jax.lax.map(
+        lambda i: jax.lax.switch(i, [f, lambda x: x, lambda x: f(2.0 * x)], x), jnp.arange(3)
+    ),
+    "a forward rule": lambda f, g, x: with_jvp(f)(x),
+    "a backward rule": lambda f, g, x: with_vjp(f)(x),
+}
+
+
+def affine(w):
+    """Jitted functions of arrays of JAX and NumPy, an array without axes, and a key."""
+    slope, shift = jnp.array([1.0, w]), jnp.asarray(w)
+    draw, also = jax.random.key(int(10 * w)), np.array([w, 0.5], np.float32)
+
+    @jax.jit
+    def f(x):
+        return slope * x + shift * also + jax.random.uniform(draw, (2,)) + 1.0
+
+    return f, jax.jit(lambda x: (jnp.abs(x) * slope).sum() < 9.0 * shift)
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_arrays_within_are_arguments(name, count):
+    x = jnp.array([0.5, -0.7])
+    seen = []
+    for w in (1.0, 2.0, 3.0, 1.0):
+        function = partial(WITHIN[name], *affine(w))
+        want = jax.block_until_ready(function(x))
+        before = count.compiled
+        got = run(lambda x, f=function: f(x), x)
+        assert count.compiled == before or w == 1.0
+        same(got, want, rtol=1e-6)
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), got) == jax.tree.map(
+            lambda a: (a.shape, a.dtype), want
+        )
+        seen.append(got)
+    same(seen[3], seen[0], rtol=0.0)
+    with pytest.raises(AssertionError):
+        same(seen[1], seen[0], rtol=1e-2)
+
+
 @jax.custom_jvp
 def doubled(x):
     return 2.0 * x
@@ -235,6 +324,13 @@ def tripled(x):
 
 tripled.defjvp(lambda primals, tangents: (3.0 * primals[0], 3.0 * tangents[0]))
 near = np.nextafter(np.float32(1.5), np.float32(2.0))
+
+
+def jitted_of(function, *args, **options):
+    return jax.jit(lambda x: function(*args, x), **options)
+
+
+ONE, TWO = jnp.array([1.0, -1.5]), jnp.array([2.0, 0.5])
 DISTINCT = {
     "the last bit of a scalar": [lambda x: x * np.float32(1.5), lambda x: x * near],
     "the sign of zero": [lambda x: x * 0.0, lambda x: x * -0.0],
@@ -244,6 +340,21 @@ DISTINCT = {
     ],
     "closures within a jit": [
         (lambda c: jax.jit(lambda x: x * c))(jnp.array([1.0, v])) for v in (1.5, near, 2.0)
+    ],
+    "scalars within a jit": [jitted_of(jnp.multiply, c) for c in (1, 1.0, 2.0, np.float32(2.5))],
+    "dtypes and shapes within a jit": [
+        jitted_of(lambda c, x: (x + c.sum()) // c[0], jnp.array(c))
+        for c in ([2, 1], [2.5, 1.0], [2.5])
+    ],
+    "which arrays within a jit are one": [
+        jitted_of(lambda a, b, x: x * a + b, *pair)
+        for pair in ((ONE, ONE), (ONE, TWO), (TWO, ONE), (TWO, TWO), (ONE, ONE))
+    ],
+    "arrays within a checkpoint": [
+        jax.grad(jax.checkpoint(jitted_of(lambda c, x: (x**2 * c).sum(), c))) for c in (ONE, TWO)
+    ],
+    "arrays within a jit with a sharding": [
+        jitted_of(jnp.multiply, c, out_shardings=ONE.sharding) for c in (ONE, TWO)
     ],
     "branches": [
         lambda x: jax.lax.cond(x[0] > 0, jnp.sin, jnp.cos, x),
@@ -354,7 +465,8 @@ def test_effects_take_place_at_every_call(capfd):
     assert capfd.readouterr().out.count("seen") == 3
 
 
-def test_many_calls_keep_nothing():
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "jit"])
+def test_many_calls_keep_nothing(wrap):
     def live():
         gc.collect()
         kinds = jax.extend.core.Jaxpr, jax.extend.core.JaxprEqn, jax.Array
@@ -362,14 +474,13 @@ def test_many_calls_keep_nothing():
 
     def sample(i):
         weights = jnp.full((64, 64), float(i))
-        samplers.langevin(
-            lambda x: -(x @ weights[:2]) @ weights[:, :2], X, KEY, step_size=0.1, num_steps=2
-        )
+        score_fn = wrap(lambda x: -(x @ weights[:2]) @ weights[:, :2])
+        samplers.langevin(score_fn, X, KEY, step_size=0.1, num_steps=2)
         return weakref.ref(weights)
 
     sample(0)
     before = live()
-    arrays = [sample(i) for i in range(20)]
+    arrays = [sample(i) for i in range(50)]
     after = live()
     assert after[0] <= before[0] + 5, (before, after)
     assert after[1] <= before[1] + 2, (before, after)
