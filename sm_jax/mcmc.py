@@ -161,11 +161,16 @@ def diagnostics(path: ArrayLike) -> Diagnostics:
         raise ValueError(
             f"path must be [num_steps, B, ...] with at least 4 steps, got shape {path.shape}."
         )
-    event = path.shape[2:]
+    return compiled(partial(_diagnostics, blackjax), path)
+
+
+def _diagnostics(blackjax, path: jax.Array) -> Diagnostics:
+    """Return the diagnostics of checked chains."""
     flat = _checks.accumulated(path).reshape(*path.shape[:2], -1)
 
-    def of_each_number(statistic, path):
-        return jax.vmap(lambda path: statistic(path, chain_axis=1, sample_axis=0), -1)(path)
+    def of_each_number(statistic, flat):
+        values = jax.vmap(lambda flat: statistic(flat, chain_axis=1, sample_axis=0), -1)(flat)
+        return values.reshape(path.shape[2:])
 
     # In units of the largest distance, as its squares would underflow or overflow; half by half.
     away = flat - flat[:1, :1]
@@ -175,7 +180,7 @@ def diagnostics(path: ArrayLike) -> Diagnostics:
     halves = jnp.concatenate([away[:half], away[half : 2 * half]], axis=1)
     size, rhat = of_each_number(blackjax.ess, halves), of_each_number(blackjax.rhat, flat)
     moved = jnp.any(flat[1:] != flat[:-1], axis=-1).mean(axis=0)
-    return Diagnostics(size.reshape(event), rhat.reshape(event), moved)
+    return Diagnostics(size, rhat, moved)
 
 
 def nuts(
