@@ -248,7 +248,9 @@ def assert_derivatives(transform, name, where, changed):
     gradient = jax.jit(jax.grad(lambda *v: jnp.vdot(weights, f(*v)), range(len(leaves))))(*leaves)
     for i, (leaf, slope) in enumerate(zip(leaves, gradient, strict=True)):
         along = inwards * (1.0 + jnp.arange(leaf.size).reshape(leaf.shape) % 3)
-        h = 1e-5 * jnp.minimum(1.0, jnp.abs(leaf).max()) + 1e-7 * jnp.all(leaf == 0.0)
+        # at a zero the ratio of densities, or of noise, sets the scale
+        size = min(1.0, float(jnp.abs(leaf).max())) or 0.1
+        h = size * (1e-6 if jnp.any(leaf == 0.0) else 1e-5)
 
         def moved(k, i=i, leaf=leaf, along=along, h=h):
             return f(*leaves[:i], leaf + k * h * along, *leaves[i + 1 :])
