@@ -182,11 +182,12 @@ def mixture(
         2.1221
     """
     energy_fns = _several("energy_fns", energy_fns)
-    offsets = _offsets(len(energy_fns), weights, log_normalizers)
+    shares, log_normalizers = _components(len(energy_fns), weights, log_normalizers)
 
     def energy_fn(x: jax.Array, *args: jax.Array) -> jax.Array:
         energies = _stacked_energies(energy_fns, x, args)
-        return -jax.nn.logsumexp(offsets[:, None] - energies, axis=0)
+        largest, densities = _densities(energies, shares, log_normalizers)
+        return -(largest + jnp.log(densities.sum(axis=0)))
 
     return energy_fn
 
@@ -233,19 +234,19 @@ def mixture_score(
             f"each score needs its energy, got {len(score_fns)} scores and {len(energy_fns)} "
             "energies."
         )
-    offsets = _offsets(len(score_fns), weights, log_normalizers)
+    shares, log_normalizers = _components(len(score_fns), weights, log_normalizers)
 
     def score_fn(x: jax.Array, *args: jax.Array) -> jax.Array:
         scores = [_checks.check_score(fn(x, *args), x) for fn in score_fns]
         energies = _stacked_energies(energy_fns, x, args)
-        shares = jax.nn.softmax(offsets[:, None] - energies, axis=0)
+        _, densities = _densities(energies, shares, log_normalizers)
         # A component without density at a point may have no score there: 0 times NaN, which reverse
         # mode would meet in the derivative by r too, were the product in the where.
-        terms = [
-            _checks.expand_like(r, x) * jnp.where(_checks.expand_like(r, x) > 0.0, s, 0.0)
-            for r, s in zip(shares, scores, strict=True)
-        ]
-        return sum(terms).astype(x.dtype)
+        total = 0.0
+        for share, s in zip(densities / densities.sum(axis=0, keepdims=True), scores, strict=True):
+            r = _checks.expand_like(share, x)
+            total = total + r * jnp.where((r > 0.0) | jnp.isfinite(s), s, 0.0)
+        return total.astype(x.dtype)
 
     return score_fn
 
@@ -287,8 +288,24 @@ def _stacked_energies(energy_fns: list[EnergyFn], x: jax.Array, args: tuple) -> 
     return _checks.accumulated(energies)
 
 
-def _offsets(num: int, weights: ArrayLike | None, log_normalizers: ArrayLike | None) -> jax.Array:
-    """Return ``log w - log Z [K]``, the weights divided by their sum."""
+def _densities(energies, shares, log_normalizers):
+    """Return ``w_i p_i / Z_i [K, B]`` over the exponential of ``largest [B]``, and that.
+
+    The weights are factors, as ``log w`` has no derivative where a weight is 0, which these have.
+    """
+    logs = -log_normalizers[:, None] - energies
+    logs, shares = jnp.broadcast_arrays(logs, shares[:, None].astype(logs.dtype))
+    fixed = jax.lax.stop_gradient(jnp.max(logs + jnp.log(shares), axis=0))
+    largest = jnp.where(jnp.isfinite(fixed), fixed, 0.0)
+    # A component of weight 0 may be larger than any exponential.
+    bound = float(np.log(float(jnp.finfo(logs.dtype).max))) - 1.0
+    return largest, shares * jnp.exp(jnp.minimum(logs - largest[None], bound))
+
+
+def _components(
+    num: int, weights: ArrayLike | None, log_normalizers: ArrayLike | None
+) -> tuple[jax.Array, jax.Array]:
+    """Return the weights divided by their sum and ``log Z``, ``[K]`` each."""
     weights = jnp.ones(num) if weights is None else jnp.asarray(weights, float)
     log_normalizers = jnp.zeros(num) if log_normalizers is None else jnp.asarray(log_normalizers)
     for name, value in (("weights", weights), ("log_normalizers", log_normalizers)):
@@ -302,4 +319,4 @@ def _offsets(num: int, weights: ArrayLike | None, log_normalizers: ArrayLike | N
     known = _checks.concrete(weights)
     if known is not None and not np.any(known > 0):
         raise ValueError(f"weights must not all be 0, got {weights}.")
-    return jnp.log(weights) - jnp.log(jnp.sum(weights)) - log_normalizers
+    return weights / jnp.sum(weights), log_normalizers

@@ -161,11 +161,16 @@ def diagnostics(path: ArrayLike) -> Diagnostics:
         raise ValueError(
             f"path must be [num_steps, B, ...] with at least 4 steps, got shape {path.shape}."
         )
-    event = path.shape[2:]
+    return compiled(partial(_diagnostics, blackjax), path)
+
+
+def _diagnostics(blackjax, path: jax.Array) -> Diagnostics:
+    """Return the diagnostics of checked chains."""
     flat = _checks.accumulated(path).reshape(*path.shape[:2], -1)
 
-    def of_each_number(statistic, path):
-        return jax.vmap(lambda path: statistic(path, chain_axis=1, sample_axis=0), -1)(path)
+    def of_each_number(statistic, flat):
+        values = jax.vmap(lambda flat: statistic(flat, chain_axis=1, sample_axis=0), -1)(flat)
+        return values.reshape(path.shape[2:])
 
     # In units of the largest distance, as its squares would underflow or overflow; half by half.
     away = flat - flat[:1, :1]
@@ -175,7 +180,7 @@ def diagnostics(path: ArrayLike) -> Diagnostics:
     halves = jnp.concatenate([away[:half], away[half : 2 * half]], axis=1)
     size, rhat = of_each_number(blackjax.ess, halves), of_each_number(blackjax.rhat, flat)
     moved = jnp.any(flat[1:] != flat[:-1], axis=-1).mean(axis=0)
-    return Diagnostics(size.reshape(event), rhat.reshape(event), moved)
+    return Diagnostics(size, rhat, moved)
 
 
 def nuts(
@@ -393,13 +398,15 @@ def smc(
     _checks.check_count("num_integration_steps", num_integration_steps)
     _checks.check_positive("step_size", step_size)
     _check_share("target_ess", target_ess)
-    density_fn = log_density(energy_fn)
     key_base, key_inside, key_loop = jax.random.split(key, 3)
-    x = _checks.check_data(base.sample(key_base, num_particles), "base.sample(key, n)")
+    drawn = _checks.check_data(base.sample(key_base, num_particles), "base.sample(key, n)")
+    density_fn = _wide_log_density(energy_fn, drawn)
+    base_density_fn = _wide_log_density(lambda x: -base.log_prob(x), drawn)
+    x = _wide(drawn)
 
     # Walls are of the base, cut to what is inside them, as b times infinity has no limit at b = 0.
     inside = compiled(jax.vmap(density_fn), x) != -jnp.inf
-    share = jnp.mean(inside, dtype=_checks.accumulator(x.dtype))
+    share = jnp.mean(inside, dtype=x.dtype)
     weights = inside / (share * num_particles)
     resample = partial(blackjax.smc.resampling.systematic, num_samples=num_particles)
     picked = compiled(resample, key_inside, weights)
@@ -407,11 +414,11 @@ def smc(
 
     def base_fn(x):
         wall = density_fn(x) == -jnp.inf
-        return jnp.where(wall, -jnp.inf, base.log_prob(x[None])[0])
+        return jnp.where(wall, -jnp.inf, base_density_fn(x))
 
     def ratio_fn(x):
         log_p = density_fn(x)
-        return jnp.where(log_p == -jnp.inf, 0.0, log_p - base.log_prob(x[None])[0])
+        return jnp.where(log_p == -jnp.inf, 0.0, log_p - base_density_fn(x))
 
     def advance(key, state):
         """Move on to the next temperature, with the metric of the weighted particles."""
@@ -441,10 +448,11 @@ def smc(
         log_normalizer = log_normalizer + info.log_likelihood_increment
         return new, state.tempering_param, log_normalizer, count + 1, key
 
-    zero = jnp.zeros((), _checks.accumulator(x.dtype))
+    zero = jnp.zeros((), x.dtype)
     state = blackjax.smc.tempered.init(x)._replace(tempering_param=zero)
     # Once more at the last temperature: the weights become equal, and copies part.
     loop = partial(jax.lax.while_loop, lambda carry: carry[1] < 1.0, body)
     begin = (state, zero, jnp.log(share), 0, key_loop)
     state, _, log_normalizer, count, _ = compiled(loop, begin)
-    return Particles(state.particles, log_normalizer, count - 1)
+    log_normalizer = log_normalizer.astype(_checks.accumulator(drawn.dtype))
+    return Particles(state.particles.astype(drawn.dtype), log_normalizer, count - 1)

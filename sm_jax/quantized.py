@@ -37,6 +37,9 @@ __all__ = ["level_edges", "noise_from_levels", "precondition"]
 # probability 1e-8 per number.
 _FAR = 5.6
 
+# Nodes and weights of Gauss's rule on [-1, 1].
+_RULE = [(float(s), float(w)) for s, w in zip(*np.polynomial.legendre.leggauss(5), strict=True)]
+
 
 def level_edges(num_levels: int) -> jax.Array:
     """Return the edges of the cells that `sm_jax.data.dequantize` makes of ``0 .. num_levels - 1``.
@@ -170,41 +173,62 @@ def _check_edges(edges: ArrayLike) -> jax.Array:
     return edges
 
 
-def _cells(logits, y, r, edges):
-    """Return ``a [..., K + 1]``, ``phi(a)``, the masses ``m [..., K]`` and the weights ``w``."""
+def _integrals(y, r, edges, highest):
+    """Return ``int a^n phi(a) da`` over every cell, ``[..., K]``, for ``n = 0 .. highest``."""
     a = (edges.reshape((1,) * y.ndim + (-1,)) - y[..., None]) / r[..., None]
-    phi = jnp.exp(-0.5 * a**2) / jnp.sqrt(2.0 * jnp.pi)
+    half = 0.5 * jnp.diff(edges).reshape((1,) * y.ndim + (-1,)) / r[..., None]
+    center = 0.5 * (a[..., :-1] + a[..., 1:])
+    phi = _phi(a)
+
+    def between(values):
+        return values[..., :-1] - values[..., 1:]
+
     # At an edge, a = 0, the slopes of `tail` and `mass` are those from the right: abs has slope 0.
     tail = 0.5 * jax.lax.erfc(jnp.where(a < 0, -a, a) / jnp.sqrt(2.0))
     left, right = tail[..., :-1], tail[..., 1:]
     around = (a[..., :-1] < 0) & (a[..., 1:] >= 0)
-    mass = jnp.where(around, 1.0 - left - right, jnp.abs(left - right))
+    wide = [jnp.where(around, 1.0 - left - right, jnp.abs(left - right)), between(phi)]
+    wide += [wide[0] + between(a * phi), 2.0 * wide[1] + between(a**2 * phi)]
+
+    # In a narrow cell these differences are of rounding: there, by Gauss's rule.
+    info = jnp.finfo(a.dtype)
+    reach = np.sqrt(-2.0 * np.log(float(info.tiny)))
+    narrow = (half < float(info.eps) ** (1.0 / 7.0)) & (jnp.abs(center) < reach)
+    h, c = (jnp.where(narrow, v, 0.0) for v in (half, center))
+    nodes = [(c + h * s, w * h * jnp.exp(-h * s * (c + 0.5 * h * s))) for s, w in _RULE]
+    return [
+        jnp.where(narrow, _phi(c) * sum(w * at**n for at, w in nodes), wide[n])
+        for n in range(highest + 1)
+    ]
+
+
+def _phi(a):
+    """Return the standard normal density."""
+    return jnp.exp(-0.5 * a**2) / jnp.sqrt(2.0 * jnp.pi)
+
+
+def _shares(logits, mass):
+    """Return the weights ``w [..., K]`` of eq. (2)."""
     # Cells out of reach must not set the scale of the others: 0 / 0 where all of these underflow.
     logits = jnp.where(mass > jnp.finfo(mass.dtype).tiny, logits, -jnp.inf)
     q = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    return a, phi, mass, q / jnp.sum(q * mass, axis=-1, keepdims=True)
-
-
-def _moment(weights, values):
-    """Return ``sum_k w_k (v_k - v_{k+1})`` of values at the edges."""
-    return jnp.sum(weights * (values[..., :-1] - values[..., 1:]), axis=-1)
+    return q / jnp.sum(q * mass, axis=-1, keepdims=True)
 
 
 @jax.custom_jvp
 def _first_moment(logits, y, r, edges):
-    _, phi, _, weights = _cells(logits, y, r, edges)
-    return _moment(weights, phi)
+    mass, first = _integrals(y, r, edges, 1)
+    return jnp.sum(_shares(logits, mass) * first, axis=-1)
 
 
 @_first_moment.defjvp
 def _first_moment_jvp(primals, tangents):
     logits, y, r, edges = primals
     d_logits, d_y, d_r, _ = tangents  # the edges are constants of the data
-    a, phi, mass, weights = _cells(logits, y, r, edges)
-    first = _moment(weights, phi)
-    second = 1.0 + _moment(weights, a * phi)
-    third = 2.0 * first + _moment(weights, a**2 * phi)
-    slope = weights * (phi[..., :-1] - phi[..., 1:] - mass * first[..., None])
+    integrals = _integrals(y, r, edges, 3)
+    weights = _shares(logits, integrals[0])
+    first, second, third = (jnp.sum(weights * i, axis=-1) for i in integrals[1:])
+    slope = weights * (integrals[1] - integrals[0] * first[..., None])
     change = jnp.sum(slope * d_logits, axis=-1)
     change += (second - first**2 - 1.0) / r * d_y
     change += (third - first * second - first) / r * d_r

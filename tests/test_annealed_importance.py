@@ -95,15 +95,15 @@ def test_bounds_are_biased_to_either_side(getkey):
 
 def test_weights_are_exact_where_the_base_is_the_model(getkey):
     """Every weight is Z, whatever the chains do."""
-    result = annealed_importance(
+    run = partial(
+        annealed_importance,
         lambda x: 0.7 - BASE.log_prob(x),
-        getkey(),
         base=BASE,
         step_size=2.0,
         num_chains=8,
         num_temperatures=5,
-        samples=jax.random.normal(getkey(), (6, 2)),
     )
+    result = jax.jit(run)(getkey(), samples=jax.random.normal(getkey(), (6, 2)))
     for bound, n in zip(result, (8, 6), strict=True):
         np.testing.assert_allclose(bound.value, -0.7, atol=1e-5)
         np.testing.assert_allclose(bound.effective_sample_size, n, rtol=1e-5)
@@ -167,12 +167,13 @@ def test_annealed_importance_evaluations_and_keys(getkey):
     calls = []
 
     def energy(x):
-        calls.append(x)
+        jax.debug.callback(lambda x: calls.append(x), x[0, 0])
         return jnp.sum(x**2, axis=-1)
 
     options = {"base": BASE, "step_size": 0.1, "num_chains": 2}
-    with jax.disable_jit():
-        result = annealed_importance(energy, getkey(), num_temperatures=4, num_steps=2, **options)
+    run = jax.jit(partial(annealed_importance, energy, num_temperatures=4, num_steps=2, **options))
+    result = jax.block_until_ready(run(getkey()))
+    jax.effects_barrier()
     assert len(calls) == 7
     assert result.upper is None
     samples = jnp.ones((3, 2))

@@ -150,6 +150,29 @@ PRODUCT_VARIANCE = 1 / sum(1 / v for v in VARIANCES)
 PRODUCT_MEAN = PRODUCT_VARIANCE * sum(m / v for m, v in zip(MIDDLES, VARIANCES, strict=True))
 
 
+def test_derivatives_by_a_weight_of_zero():
+    """``-log p`` changes by ``1 - p_0 / p_1``, and the score by ``(p_0 / p_1) (s_0 - s_1)``.
+
+    Also where the component of weight 0 is 1e300 times the other, of which float32 keeps no ratio.
+    """
+    x = jnp.array([0.5, -2.0])
+    score_fns = [lambda x: -x, lambda x: 1.0 - x]
+    energy_fns = [lambda x: 0.5 * x**2, lambda x: 0.5 * (x - 1.0) ** 2]
+
+    def both(weights, gain=0.0):
+        fns = [lambda x: energy_fns[0](x) - gain, energy_fns[1]]
+        energy_fn = composition.mixture(fns, weights=weights)
+        return energy_fn(x), composition.mixture_score(score_fns, fns, weights=weights)(x)
+
+    ratio = np.exp(0.5 - np.asarray(x))
+    energy, score = jax.jacrev(both)(jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(energy[:, 0], 1 - ratio, rtol=1e-5)
+    np.testing.assert_allclose(score[:, 0], -ratio, rtol=1e-5)
+    np.testing.assert_allclose(energy[:, 1], 0.0, atol=1e-6)
+    value, _ = both(jnp.array([0.0, 1.0]), gain=700.0)
+    np.testing.assert_allclose(value, energy_fns[1](x), rtol=1e-6)
+
+
 def test_the_sum_of_noised_scores_is_not_the_score_of_the_noised_product(getkey):
     """Closed form for both: they agree without noise and differ at every level."""
     summed = composition.product(gaussian_scores(), annealed=True)

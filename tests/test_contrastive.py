@@ -208,6 +208,72 @@ def test_noise_contrastive_gradient(nu, getkey):
     assert np.abs(slope(parameters) / 2e-5).min() > 0.02
 
 
+@pytest.mark.parametrize("size", [-1e30, -1e4, -100.0, 100.0, 1e4, 1e30])
+def test_noise_contrastive_of_large_energies(size, getkey):
+    """``softplus(a)`` is ``max(a, 0)`` there, its slope a step: 1 by the data or -nu by the noise.
+
+    ``-log q`` is 1.6 to 20 here, which float32 loses beside 1e30.
+    """
+    x, noise, nu = jax.random.normal(getkey(), (4, 1)), NOISE.sample(getkey(), 8), 2
+
+    def loss(offset):
+        return losses.noise_contrastive(
+            lambda x: offset + jnp.sum(x**2, axis=-1) / 2,
+            x,
+            jax.random.key(0),
+            noise_density=Fixed(noise),
+            num_noise=nu,
+        )
+
+    def odds(x):
+        x = np.asarray(x, np.float64)[:, 0]
+        return -size - x**2 / 2 - stats.norm(0.5, 2.0).logpdf(x) - np.log(nu)
+
+    expected = np.logaddexp(0, -odds(x)) + np.logaddexp(0, odds(noise)).reshape(4, nu).sum(1)
+    value, slope = jax.jvp(loss, (jnp.float32(size),), (jnp.float32(1.0),))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(slope, 1.0 if size > 0 else -nu, rtol=1e-6)
+
+
+def test_noise_contrastive_cancels_an_offset_of_energy_and_normalizer(getkey):
+    """In float32: points on a grid, for which ``E + 2^14`` is exact; only what follows is not."""
+    x = jnp.round(4.0 * jax.random.normal(getkey(), (64, 1))) / 4.0
+
+    def loss(offset):
+        return losses.noise_contrastive(
+            lambda x: offset + jnp.sum(x**2, axis=-1) / 2,
+            x,
+            jax.random.key(0),
+            noise_density=Fixed(2.0 * x),
+            log_normalizer=-offset,
+        )
+
+    np.testing.assert_allclose(loss(2.0**14), loss(0.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e30])
+def test_contrastive_divergence_of_steep_energies(scale, getkey):
+    """Every proposal is refused: the chain stays, and nothing is infinite or NaN."""
+    x = jax.random.normal(getkey(), (6, 2))
+    chains = jnp.array([[2.0, 1.0], [0.5, -1.0]])
+
+    def loss(scale):
+        energy = lambda x: scale * jnp.sum(x**4 / 4, axis=-1)  # noqa: E731
+        options = {"step_size": 0.5, "num_steps": 5}
+        cd = losses.contrastive_divergence(energy, x, jax.random.key(0), **options)
+        pcd, _ = losses.persistent_contrastive_divergence(
+            energy, x, jax.random.key(0), chains=chains, **options
+        )
+        return cd, pcd
+
+    (_, pcd), (by_cd, by_pcd) = jax.jvp(loss, (jnp.float32(scale),), (jnp.float32(1.0),))
+    np.testing.assert_array_equal(by_cd, 0.0)
+    statistics = [np.sum(np.asarray(v, np.float64) ** 4, axis=1) / 4 for v in (x, chains)]
+    expected = statistics[0] - statistics[1].mean()
+    np.testing.assert_allclose(by_pcd, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(pcd, scale * expected, rtol=1e-5, atol=1e-5 * scale)
+
+
 def test_contract(getkey):
     """Any event, keys used once and that matter, low precision summed in float32."""
     x = jax.random.normal(getkey(), (3, 2, 2))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from sm_jax import likelihood
 from tests.oracles import assert_mean
@@ -51,6 +52,38 @@ def test_more_samples_raise_the_bound_to_the_log_probability(getkey):
     weights = np.exp(cells(X) - np.log(np.exp(cells(X)).mean(-1))[..., None])
     variance = (weights**2).mean(-1).prod(-1) - 1
     np.testing.assert_array_less(np.abs(many - (truth - variance / 128)), error + 2e-3)
+
+
+@pytest.mark.parametrize("num_levels", [256, 65_536])
+@pytest.mark.parametrize("level", ["first", "middle", "last"])
+def test_bounds_of_many_levels_in_float32(num_levels, level, getkey):
+    """A density as narrow as a cell, also in those at the ends: below the truth, and then at it."""
+    x = {"first": 0, "middle": num_levels // 2, "last": num_levels - 1}[level]
+    width = 2 / num_levels
+    place, scale = (x + 0.3) * width - 1, 0.5 * width
+
+    def log_prob(y):
+        return jnp.sum(jax.scipy.stats.norm.logpdf(y, place, scale), -1)
+
+    def bound(num_samples):
+        value = partial(
+            likelihood.discrete_log_prob,
+            log_prob,
+            jnp.full((1, 1), x, jnp.float32),
+            num_levels=num_levels,
+            num_samples=num_samples,
+        )
+        return np.asarray(jax.jit(jax.vmap(value))(jax.random.split(getkey(), 4_000)), np.float64)
+
+    u = (np.arange(10_000) + 0.5) / 10_000
+    log_density = stats.norm.logpdf(u, 0.3, 0.5)
+    truth = np.log(stats.norm.cdf(1.4) - stats.norm.cdf(-0.6))
+    rounding = 0.02 if num_levels == 65_536 else 1e-3  # y is rounded to 1/512 of a cell, at most
+    one, many = bound(1), bound(64)
+    assert abs(one.mean() - log_density.mean()) < 4.5 * one.std() / np.sqrt(4_000) + rounding
+    assert one.mean() < truth - 0.02
+    gap = np.exp(log_density - truth).var() / 128
+    assert abs(many.mean() - (truth - gap)) < 4.5 * many.std() / np.sqrt(4_000) + rounding
 
 
 def test_noise_in_proportion_to_the_density_makes_the_bound_tight(getkey):

@@ -212,6 +212,7 @@ def test_array_of_images_takes_the_unet_and_hutchinson(tmp_path, capsys):
     assert results["log_likelihood"]["score model"]["standard_error_of_divergence"] > 0
 
 
+@pytest.mark.slow  # the longest; see test_labels_of_tfds for TFDS, the test above for the U-Net
 def test_tfds_quick(data_dir, tmp_path):
     args = ["--data-dir", str(data_dir / "tfds"), "--directory", str(tmp_path), *TINY]
     splits = ["--train-split", "train[:16]", "--held-out-split", "test[:8]", "--multipliers", "1"]

@@ -433,6 +433,36 @@ def test_blackjax_keeps_the_dtype_of_the_points(dtype, bits, getkey):
         assert jax.eval_shape(mclmc, x, getkey()).dtype == dtype
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [("bfloat16", False), ("float32", True), ("float64", True)]
+)
+def test_smc_keeps_the_dtype_of_the_base(dtype, bits, getkey):
+    """And the evidence of N(1, I), with the spread of eight populations for its error."""
+
+    class Typed(Base):
+        def sample(self, key, n):
+            return super().sample(key, n).astype(dtype)
+
+        def log_prob(self, x):
+            assert x.dtype == dtype
+            return super().log_prob(x.astype(jnp.promote_types(dtype, jnp.float32)))
+
+    def energy_fn(x):
+        assert x.dtype == dtype
+        return 0.5 * jnp.sum((x - jnp.ones((1, 2), x.dtype)).astype(float) ** 2, axis=-1)
+
+    with jax.enable_x64(bits):
+        run = partial(mcmc.smc, energy_fn, base=Typed(), num_particles=256, num_steps=2)
+        x, log_normalizer, _ = jax.jit(jax.vmap(run))(jax.random.split(getkey(), 8))
+        ratio = np.exp(np.asarray(log_normalizer, np.float64)) / (2 * np.pi)
+    assert x.dtype == dtype
+    assert log_normalizer.dtype == jnp.promote_types(dtype, jnp.float32)
+    error = ratio.std(ddof=1) / np.sqrt(8)
+    assert error < 0.04
+    assert abs(ratio.mean() - 1.0) < 4.5 * error + 0.01
+    np.testing.assert_allclose(np.asarray(x, np.float64).mean((0, 1)), 1.0, atol=0.1)
+
+
 def test_mclmc_returns_nan_for_chains_that_never_moved(getkey):
     """Behind walls, one chain starts inside and one where the gradient is NaN."""
 

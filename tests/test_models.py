@@ -286,6 +286,17 @@ def test_norm_silu_keeps_its_variance_at_an_offset():
     np.testing.assert_allclose(got, expected, atol=4 * 1.1e4 / 2**23)
 
 
+def test_attention_keeps_its_variance_at_an_offset():
+    """Flax's own group normalization is wrong by 0.7 here: it takes E[h^2] - E[h]^2."""
+    apply, params = random_weights(lambda: _Attention(8, dtype=None, rngs=nnx.Rngs(0)))
+    h = np.random.default_rng(0).normal(1e3, 1, size=(2, 5, 5, 8)).astype(np.float32)
+    wide = jax.tree.map(np.float64, params)
+    expected = attention(wide, h.astype(np.float64), head_dims=8) - h
+    # rounded as above, and once more where h, of 1e3, is added
+    np.testing.assert_allclose(apply(params, h) - h, expected, atol=2e-3)
+    assert np.abs(expected).mean() > 0.2
+
+
 def test_block_sees_each_group_of_channels_up_to_scale_and_shift():
     options = {"attention": False, "dropout": 0.0, "dtype": None}
     apply, params = random_weights(lambda: _Block(8, 8, 4, **options, rngs=nnx.Rngs(0)))

@@ -1,5 +1,7 @@
 """Thermodynamic integration: normalizers that are known, with offsets that a score does not see."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,17 +44,14 @@ def test_integration_is_exact_for_gaussian_data(process, getkey):
     times = processes.time_grid(process, 4)
     truth = log_z(times, 3)
     options = {"process": process, "times": times, "sigma_data": 0.6}
-    given = thermodynamic_integration(
-        energy, jax.random.normal(getkey(), (5, 6, 3)), log_normalizer=truth[0], **options
-    )
+    run = partial(thermodynamic_integration, energy, log_normalizer=truth[0], **options)
+    given = jax.jit(run)(jax.random.normal(getkey(), (5, 6, 3)))
     np.testing.assert_allclose(given.value, truth, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_less(given.standard_error, 1e-4)
     np.testing.assert_array_equal(given.times, times)
     assert np.isnan(given.acceptance_rate).all()
     x = jax.random.normal(getkey(), (6, 3))
-    drawn = thermodynamic_integration(
-        energy, x, getkey(), num_steps=2, log_normalizer=truth[0], **options
-    )
+    drawn = jax.jit(partial(run, num_steps=2))(x, getkey())
     np.testing.assert_allclose(drawn.value, truth, rtol=1e-4, atol=1e-4)
     assert drawn.acceptance_rate.shape == (5,)
 
@@ -68,9 +67,8 @@ def test_integration_is_of_order_two(process):
             times = processes.time_grid(process, num - 1, rho=20.0)
             x = jnp.sqrt(noised(times))[:, None, None] * jnp.array([1.0, -1.0])[None, :, None]
             truth = log_z(times, 1)
-            found = thermodynamic_integration(
-                energy, x, process=process, log_normalizer=truth[0], sigma_data=2.0
-            )
+            run = partial(thermodynamic_integration, energy, process=process, sigma_data=2.0)
+            found = jax.jit(run)(x, log_normalizer=truth[0])
             np.testing.assert_allclose(found.times, times)
             errors.append(abs(float(found.value[-1] - truth[-1])))
         assert 1.85 < np.log2(errors[0] / errors[1]) < 2.15
@@ -85,8 +83,9 @@ def test_prior_is_weighed_to_the_model(getkey):
     prior = processes.prior_sample(process, getkey(), (n, 1))
     x = jnp.sqrt(noised(times))[:, None, None] * jax.random.normal(getkey(), (2, n, 1))
     options = {"process": process, "times": times}
-    forward = thermodynamic_integration(energy, prior, getkey(), num_steps=1, **options)
-    backward = thermodynamic_integration(energy, x, **options)
+    run = partial(thermodynamic_integration, energy, **options)
+    forward = jax.jit(partial(run, num_steps=1))(prior, getkey())
+    backward = jax.jit(run)(x)
     # E[r^2] - 1 of the ratio r of N(0, a) to N(0, c), under the latter
     variance = {
         "forward": (lambda a, c: c / np.sqrt(a * (2 * c - a)) - 1)(5.0, 4.0),
@@ -192,19 +191,23 @@ def test_chains_follow_a_mixture_down_its_levels(process, getkey):
 def test_integration_evaluations_and_defaults(getkey):
     """Each step of MALA one evaluation, and four for the work; 65 levels by default."""
     calls = []
-    energy = lambda x, t: calls.append(x) or jnp.sum(x**2, axis=-1) / t  # noqa: E731
+
+    def energy(x, t):
+        jax.debug.callback(lambda x: calls.append(x), x[0, 0])
+        return jnp.sum(x**2, axis=-1) / t
+
     process = PROCESSES["VE"]
     options = {"process": process, "log_normalizer": 0.0}
     x, key = jnp.ones((2, 1)), getkey()
-    with jax.disable_jit():
-        thermodynamic_integration(
-            energy, x, key, times=[5.0, 3.0, 1.0], num_steps=2, step_size=0.1, **options
-        )
+
+    def run(**more):
+        return jax.jit(partial(thermodynamic_integration, energy, **more, **options))(x, key)
+
+    jax.block_until_ready(run(times=[5.0, 3.0, 1.0], num_steps=2, step_size=0.1))
+    jax.effects_barrier()
     assert len(calls) == 3 * (2 + 1 + 4)
-    default = thermodynamic_integration(energy, x, key, **options)
-    explicit = thermodynamic_integration(
-        energy, x, key, num_levels=65, num_steps=10, step_size=0.5, sigma_data=1.0, **options
-    )
+    default = run()
+    explicit = run(num_levels=65, num_steps=10, step_size=0.5, sigma_data=1.0)
     np.testing.assert_array_equal(default.value, explicit.value)
     np.testing.assert_allclose(default.times, processes.time_grid(process, 64, rho=20.0))
 

@@ -51,8 +51,11 @@ def inpaint(
     It needs no derivative of the score, and so takes less memory than `pseudo_inverse` and
     `moment_matching`, which are more accurate for the same number of evaluations and allow noise in
     what is known. With one pass, ``num_resamples=1``, the unknown part depends too little on the
-    known one. On Gaussian data that is cured in proportion to ``num_resamples``; what then remains
-    is a variance too small by a share of order ``1 / num_steps``, 15 % at 64 steps. The weights of
+    known one: for two numbers of correlation 0.8 its mean is moved by 60 % of what is right (51 %
+    at 0.5, 74 % at 0.95; VE from 50 to 0.01, 64 steps), and by 62 % in 1,000 steps. Passes cure it,
+    the rest falling as one over their number: 77 % with 2, 95 % with the default 10, 99.5 % with
+    100. What then remains is a variance too small by a share of order ``1 / num_steps``, 12 % here
+    with 10 passes, 17 % with 100. The weights of
     modes that are far apart take many more.
 
     Under ``jax.jit``:

@@ -193,8 +193,9 @@ def noise_contrastive(
                 f"noise_density.log_prob must return one number per example, shape {x.shape[:1]}, "
                 f"got {log_density.shape}: sum over the axes of an event."
             )
-        log_odds = -_energies(energy_fn, x) - log_density - log_normalizer
-        return log_odds - jnp.log(float(num_noise))
+        # E and log Z may share an offset, which is to cancel before anything small is added.
+        log_model = -(_energies(energy_fn, x) + log_normalizer)
+        return log_model - log_density - jnp.log(float(num_noise))
 
     of_noise = jax.nn.softplus(log_odds(noise)).reshape(x.shape[0], num_noise)
     return jax.nn.softplus(-log_odds(x)) + of_noise.sum(axis=1)

@@ -60,11 +60,10 @@ def _group_norm(channels, *, dtype, rngs):
     return nnx.GroupNorm(channels, num_groups, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
 
-def _norm_silu(norm, h, scale=0.0, shift=0.0):
-    """silu((1 + scale) N(h) + shift), with the parameters of `norm`: `[B, H, W, C] -> same`.
+def _norm_affine(norm, h, scale=0.0, shift=0.0):
+    """(a, b), `[B, 1, 1, C]`, with a h + b = (1 + scale) N(h) + shift and the parameters of `norm`.
 
-    Normalization and modulation are one scale and one shift per channel, from float32 moments; so
-    one pass over `h` is left, which the gradient makes again rather than keep what is between.
+    From float32 moments of centered values: E[h^2] - E[h]^2 loses the variance at an offset.
     """
     batch, _, _, channels = h.shape
 
@@ -77,7 +76,16 @@ def _norm_silu(norm, h, scale=0.0, shift=0.0):
     var = over_groups(jnp.square(wide - mean))
     gamma, beta = (p[...][None, None, None] for p in (norm.scale, norm.bias))
     factor = (1 + scale) * gamma * jax.lax.rsqrt(var + norm.epsilon)
-    return _affine_silu(h, factor, (1 + scale) * beta + shift - mean * factor)
+    return factor, (1 + scale) * beta + shift - mean * factor
+
+
+def _norm_silu(norm, h, scale=0.0, shift=0.0):
+    """silu((1 + scale) N(h) + shift), with the parameters of `norm`: `[B, H, W, C] -> same`.
+
+    Normalization and modulation are one scale and one shift per channel, so one pass over `h` is
+    left, which the gradient makes again rather than keep what is between.
+    """
+    return _affine_silu(h, *_norm_affine(norm, h, scale, shift))
 
 
 @jax.checkpoint
@@ -97,7 +105,9 @@ class _Attention(nnx.Module):
     def __call__(self, h):
         batch, height, width, channels = h.shape
         pixels = (batch, height * width, self.num_heads, channels // self.num_heads)
-        q, k, v = (a.reshape(pixels) for a in jnp.split(self.qkv(self.norm(h)), 3, axis=-1))
+        factor, offset = _norm_affine(self.norm, h)
+        u = (h * factor + offset).astype(h.dtype)
+        q, k, v = (a.reshape(pixels) for a in jnp.split(self.qkv(u), 3, axis=-1))
         return h + self.out(jax.nn.dot_product_attention(q, k, v).reshape(h.shape))
 
 
