@@ -55,8 +55,7 @@ def inpaint(
     at 0.5, 74 % at 0.95; VE from 50 to 0.01, 64 steps), and by 62 % in 1,000 steps. Passes cure it,
     the rest falling as one over their number: 77 % with 2, 95 % with the default 10, 99.5 % with
     100. What then remains is a variance too small by a share of order ``1 / num_steps``, 12 % here
-    with 10 passes, 17 % with 100. The weights of
-    modes that are far apart take many more.
+    with 10 passes, 17 % with 100. The weights of modes that are far apart take many more.
 
     Under ``jax.jit``:
     ``jax.jit(partial(inpaint, score_fn, known=known, mask=mask, process=process))``.
