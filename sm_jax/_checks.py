@@ -197,6 +197,15 @@ def accumulated(x: jax.Array) -> jax.Array:
     return x.astype(accumulator(x.dtype))
 
 
+def drawn(source: Callable, key: jax.Array, x: jax.Array) -> jax.Array:
+    """Return random numbers of the shape of ``x``, in float32 at least.
+
+    Those that `jax.random` draws in bfloat16 have 128 values: normal ones have the variance 0.993
+    and end at 2.9, uniform ones have the mean 0.496.
+    """
+    return source(key, x.shape, accumulator(x.dtype))
+
+
 def num_dims(x: jax.Array) -> int:
     """Return the number of numbers in one example of ``x [B, ...]``."""
     return math.prod(x.shape[1:])

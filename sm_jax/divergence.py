@@ -326,7 +326,7 @@ def probe_source(key: jax.Array, x: jax.Array, num_probes: int, probe: RandomFn)
     _checks.check_key("probe", key)
 
     def draw(key):
-        v = probe(key, x.shape, x.dtype)
+        v = _checks.drawn(probe, key, x).astype(x.dtype)
         _check_unit_variance(v)
         return v
 

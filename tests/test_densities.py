@@ -288,6 +288,27 @@ def test_dtypes(getkey, dtype):
     assert log_prob(densities.rings(), x).dtype == np.float32
 
 
+def test_densities_of_bfloat16_numbers_are_in_float32(getkey):
+    """These points are numbers of bfloat16: whatever differs is computed in bfloat16."""
+    points = jnp.linspace(-2.0, 2.0, 33)[:, None]
+    x = jnp.linspace(-5.0, 5.0, 20)[:, None]
+    makers = (
+        lambda points: densities.empirical(points).noised(Scaled(0.8, 0.3), 1.0),
+        lambda points: densities.gaussian_mixture(np.ones(33), points, 0.3).noised(
+            Scaled(0.8, 0.3), 1.0
+        ),
+        lambda points: densities.UniformBoxes(jnp.zeros(1), points[:1], points[-1:]).noised(
+            Scaled(0.8, 0.3), 1.0
+        ),
+    )
+    for make in makers:
+        low, wide = make(points.astype(jnp.bfloat16)), make(points)
+        np.testing.assert_array_equal(low.log_prob(x), wide.log_prob(x))
+        np.testing.assert_array_equal(low.score(x), wide.score(x))
+        key = getkey()
+        np.testing.assert_array_equal(low.sample(key, 100), wide.sample(key, 100))
+
+
 def test_large_batches_in_pieces_give_the_same_numbers(getkey, monkeypatch):
     x = jax.random.normal(getkey(), (37, 2))
     for density in (densities.two_moons(), densities.eight_gaussians()):

@@ -176,6 +176,32 @@ def test_levels_in_bfloat16_are_dequantized_in_float32(getkey):
     np.testing.assert_allclose(value, np.log(0.5), atol=0.1)
 
 
+def test_noise_for_levels_in_bfloat16_is_uniform(getkey):
+    """Drawn in bfloat16, uniform numbers have the mean 0.496: they are multiples of 2^-7."""
+    x = jnp.zeros((100_000, 10), jnp.bfloat16)
+    logistic = likelihood.logit_normal_dequantizer(lambda x: (jnp.zeros_like(x),) * 2)
+    for dequantizer in (likelihood.uniform_dequantizer, logistic):
+        u, _ = dequantizer(getkey(), x)
+        assert_mean(u.mean(axis=1), 0.5)
+        assert u.dtype == jnp.float32
+        assert u.max() < 1
+
+
+@pytest.mark.parametrize(
+    ("log_prob_fn", "dequantizer", "message"),
+    [
+        (lambda y: y, likelihood.uniform_dequantizer, r"log_prob_fn .*\(3,\), got shape \(3, 1\)"),
+        (lambda y: y[:, 0], lambda key, x: (x, x), r"dequantizer .*\(3,\), got shape \(3, 1\)"),
+    ],
+)
+def test_a_log_density_is_one_number_per_example(log_prob_fn, dequantizer, message, getkey):
+    """Shapes [B, 1] and [B] would broadcast to [B, B], each example with the noise of another."""
+    with jax.numpy_rank_promotion("allow"), pytest.raises(ValueError, match=message):
+        likelihood.discrete_log_prob(
+            log_prob_fn, jnp.zeros((3, 1)), getkey(), num_levels=4, dequantizer=dequantizer
+        )
+
+
 def test_bad_input(getkey):
     value = partial(likelihood.discrete_log_prob, gaussian, key=getkey())
     with pytest.raises(ValueError, match=r"levels 0, 1, ..., num_levels - 1 = 3.*to 4"):

@@ -10,7 +10,7 @@ import pytest
 
 from sm_jax import divergence
 from sm_jax.parameterization import score_from_energy
-from tests.oracles import A, jacobians, linear_score, nonlinear_score, sign_cube
+from tests.oracles import A, assert_mean, jacobians, linear_score, nonlinear_score, sign_cube
 
 SYMMETRIC = (A + A.T) / 2
 
@@ -307,6 +307,14 @@ def test_contract(function, getkey):
     with jax.enable_x64(True):
         wide = function(score_fn, jnp.asarray(np.asarray(x), jnp.float64), key)
         assert wide.divergence.dtype == jnp.float64
+
+
+def test_normal_probes_of_bfloat16_have_unit_variance(getkey):
+    """Drawn in bfloat16, the variance of normal numbers is 0.993: none is above 2.9."""
+    value = divergence.hutchinson(
+        lambda x: -x, jnp.zeros((4000, 1000), jnp.bfloat16), getkey(), probe=jax.random.normal
+    ).divergence
+    assert_mean(value, -1000)  # the standard error is 0.7
 
 
 def test_gradients_pass_through_every_divergence(getkey):

@@ -794,6 +794,20 @@ def test_contract_on_compilation_dtypes_and_keys(loss_fn, getkey):
         assert wide.dtype == jnp.float64
 
 
+@pytest.mark.parametrize(
+    ("loss_fn", "expected"),
+    [
+        (losses.denoising, 0.5),  # E[z^2] / 2
+        (losses.second_order_denoising, 1.0),  # E[(1 - z^2)^2] / 2
+        (losses.second_order_denoising_trace, 1.0),
+    ],
+)
+def test_noise_of_bfloat16_has_the_moments_of_normal_noise(loss_fn, expected, getkey):
+    """Drawn in bfloat16, normal numbers have the variance 0.993, and none is above 2.9."""
+    x = jnp.zeros((4_000_000, 1), jnp.bfloat16)
+    assert_mean(loss_fn(lambda x: 0 * x, x, getkey(), sigma=1.0), expected)
+
+
 def test_sums_of_low_precision_accumulate_in_float32():
     """256 + 1 is 256 in bfloat16: a sum kept there would lose the small terms."""
     x = jnp.concatenate([jnp.full((1, 1), 16.0), jnp.ones((1, 64))], axis=1).astype(jnp.bfloat16)
@@ -864,6 +878,17 @@ def test_the_sphere_is_a_probe_of_sliced_losses(getkey):
             lambda x, k: losses.finite_difference_sliced(linear_score, x, k, epsilon=0.0),
             ValueError,
             "epsilon must be positive",
+        ),
+        (
+            lambda x, k: losses.finite_difference_sliced(
+                score_from_energy(lambda x: jnp.sum(x**2, axis=1)),
+                x,
+                k,
+                epsilon=jnp.array([[0.1, 1.0, 0.1]]),  # h would differ from number to number
+                variance_reduced=False,
+            ),
+            ValueError,
+            r"epsilon must be one number, got shape \(1, 3\)",
         ),
     ],
 )

@@ -454,6 +454,21 @@ def test_contract(loss_fn, shape, getkey):
         assert low.dtype == jnp.float32
 
 
+@pytest.mark.parametrize(
+    ("loss_fn", "scale", "expected"),
+    [
+        (partial(losses.multiscale_denoising, sigmas=[1.0]), 0, 0.5),  # E[z^2] / 2
+        (partial(losses.noise_conditional, sigmas=[1.0]), 0, 0.5),
+        (partial(losses.noise_conditional_sliced, sigmas=[1.0]), -1, -0.5),  # E[z^2] / 2 - 1
+        (partial(losses.diffusion, process=processes.VE()), 0, 0.5),
+    ],
+)
+def test_noise_of_bfloat16_has_unit_variance(loss_fn, scale, expected, getkey):
+    """Drawn in bfloat16, normal numbers have the variance 0.993, and none is above 2.9."""
+    x = jnp.zeros((4_000_000, 1), jnp.bfloat16)
+    assert_mean(loss_fn(lambda x, t: scale * x, x, getkey()).ravel(), expected)
+
+
 def test_levels_below_the_spacing_of_the_data_are_refused(getkey):
     """Spacing 0.0078 of float32 at 1e5; a process warns, for its smallest times are few."""
     x, key = jnp.full((4, 3), 1e5), getkey()

@@ -135,6 +135,27 @@ def test_perturb_keeps_low_precision_data_and_float32_times(getkey):
     assert x_t.dtype == z.dtype == jnp.bfloat16
 
 
+def test_noise_of_low_precision_data_is_drawn_in_float32(getkey):
+    """The normal numbers that jax.random draws in bfloat16 have the variance 0.993."""
+    zeros = jnp.zeros((1_000_000,), jnp.bfloat16)
+    _, z = processes.perturb(processes.VE(), zeros, 1.0, getkey())
+    start = processes.prior_sample(
+        processes.VE(sigma_max=2.0), getkey(), zeros.shape, dtype=jnp.bfloat16
+    )
+    for draws in (np.float64(z), np.float64(start) / 2.0):
+        assert abs(draws.mean()) < 4.5 / 1e3
+        assert abs((draws**2).mean() - 1.0) < 4.5 * np.sqrt(2.0) / 1e3
+
+
+@pytest.mark.parametrize("process", [processes.VPLinear(beta_max=200.0), processes.VPLinear()])
+def test_time_of_any_noise_ratio(process):
+    """Also of one whose square overflows; to the rounding of the integrated rate."""
+    t = np.array([1e-5, 1e-3, 0.02, 0.1, 0.3, 0.8, 1.0])
+    rate = process.beta_min * t + 0.5 * (process.beta_max - process.beta_min) * t**2
+    ratio = np.sqrt(np.expm1(rate)).astype(np.float32)
+    np.testing.assert_allclose(process.time(ratio), t, rtol=2e-6)
+
+
 @each_process
 def test_prior(process, getkey):
     sigma = float(process.sigma(process.t_max))

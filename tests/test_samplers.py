@@ -195,6 +195,17 @@ def test_reverse_sde_adds_the_noise_of_the_process(getkey):
     assert abs(float(out.var()) / (0.01 * beta) - 1) < 4.5 * np.sqrt(2 / 20_000)
 
 
+def test_churn_may_be_traced(getkey):
+    x, key = jax.random.normal(getkey(), (4, 2)), getkey()
+
+    def drawn(churn):
+        process = processes.VE(sigma_max=3.0)
+        return samplers.heun(lambda x, t: -x, x, key, process=process, num_steps=3, churn=churn)
+
+    for churn in (0.0, 0.6, 9.0):
+        np.testing.assert_allclose(jax.jit(drawn)(churn), drawn(churn), rtol=1e-5)
+
+
 def test_churn_adds_noise_to_the_level_that_it_claims(getkey):
     """With D = y held fixed (score 0) the flow stands still and only the churned noise is left."""
     process, churn = processes.VE(sigma_max=3.2), 0.6

@@ -62,11 +62,12 @@ class UniformBoxes:
         key_box, key_place, key_noise = jax.random.split(key, 3)
         num_boxes, num_dims = self.low.shape
         k = jax.random.choice(key_box, num_boxes, (n,), p=jnp.exp(self.log_weights))
-        place = jax.random.uniform(key_place, (n, num_dims), self.low.dtype)
+        dtype = _checks.accumulator(self.low.dtype)
+        place = jax.random.uniform(key_place, (n, num_dims), dtype)
         x = self.low[k] + (self.high - self.low)[k] * place
         if self.std is None:
             return x
-        return x + self.std * jax.random.normal(key_noise, (n, num_dims), self.low.dtype)
+        return x + self.std * jax.random.normal(key_noise, (n, num_dims), dtype)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Return ``log p(x)`` in nats, ``[B]``; ``-inf`` outside the boxes before noising."""
@@ -79,7 +80,8 @@ class UniformBoxes:
 
     def noised(self, process: ProcessLike, t: ArrayLike) -> "UniformBoxes":
         """Return the density of ``alpha(t) x_0 + sigma(t) z``; ``t`` a scalar."""
-        alpha, sigma = _common.scale_and_noise(process, t, self.low.dtype)
+        dtype = _checks.accumulator(self.low.dtype)
+        alpha, sigma = _common.scale_and_noise(process, t, dtype)
         std = sigma if self.std is None else jnp.hypot(alpha * self.std, sigma)
         return dataclasses.replace(self, low=alpha * self.low, high=alpha * self.high, std=std)
 

@@ -82,7 +82,8 @@ class GaussianMixture:
 
     def noised(self, process: ProcessLike, t: ArrayLike) -> "GaussianMixture":
         """Return the density of ``alpha(t) x_0 + sigma(t) z``, equation (3); ``t`` a scalar."""
-        alpha, sigma = _common.scale_and_noise(process, t, self.means.dtype)
+        dtype = _checks.accumulator(self.means.dtype)
+        alpha, sigma = _common.scale_and_noise(process, t, dtype)
         variances = alpha**2 * self.variances + sigma**2
         return dataclasses.replace(self, means=alpha * self.means, variances=variances)
 
@@ -148,11 +149,12 @@ class Empirical:
 
     def noised(self, process: ProcessLike, t: ArrayLike) -> GaussianMixture:
         """Return the density of ``alpha(t) x_0 + sigma(t) z``: a mixture of ``N`` Gaussians."""
-        alpha, sigma = _common.scale_and_noise(process, t, self.points.dtype)
+        dtype = _checks.accumulator(self.points.dtype)
+        alpha, sigma = _common.scale_and_noise(process, t, dtype)
         _checks.check_positive("sigma(t)", sigma)
         num = len(self.points)
         return GaussianMixture(
-            log_weights=jnp.full((num,), -math.log(num), self.points.dtype),
+            log_weights=jnp.full((num,), -math.log(num), dtype),
             means=alpha * self.points,
             variances=jnp.full((1, 1), sigma**2),
         )
@@ -211,7 +213,7 @@ def gaussian_mixture(weights: ArrayLike, means: ArrayLike, covs: ArrayLike) -> G
         [-0.739]
     """
     means = jnp.asarray(means)
-    means = means.astype(jnp.result_type(means, float))
+    means = _checks.accumulated(means.astype(jnp.result_type(means, float)))
     if means.ndim == 0 or means.size == 0:
         raise ValueError(f"means must have shape [K, ...] and not be empty, got {means.shape}.")
     num, num_dims = means.shape[0], math.prod(means.shape[1:])

@@ -45,7 +45,7 @@ def uniform_dequantizer(key: jax.Array, x: ArrayLike) -> tuple[jax.Array, jax.Ar
         x: levels ``[B, ...]``, floating.
 
     Returns:
-        ``(u [B, ...], log_q [B])``.
+        ``(u [B, ...], log_q [B])``, in float32 at least.
 
     Raises:
         TypeError: ``x`` is not floating.
@@ -56,7 +56,8 @@ def uniform_dequantizer(key: jax.Array, x: ArrayLike) -> tuple[jax.Array, jax.Ar
         (2, 3) [0. 0.]
     """
     x = _checks.check_data(x)
-    return jax.random.uniform(key, x.shape, x.dtype), jnp.zeros(x.shape[0])
+    u = _checks.drawn(jax.random.uniform, key, x)
+    return u, jnp.zeros(x.shape[0], u.dtype)
 
 
 def logit_normal_dequantizer(
@@ -84,7 +85,7 @@ def logit_normal_dequantizer(
 
     def dequantizer(key, x):
         location, log_scale = parameters_fn(x)
-        z = jax.random.normal(key, x.shape, x.dtype)
+        z = _checks.drawn(jax.random.normal, key, x)
         logits = location + jnp.exp(log_scale) * z
         # du / dlogits = u (1 - u), and log u + log(1 - u) without loss for large logits.
         log_slope = jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(-logits)
@@ -123,7 +124,8 @@ def discrete_log_prob(
 
     Raises:
         TypeError: ``x`` is not floating.
-        ValueError: ``x`` is empty or not within the levels, or a count is too small.
+        ValueError: ``x`` is empty or not within the levels, a count is too small, or a log-density
+            is not one number per example.
 
     Example:
         >>> flat = lambda y: jnp.full(y.shape[0], -3 * jnp.log(2.0))  # uniform on [-1, 1]^3
@@ -152,7 +154,14 @@ def discrete_log_prob(
         u, log_q = dequantizer(key, x)
         # A number just below the next level would round up to it.
         v = jnp.minimum(x + u, jnp.nextafter(x + 1, x))
-        return log_prob_fn(v * (2.0 / num_levels) - 1.0) + log_det - log_q
+        log_p = log_prob_fn(v * (2.0 / num_levels) - 1.0)
+        for name, value in (("log_prob_fn", log_p), ("the log-density of dequantizer", log_q)):
+            if value.shape != x.shape[:1]:
+                raise ValueError(
+                    f"{name} must be one number per example, shape {x.shape[:1]}, got shape "
+                    f"{value.shape}: sum over the axes of an event."
+                )
+        return log_p + log_det - log_q
 
     log_weights = compiled(partial(jax.lax.map, log_weight), jax.random.split(key, num_samples))
     return jax.nn.logsumexp(log_weights, axis=0) - jnp.log(num_samples)

@@ -75,7 +75,7 @@ def denoising(
     sigma = _checks.check_per_example("sigma", sigma, x)
     _checks.check_positive("sigma", sigma)
     check_above_spacing("sigma", sigma, x)
-    z = noise(key, x.shape, x.dtype)
+    z = _checks.drawn(noise, key, x)
     return noise_error(score_fn, x, sigma, z, control_variate)
 
 

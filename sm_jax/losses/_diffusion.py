@@ -285,7 +285,7 @@ def diffusion(
     t, importance = sample_t(process, key_t, x.shape[:1], _checks.accumulator(x.dtype))
     t = _checks.check_per_example("t", t, x)
     importance = _checks.check_per_example("importance", importance, x)
-    z = noise(key_noise, x.shape, x.dtype)
+    z = _checks.drawn(noise, key_noise, x)
     alpha, sigma = (c(t).astype(t.dtype) for c in (process.alpha, process.sigma))
     center = (_checks.expand_like(alpha, x) * x).astype(x.dtype)
     loss = noise_error(lambda y: score_fn(y, t), center, sigma, z, control_variate)

@@ -57,7 +57,7 @@ def multiscale_denoising(
     sigmas = _check_sigmas(sigmas, x)
 
     def level(sigma, key):
-        z = noise(key, x.shape, x.dtype)
+        z = _checks.drawn(noise, key, x)
         sigma = jnp.broadcast_to(sigma, x.shape[:1])
         return noise_error(lambda y: score_fn(y, sigma), x, sigma, z, control_variate)
 
@@ -104,7 +104,7 @@ def noise_conditional(
     x = _checks.check_data(x)
     key_level, key_noise = jax.random.split(key)
     sigma = _random_levels(key_level, x, sigmas)
-    z = noise(key_noise, x.shape, x.dtype)
+    z = _checks.drawn(noise, key_noise, x)
     return noise_error(lambda y: score_fn(y, sigma), x, sigma, z, control_variate)
 
 
@@ -153,7 +153,7 @@ def noise_conditional_sliced(
     x = _checks.check_data(x)
     key_level, key_noise, key_probe = jax.random.split(key, 3)
     sigma = _random_levels(key_level, x, sigmas)
-    noised = x + _checks.expand_like(sigma, x) * noise(key_noise, x.shape, x.dtype)
+    noised = x + _checks.expand_like(sigma, x) * _checks.drawn(noise, key_noise, x)
     loss = sliced(
         _checks.at_noise(score_fn, sigma),
         noised.astype(x.dtype),

@@ -158,7 +158,7 @@ def _noise(x, key, sigma, noise):
     _checks.check_positive("sigma", sigma)
     check_above_spacing("sigma", sigma, x)
     key_noise, key_probe = jax.random.split(key)
-    z = noise(key_noise, x.shape, x.dtype)
+    z = _checks.drawn(noise, key_noise, x)
     sigma = _checks.expand_like(sigma, x)
     return x, sigma, (x + sigma * z).astype(x.dtype), z, key_probe
 

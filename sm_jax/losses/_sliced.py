@@ -116,8 +116,8 @@ def finite_difference_sliced(
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, the score has another shape, ``num_probes < 1``, ``epsilon``
-            is not positive, or energies are taken at points (where they are not traced) whose
-            spacing is more than an eighth of ``epsilon``.
+            is not one positive number, or energies are taken at points (where they are not traced)
+            whose spacing is more than an eighth of ``epsilon``.
 
     Example:
         >>> x, key = jnp.ones((1, 3)), jax.random.key(0)
@@ -128,6 +128,7 @@ def finite_difference_sliced(
     Reference: Pang et al. 2020, https://arxiv.org/abs/2007.03317
     """
     x = _checks.check_data(x)
+    _checks.check_scalar("epsilon", epsilon)
     _checks.check_positive("epsilon", epsilon)
     draw, keys = probe_source(key, x, num_probes, probe)
     energy_fn = None if variance_reduced else _checks.carried_energy(score_fn)

@@ -64,9 +64,9 @@ def perturb(
     x0 = _checks.check_data(x0, "x0")
     t = _checks.check_per_example("t", t, x0)
     _checks.check_not_negative("t", t)
-    z = noise(key, x0.shape, x0.dtype)
+    z = _checks.drawn(noise, key, x0)
     alpha, sigma = (_checks.expand_like(c, x0) for c in (process.alpha(t), process.sigma(t)))
-    return (alpha * x0 + sigma * z).astype(x0.dtype), z
+    return (alpha * x0 + sigma * z).astype(x0.dtype), z.astype(x0.dtype)
 
 
 def _log_derivative(function, t: jax.Array) -> jax.Array:
@@ -141,8 +141,9 @@ def prior_sample(
         >>> print(prior_sample(far, jax.random.key(0), (10_000,)).mean().round())
         1000.0
     """
-    center, sigma = _prior(process, tuple(shape[1:]), _checks.accumulator(dtype))
-    return (center[None] + sigma * jax.random.normal(key, shape, dtype)).astype(dtype)
+    wide = _checks.accumulator(dtype)
+    center, sigma = _prior(process, tuple(shape[1:]), wide)
+    return (center[None] + sigma * jax.random.normal(key, shape, wide)).astype(dtype)
 
 
 def prior_log_prob(process: ProcessLike, x: ArrayLike) -> jax.Array:

@@ -132,7 +132,7 @@ def heun(
     process: ProcessLike,
     num_steps: int | None = None,
     times: ArrayLike | None = None,
-    churn: float = 0.0,
+    churn: ArrayLike = 0.0,
     churn_interval: tuple[ArrayLike, ArrayLike] | None = None,
     churn_noise: ArrayLike = 1.0,
     denoise: bool = True,
@@ -187,8 +187,10 @@ def heun(
     x = _checks.check_data(x)
     times = _grid(x, process, num_steps, times, default=32)
     score_fn = wide(score_fn, x)
+    _checks.check_scalar("churn", churn)
     _checks.check_not_negative("churn", churn)
-    if churn and key is None:
+    silent = _checks.concrete(churn) == 0.0  # a traced one may be any
+    if key is None and not silent:
         raise ValueError(f"churn={churn} draws noise: pass a key, or churn=0.")
     _checks.check_scalar("churn_noise", churn_noise)
     _checks.check_positive("churn_noise", churn_noise)
@@ -202,10 +204,11 @@ def heun(
     count = times.shape[0] - 1
     ratios = noise_ratio(process, times)
     raised, t_raised = ratios[:-1], times[:-1]
-    if churn:
+    if not silent:
         # Never above the largest level, where the score was not trained.
         largest = noise_ratio(process, process.t_max).astype(raised.dtype)
-        raised = jnp.minimum(raised * (1.0 + min(churn / count, 2.0**0.5 - 1.0)), largest)
+        growth = jnp.minimum(churn / count, 2.0**0.5 - 1.0).astype(raised.dtype)
+        raised = jnp.minimum(raised * (1.0 + growth), largest)
         if churn_interval is not None:
             inside = (times[:-1] >= low) & (times[:-1] <= high)
             raised = jnp.where(inside, raised, ratios[:-1])
@@ -227,7 +230,7 @@ def heun(
         return process.alpha(t_next) * y
 
     inputs = (times[:-1], times[1:], t_raised, raised, ratios[1:])
-    if churn:
+    if not silent:
         # The root is guarded twice, as its derivative at zero is infinite.
         gap = raised**2 - ratios[:-1] ** 2
         added = jnp.where(gap > 0.0, jnp.sqrt(jnp.where(gap > 0.0, gap, 1.0)), 0.0)
