@@ -1,5 +1,6 @@
 """What goes wrong around a run: other data, damaged files, options that cannot be."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from matplotlib.figure import Figure
 
 from experiments import (
     _cli,
@@ -20,6 +22,7 @@ from experiments import (
     _examples,
     _images,
     _keys,
+    _plots,
     _problem,
     _report,
     _run,
@@ -143,6 +146,62 @@ def test_images_of_real_numbers_are_shown_in_their_own_units(tmp_path):
 def test_levels_are_shown_as_they_were(images):
     shown = _images.grey(images[0].problem, np.array([-1.0, -0.5, 1.0, 2.0]).reshape(1, 2, 2))
     np.testing.assert_array_equal(shown.ravel(), [0.0, 0.25, 1.0, 1.0])
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Lists the figures that are drawn, instead of writing them."""
+    figures = []
+
+    @contextlib.contextmanager
+    def drawing(path, width, height):
+        figures.append(Figure(figsize=(width, height)))
+        yield figures[-1]
+
+    monkeypatch.setattr(_plots, "drawing", drawing)
+    return figures
+
+
+def pictured(tmp_path, x):
+    """Draws the picture of samples of an array, which are its training examples themselves."""
+    np.save(tmp_path / "x.npy", x)
+    _, config = _cli.parse(["array", "--data", str(tmp_path / "x.npy"), "--validation", "0"])
+    examples = _examples.load(config)
+    problem, _ = _problem.examine(config, examples)
+    scaled = jax.jit(problem.scaled)(problem.rows(examples.train), jax.random.key(0))
+    _plots.samples(tmp_path / "x.png", problem, scaled, examples)
+    return examples
+
+
+def test_points_are_shown_in_their_own_units(drawn, tmp_path):
+    """The samples and the held-out points are all within the axes."""
+    x = np.random.default_rng(0).normal(size=(60, 2)) * [5.0, 0.01] + [1000.0, -3.0]
+    examples = pictured(tmp_path, x)
+    shown = examples.train, examples.held_out
+    for axes, points in zip(drawn[0].axes, shown, strict=True):
+        np.testing.assert_allclose(axes.collections[0].get_offsets(), points, rtol=1e-6)
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        assert ([left, bottom] < points.min(axis=0)).all()
+        assert (points.max(axis=0) < [right, top]).all()
+        assert right - left < 60  # the axes are filled
+        assert top - bottom < 0.12
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, float])
+def test_bars_of_integers_hold_equally_many_of_them(dtype, drawn, tmp_path):
+    """Each value has a bar as high as its share, without a comb or a warning."""
+    x = np.random.default_rng(0).poisson([2.0, 9.0], (200, 2)).astype(dtype)
+    examples = pictured(tmp_path, x)
+    for i, axes in enumerate(drawn[0].axes):
+        held_out, samples = axes.containers[0], axes.patches[-1].get_xy()
+        for bar in held_out:
+            within = (examples.held_out[:, i] > bar.get_x()) & (
+                examples.held_out[:, i] < bar.get_x() + bar.get_width()
+            )
+            assert bar.get_width() in (1.0, 2.0, 3.0)
+            np.testing.assert_allclose(bar.get_height() * bar.get_width(), within.mean())
+        assert samples[:, 0].min() == held_out[0].get_x()
+        assert held_out[0].get_x() % 1 == 0.5
 
 
 # --- networks -------------------------------------------------------------------------------------
