@@ -13,7 +13,7 @@ from experiments import _baselines, _integers
 from experiments._config import Array, Evaluation
 from experiments._examples import Examples
 from experiments._keys import named
-from experiments._problem import Problem, ScoreModel
+from experiments._problem import Problem, ScoreModel, without_density
 from experiments._run import Run
 from sm_jax import divergence, likelihood, losses, samplers
 from sm_jax.processes import perturb, prior_sample, time_grid
@@ -72,7 +72,12 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
         "num_parameters": sum(x.size for x in jax.tree.leaves(run.params)),
         "divergence": "exact" if _is_exact(problem, options) else "hutchinson",
         "likelihood_steps": options.likelihood_steps,
-        "units": _units(run, examples),
+        "units": " ".join(
+            [
+                _units(run, examples),
+                *(f"{reason.capitalize()}." for reason in without_density(problem, examples.train)),
+            ]
+        ),
         "log_likelihood": rows,
         "overfitting_gap_nats": train_row["nats"] - held_out_row["nats"],
         "overfitting_gap_standard_error": math.hypot(

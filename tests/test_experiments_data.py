@@ -128,6 +128,24 @@ def test_8_bit_counts_far_from_the_middle(tmp_path):
     assert samples.max() < 20
 
 
+def test_columns_without_a_density_are_told_of(tmp_path):
+    """Zeros among real numbers, and linear functions of other columns, also of integers."""
+    rng = np.random.default_rng(0)
+    z, n = rng.normal(size=(3, 300)), rng.poisson(3, 300)
+    zeros = np.where(rng.random(300) < 0.3, 0.0, z[1])
+    x = np.stack([z[0], zeros, n, 1e3 - 2e-6 * z[0], n + z[0] + 1e-9 * z[2]], axis=1)
+    _, _, said = prepared(tmp_path, x)
+    assert "column 2: one value is in more than a tenth of the rows" in said
+    assert "columns 4, 5: linear in other columns, hence without a density" in said
+    for fine in (x[:, :1], z.T.round(1) + 0.05, z[:, :6], np.stack([n, n, z[0]], axis=1)):
+        assert "without a density" not in prepared(tmp_path, fine)[2]
+
+    args = [*TINY, "--data", str(tmp_path / "x.npy"), "--directory", str(tmp_path / "run")]
+    np.save(tmp_path / "x.npy", x[:, [0, 3]])
+    train.main(["array", *args])
+    assert "Column 2: linear in other columns" in (tmp_path / "run/report.html").read_text()
+
+
 # --- labels ---------------------------------------------------------------------------------------
 
 
