@@ -140,8 +140,10 @@ def sentences(results: dict[str, Any]) -> list[str]:
 def method(results: dict[str, Any]) -> str:
     """Returns a sentence on how the likelihoods were computed."""
     trace = {"exact": "exact trace", "hutchinson": "Hutchinson's estimate of the trace"}
+    num = results["num_examples"]
+    mean = f"Mean over {num} examples ± standard error" if num > 1 else "Of a single example"
     return (
-        f"Mean over {results['num_examples']} examples ± standard error; the model's by "
+        f"{mean}; the model's by "
         f"probability flow, {trace[results['divergence']]}, {results['likelihood_steps']} "
         f"steps. {results['units']}"
     )

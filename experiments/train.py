@@ -125,7 +125,8 @@ def fit(untrained: "Run", examples: "Examples", facts: dict[str, Any]) -> "Run":
     if validate is not None:
         step = checkpoints.best_step(directory)
         num = len(examples.validation)
-        print(f"took the checkpoint of step {step}, the best on {num} validation examples")
+        some = f"{num} validation example{'s' * (num > 1)}"
+        print(f"took the checkpoint of step {step}, the best on {some}")
     return untrained._replace(params=params)
 
 
