@@ -31,10 +31,11 @@ from sm_jax.parameterization import denoiser_from_score
 _EXTENT = 2.6  # half the width of the pictures of the toys, in standard deviations
 
 
-def loss_curve(directory: pathlib.Path) -> None:
+def loss_curve(directory: pathlib.Path, problem: Problem) -> None:
     """Writes loss.png from metrics.jsonl: by step, the loss and the norm of its gradient.
 
-    With a validation set, its bound on the likelihood instead of the latter.
+    With a validation set, its bound on the likelihood instead of the latter, in the nats that the
+    results are in: of levels, those of the scaled data.
     """
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     every = [json.loads(line) for line in lines]
@@ -43,16 +44,19 @@ def loss_curve(directory: pathlib.Path) -> None:
     with drawing(directory / "loss.png", 6.4, 4.2) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         steps = [record["step"] for record in records]
-        top.plot(steps, [record["loss"] for record in records], color=BLUE)
+        top.plot(steps, [record["loss"] for record in records], color=BLUE, marker=".")
         top.set_ylabel("loss (per example)")
         log_scale(top)
         if validated:
             steps = [record["step"] for record in validated]
-            bounds = [record["eval/validation_elbo"] for record in validated]
+            unit = problem.log_det if problem.num_levels else 0.0
+            bounds = [record["eval/validation_elbo"] - unit for record in validated]
             bottom.plot(steps, bounds, color=ORANGE, marker=".")
             bottom.set_ylabel("validation bound\n(nats)")
         else:
-            bottom.plot(steps, [record["grad_norm"] for record in records], color=ORANGE)
+            bottom.plot(
+                steps, [record["grad_norm"] for record in records], color=ORANGE, marker="."
+            )
             bottom.set_ylabel("norm of gradient")
             log_scale(bottom)
         bottom.set_xlabel("step")

@@ -156,7 +156,7 @@ def finish(run: "Run", examples: "Examples", start: float) -> None:
         path = directory / "scores_per_level.png"
         _plots.scores_per_level(path, run, examples, results, named("pictures", seed))
     with _report.optional("the picture of the loss"):
-        _plots.loss_curve(directory)
+        _plots.loss_curve(directory, run.problem)
 
     results["wall_seconds"] = time.monotonic() - start
     _report.write_json(directory / "results.json", results)

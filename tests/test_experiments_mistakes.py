@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -202,6 +203,22 @@ def test_bars_of_integers_hold_equally_many_of_them(dtype, drawn, tmp_path):
             np.testing.assert_allclose(bar.get_height() * bar.get_width(), within.mean())
         assert samples[:, 0].min() == held_out[0].get_x()
         assert held_out[0].get_x() % 1 == 0.5
+
+
+def test_the_loss_is_shown_from_its_first_record_on(drawn, tmp_path):
+    """With one record there is a mark; the bound is in the nats that the results are in."""
+    records = [{"step": 3, "loss": 2.0}, {"step": 3, "eval/validation_elbo": -70.0}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    levels = problem_of_shape(4, 4)
+    for problem, bound in (
+        (levels, -70 + 16 * math.log(128)),
+        (dataclasses.replace(levels, num_levels=None), -70),
+    ):
+        _plots.loss_curve(tmp_path, problem)
+        loss, bounds = (axes.lines[0] for axes in drawn[-1].axes)
+        assert (loss.get_marker(), bounds.get_marker()) == (".", ".")
+        np.testing.assert_allclose(loss.get_ydata(), [2.0])
+        np.testing.assert_allclose(bounds.get_ydata(), [bound])
 
 
 # --- networks -------------------------------------------------------------------------------------
