@@ -411,6 +411,14 @@ def test_damaged_runs_end_in_a_clear_line(file, path, value, copy, capsys):
         assert len(error.splitlines()) == 1
 
 
+def test_a_run_that_was_interrupted_is_told_of(copy):
+    """Its numbers are those of a network that is not yet trained."""
+    config = copy / "config.json"
+    config.write_text(re.sub('"num_steps": 2', '"num_steps": 3000', config.read_text()))
+    with pytest.warns(UserWarning, match=f"stopped at step 2 of 3,000.*--directory {copy}"):
+        _run.load(copy)
+
+
 def test_a_damaged_run_is_not_resumed(copy, capsys):
     content = json.loads((copy / "config.json").read_text())
     content["options"]["model"]["width"] = "16"
