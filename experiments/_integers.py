@@ -70,9 +70,9 @@ def _whole(x: np.ndarray) -> np.ndarray:
 
 
 def constant(x: np.ndarray) -> np.ndarray:
-    """Returns which features `[...]` of `[N, ...]` have one value, up to its rounding."""
+    """Returns which features `[...]` of `[N, ...]` have one value, but for rounded fractions."""
     low, high = np.min(x, axis=0).astype(float), np.max(x, axis=0).astype(float)
-    spacing = np.finfo(x.dtype).eps if x.dtype.kind == "f" else 0.0
+    spacing = np.where(_whole(x), 0.0, np.finfo(x.dtype).eps if x.dtype.kind == "f" else 0.0)
     return high - low <= 4 * spacing * np.maximum(abs(low), abs(high))
 
 

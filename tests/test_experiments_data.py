@@ -88,6 +88,8 @@ def test_what_counts_as_integers(tmp_path):
     x = np.arange(40.0).reshape(20, 2)
     assert _integers.find([x, x + np.array([0, 0.5])]).tolist() == [True, False]
     assert _integers.constant(np.array([[1.0, 2.0], [1 - 2**-53, 3.0]])).tolist() == [True, False]
+    years = np.arange(2015, 2023, dtype=np.float16)[:, None]  # which that dtype holds exactly
+    assert not _integers.constant(years).any()
     _, problem, _ = prepared(tmp_path, x, "--integers", "real")
     assert problem.integers is None
     with pytest.raises(ValueError, match=r"column 2 .*beyond 2\*\*52.*--integers real"):
