@@ -69,6 +69,7 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
     rows = {"score model": held_out_row, "score model (train)": train_row}
     results = {
         "num_examples": num,
+        "num_repeated": _num_repeated(problem, examples, num),
         "num_parameters": sum(x.size for x in jax.tree.leaves(run.params)),
         "divergence": "exact" if _is_exact(problem, options) else "hutchinson",
         "likelihood_steps": options.likelihood_steps,
@@ -125,6 +126,15 @@ def _compared(
     for name, reason in left_out.items():
         print(f"{name}: {reason}")
     return {"more_than_baselines": more, "left_out": left_out}
+
+
+def _num_repeated(problem: Problem, examples: Examples, num: int) -> int:
+    """How many held-out examples are among the others too, where no integers make it likely."""
+    if problem.num_levels or (problem.integers and problem.integers.where.all()):
+        return 0
+    train, held_out, *validation = examples.parts
+    seen = {row.tobytes() for x in (train, *validation) for row in x}
+    return sum(row.tobytes() in seen for row in held_out[:num])
 
 
 def _units(run: Run, examples: Examples) -> str:

@@ -80,8 +80,13 @@ def optional(what: str) -> Iterator[None]:
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """Returns sentences on the model beside the baselines, where it is not clearly better."""
+    """Returns sentences on repeated rows, and on the baselines that the model does not beat."""
     said = []
+    if repeated := results.get("num_repeated"):
+        said.append(
+            f"{repeated} of {results['num_examples']} held-out examples are also among those to "
+            "train on: all likelihoods are too high. Leave each row in the file once"
+        )
     for name, more in results.get("more_than_baselines", {}).items():
         nats, error, num = more["nats"], more["standard_error"], results["num_examples"]
         if nats > 2 * error:

@@ -219,6 +219,20 @@ def test_words_where_the_model_is_not_better():
     assert "59.00 nats less, which 1 held-out example" in said(-59.0, np.nan, 1)[0]
 
 
+def test_held_out_rows_that_are_trained_on_are_told_of(tmp_path):
+    """Only of real numbers: rows of integers are often alike."""
+    z = np.random.default_rng(0).normal(size=(30, 2))
+    n = np.arange(30)[:, None]
+    for rows, expected in ((np.repeat(z, 2, axis=0), 6), (z, 0), (np.tile(n, (2, 1)), 0)):
+        examples, problem, _ = prepared(tmp_path, rows)
+        train = {tuple(row) for row in np.concatenate([examples.train, examples.validation])}
+        found = sum(tuple(row) in train for row in examples.held_out)
+        assert found == expected or rows.shape[1] == 1
+        assert _evaluation._num_repeated(problem, examples, 6) == expected
+    said = _report.verdict({"num_examples": 40, "num_repeated": 5})
+    assert said[0].startswith("5 of 40 held-out examples are also among those to train on")
+
+
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     """A run on four rows, trained by the command line."""
