@@ -335,7 +335,7 @@ def _marginals(
 def _bins(values: np.ndarray, num: int, whole: bool) -> Any:
     """Returns the bins of a histogram of most values: of integers, as many of them in each bin."""
     low, high = np.quantile(values, (0.002, 0.998), method="nearest")
-    if whole:
+    if whole and low < high:  # not a constant
         step = math.ceil((high - low + 1) / num)
         return low - 0.5 + step * np.arange(math.ceil((high - low + 1) / step) + 1)
     bins = np.linspace(low, high, num + 1)

@@ -191,7 +191,8 @@ def test_points_are_shown_in_their_own_units(drawn, tmp_path):
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, float])
 def test_bars_of_integers_hold_equally_many_of_them(dtype, drawn, tmp_path):
     """Each value has a bar as high as its share, without a comb or a warning."""
-    x = np.random.default_rng(0).poisson([2.0, 9.0], (200, 2)).astype(dtype)
+    x = np.random.default_rng(0).poisson([2.0, 30.0], (200, 2)) % 28
+    x = x.astype(dtype)
     examples = pictured(tmp_path, x)
     for i, axes in enumerate(drawn[0].axes):
         held_out, samples = axes.containers[0], axes.patches[-1].get_xy()
@@ -199,7 +200,7 @@ def test_bars_of_integers_hold_equally_many_of_them(dtype, drawn, tmp_path):
             within = (examples.held_out[:, i] > bar.get_x()) & (
                 examples.held_out[:, i] < bar.get_x() + bar.get_width()
             )
-            assert bar.get_width() in (1.0, 2.0, 3.0)
+            assert bar.get_width() % 1 == 0
             np.testing.assert_allclose(bar.get_height() * bar.get_width(), within.mean())
         assert samples[:, 0].min() == held_out[0].get_x()
         assert held_out[0].get_x() % 1 == 0.5
