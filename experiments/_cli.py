@@ -34,6 +34,8 @@ def parse(args: Sequence[str]) -> tuple[str, Config]:
     if resumed is not None:
         recipe, default = _same_recipe(recipe, *resumed)
     else:
+        if recipe is None and any(arg.partition("=")[0] == "--data" for arg in args):
+            raise ValueError("--data is for the recipe array: experiments.train array --data FILE")
         recipe = recipe or "digits"
         default = _config.defaults(recipe, quick="--quick" in args)
     config = tyro.cli(

@@ -183,7 +183,7 @@ class ArrayConditioning(Conditioning):
     """Labels, where the file holds them beside the examples."""
 
     labels: str | None = None
-    """Name of the array of labels in the .npz file of --data: integers 0, 1, 2, ..., one for each
+    """Name of the array of labels in the .npz file of --data: an integer or a word for each
     example."""
 
 
@@ -288,9 +288,11 @@ def recipe_class(recipe: str) -> type[Config]:
     names = [name.replace(":NAME", ":mnist") for name in RECIPES]
     close = difflib.get_close_matches(recipe, names, n=1, cutoff=0.5)
     close = ["tfds:mnist"] if recipe.partition(":")[0] == "tfds" else close
-    suggestion = f"did you mean {close[0]!r}? " if close else ""
+    if pathlib.Path(recipe).exists():
+        close = [f"array --data {recipe}"]
+    suggestion = f": did you mean {close[0]!r}?" if close else "."
     raise ValueError(
-        f"there is no recipe {recipe!r}: {suggestion}The recipes are {', '.join(RECIPES)}"
+        f"there is no recipe {recipe!r}{suggestion} The recipes are {', '.join(RECIPES)}"
     )
 
 

@@ -13,7 +13,7 @@ from experiments import _baselines, _integers
 from experiments._config import Array, Evaluation
 from experiments._examples import Examples
 from experiments._keys import named
-from experiments._problem import Problem, ScoreModel
+from experiments._problem import Problem, ScoreModel, without_density
 from experiments._run import Run
 from sm_jax import divergence, likelihood, losses, samplers
 from sm_jax.processes import perturb, prior_sample, time_grid
@@ -69,10 +69,16 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
     rows = {"score model": held_out_row, "score model (train)": train_row}
     results = {
         "num_examples": num,
+        "num_repeated": _num_repeated(problem, examples, num),
         "num_parameters": sum(x.size for x in jax.tree.leaves(run.params)),
         "divergence": "exact" if _is_exact(problem, options) else "hutchinson",
         "likelihood_steps": options.likelihood_steps,
-        "units": _units(run, examples),
+        "units": " ".join(
+            [
+                _units(run, examples),
+                *(f"{reason.capitalize()}." for reason in without_density(problem, examples.train)),
+            ]
+        ),
         "log_likelihood": rows,
         "overfitting_gap_nats": train_row["nats"] - held_out_row["nats"],
         "overfitting_gap_standard_error": math.hypot(
@@ -120,6 +126,15 @@ def _compared(
     for name, reason in left_out.items():
         print(f"{name}: {reason}")
     return {"more_than_baselines": more, "left_out": left_out}
+
+
+def _num_repeated(problem: Problem, examples: Examples, num: int) -> int:
+    """How many held-out examples are among the others too, where no integers make it likely."""
+    if problem.num_levels or (problem.integers and problem.integers.where.all()):
+        return 0
+    train, held_out, *validation = examples.parts
+    seen = {row.tobytes() for x in (train, *validation) for row in x}
+    return sum(row.tobytes() in seen for row in held_out[:num])
 
 
 def _units(run: Run, examples: Examples) -> str:

@@ -133,7 +133,9 @@ def _load_array(config: Array) -> Examples:
     if len(order) - num_held_out < 2:
         raise ValueError(
             f"{str(options.path)!r} leaves {len(order) - num_held_out} of {len(order)} examples "
-            "to train on, and at least 2 are needed: add examples, or lower --held-out"
+            "to train on, and at least 2 are needed: add examples"
+            + ", or lower --held-out"
+            * (len(order) > 2)
         )
     held_out, rest = order[:num_held_out], order[num_held_out:]
     num_validation = min(math.ceil(options.validation * len(rest)), len(rest) - 2)

@@ -1,6 +1,7 @@
 """The pictures of a run. Maps of colours are perceptually uniform."""
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from experiments import _images
 from experiments._examples import Examples
@@ -29,10 +31,11 @@ from sm_jax.parameterization import denoiser_from_score
 _EXTENT = 2.6  # half the width of the pictures of the toys, in standard deviations
 
 
-def loss_curve(directory: pathlib.Path) -> None:
+def loss_curve(directory: pathlib.Path, problem: Problem) -> None:
     """Writes loss.png from metrics.jsonl: by step, the loss and the norm of its gradient.
 
-    With a validation set, its bound on the likelihood instead of the latter.
+    With a validation set, its bound on the likelihood instead of the latter, in the nats that the
+    results are in: of levels, those of the scaled data.
     """
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     every = [json.loads(line) for line in lines]
@@ -41,16 +44,19 @@ def loss_curve(directory: pathlib.Path) -> None:
     with drawing(directory / "loss.png", 6.4, 4.2) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         steps = [record["step"] for record in records]
-        top.plot(steps, [record["loss"] for record in records], color=BLUE)
+        top.plot(steps, [record["loss"] for record in records], color=BLUE, marker=".")
         top.set_ylabel("loss (per example)")
         log_scale(top)
         if validated:
             steps = [record["step"] for record in validated]
-            bounds = [record["eval/validation_elbo"] for record in validated]
+            unit = problem.log_det if problem.num_levels else 0.0
+            bounds = [record["eval/validation_elbo"] - unit for record in validated]
             bottom.plot(steps, bounds, color=ORANGE, marker=".")
             bottom.set_ylabel("validation bound\n(nats)")
         else:
-            bottom.plot(steps, [record["grad_norm"] for record in records], color=ORANGE)
+            bottom.plot(
+                steps, [record["grad_norm"] for record in records], color=ORANGE, marker="."
+            )
             bottom.set_ylabel("norm of gradient")
             log_scale(bottom)
         bottom.set_xlabel("step")
@@ -74,8 +80,8 @@ def samples(
     elif problem.is_image:
         grid = _images.tiles(_images.grey(problem, x))
         _images.to_pil(grid, _images.enlargement(problem, len(x))).save(path)
-    elif problem.event_shape == (2,):
-        _plane(path, x, examples)
+    elif problem.event_shape == (2,) and not (problem.integers or problem.num_levels):
+        _plane(path, problem, x, examples)
     else:
         _marginals(path, problem, x, examples)
 
@@ -93,6 +99,8 @@ def gif(
     scaled = problem.mean + (trajectory - problem.mean) / spread.reshape(
         -1, *[1] * (trajectory.ndim - 1)
     )
+    if not problem.is_image:  # images alone are shown on their own scale
+        scaled = (scaled - problem.mean) / problem.sigma_data
     # Well above the data's spread nothing is to be seen yet: of those levels, the first will do.
     seen = np.flatnonzero(levels < 10 * problem.sigma_data)
     chosen = np.unique([0, *seen[:: max(1, len(seen) // 40)], len(levels) - 1])
@@ -209,8 +217,8 @@ def _loss_levels(axes: Axes, problem: Problem, results: dict[str, Any]) -> None:
 # Points in the plane.
 
 
-def _plane(path: pathlib.Path, x: np.ndarray, examples: Examples | None) -> None:
-    panels = [("samples", x, BLUE)]
+def _plane(path: pathlib.Path, problem: Problem, x: np.ndarray, examples: Examples | None) -> None:
+    panels = [("samples", _units(problem, x), BLUE)]
     if examples is not None:
         panels.append(("held-out points", examples.held_out[: len(x)], GREY))
     with drawing(path, 3.6 * len(panels), 3.8) as figure:
@@ -221,7 +229,9 @@ def _plane(path: pathlib.Path, x: np.ndarray, examples: Examples | None) -> None
         ):
             axes.scatter(*points.T, s=3, color=color, alpha=0.5, linewidths=0)
             axes.set(title=f"{len(points):,} {title}", xlabel="$x_1$", ylabel="$x_2$")
-            _square(axes)
+            axes.locator_params(nbins=5)
+            if not problem.standardizer:
+                _square(axes)
 
 
 def _square(axes: Axes) -> None:
@@ -295,6 +305,9 @@ def _marginals(
 ) -> None:
     flat = _units(problem, x)
     data = None if examples is None else examples.held_out.reshape(len(examples.held_out), -1)
+    whole = np.full(flat.shape[1], bool(problem.num_levels))
+    if problem.integers:
+        whole = problem.integers.where.ravel()
     shown = min(flat.shape[1], 12)
     num_bins = int(np.clip(2 * len(flat if data is None else data) ** 0.5, 8, 40))
     columns = min(shown, 4)
@@ -306,17 +319,27 @@ def _marginals(
                 axes.set_axis_off()
                 continue
             both = flat[:, i] if data is None else np.concatenate([flat[:, i], data[:, i]])
-            bins = np.linspace(*np.quantile(both, (0.002, 0.998)), num_bins + 1)
-            if not np.all(np.diff(bins) > 0):
-                bins = num_bins
+            bins = _bins(both.astype(float), num_bins, whole[i])
             if data is not None:
-                axes.hist(data[:, i], bins, density=True, color="#c9c9c9", label="held-out data")
+                values = data[:, i].astype(float)
+                axes.hist(values, bins, density=True, color="#c9c9c9", label="held-out data")
             axes.hist(
                 flat[:, i], bins, density=True, histtype="step", color=BLUE, lw=1.6, label="samples"
             )
             axes.set(xlabel=f"feature {i + 1}", yticks=[])
+            axes.xaxis.set_major_locator(MaxNLocator(4))
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=2)
+
+
+def _bins(values: np.ndarray, num: int, whole: bool) -> Any:
+    """Returns the bins of a histogram of most values: of integers, as many of them in each bin."""
+    low, high = np.quantile(values, (0.002, 0.998), method="nearest")
+    if whole and low < high:  # not a constant
+        step = math.ceil((high - low + 1) / num)
+        return low - 0.5 + step * np.arange(math.ceil((high - low + 1) / step) + 1)
+    bins = np.linspace(low, high, num + 1)
+    return bins if np.all(np.diff(bins) > 0) else num
 
 
 def _units(problem: Problem, x: np.ndarray) -> np.ndarray:

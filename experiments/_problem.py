@@ -197,7 +197,7 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
     levels = noise_levels.noise_levels_from_data(scaled, named("noise levels", seed))
     sigma_max, sigma_min = float(levels.sigmas[0]), float(levels.sigmas[-1])
     problem = dataclasses.replace(problem, sigma_min=sigma_min, sigma_max=sigma_max)
-    return problem, "\n".join([*explanation, str(levels)])
+    return problem, "\n".join([*explanation, *without_density(problem, x), str(levels)])
 
 
 def _standardized(
@@ -237,6 +237,40 @@ def _standardized(
         problem, standardizer=standardizer, limits=limits, integers=integers
     )
     return problem, explanation
+
+
+def without_density(problem: Problem, x: np.ndarray) -> list[str]:
+    """Returns sentences on real numbers of the training examples that have no density.
+
+    Those are columns with one value in many rows, or that vary by less than the smallest noise
+    level about a linear function of other columns. Networks make their likelihood as large as the
+    noise allows.
+    """
+    if problem.standardizer is None:
+        return []
+    whole = np.zeros(problem.event_shape, bool)
+    if problem.integers:
+        whole = problem.integers.where
+    some = np.sort(x[:2000], axis=0)
+    most = max(2, len(some) // 10)
+    repeated = (some[most:] == some[:-most]).any(axis=0) & ~whole
+    dependent = np.zeros_like(whole)
+    if whole.ndim == 1 and len(x) > 2 * len(whole):
+        order = np.argsort(~whole, kind="stable")  # integers first: what is a function of these
+        columns = np.column_stack([np.ones(len(x)), problem.rows(x)[:, order]])
+        left_over = abs(np.diag(np.linalg.qr(columns, mode="r")))[1:]  # of each by those before
+        dependent[order] = left_over < problem.sigma_min * math.sqrt(len(x))
+        dependent &= ~whole
+    reasons = {
+        "one value is in more than a tenth of the rows": repeated,
+        "linear in other columns": dependent,
+    }
+    return [
+        f"{_integers.names(where)}: {reason}, hence without a density: likelihoods rest on the "
+        "smallest noise level, and compare with no entropy"
+        for reason, where in reasons.items()
+        if where.any()
+    ]
 
 
 def _num_levels(x: np.ndarray) -> int | None:

@@ -80,8 +80,13 @@ def optional(what: str) -> Iterator[None]:
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """Returns sentences on the model beside the baselines, where it is not clearly better."""
+    """Returns sentences on repeated rows, and on the baselines that the model does not beat."""
     said = []
+    if repeated := results.get("num_repeated"):
+        said.append(
+            f"{repeated} of {results['num_examples']} held-out examples are also among those to "
+            "train on: all likelihoods are too high. Leave each row in the file once"
+        )
     for name, more in results.get("more_than_baselines", {}).items():
         nats, error, num = more["nats"], more["standard_error"], results["num_examples"]
         if nats > 2 * error:
@@ -140,8 +145,10 @@ def sentences(results: dict[str, Any]) -> list[str]:
 def method(results: dict[str, Any]) -> str:
     """Returns a sentence on how the likelihoods were computed."""
     trace = {"exact": "exact trace", "hutchinson": "Hutchinson's estimate of the trace"}
+    num = results["num_examples"]
+    mean = f"Mean over {num} examples ± standard error" if num > 1 else "Of a single example"
     return (
-        f"Mean over {results['num_examples']} examples ± standard error; the model's by "
+        f"{mean}; the model's by "
         f"probability flow, {trace[results['divergence']]}, {results['likelihood_steps']} "
         f"steps. {results['units']}"
     )

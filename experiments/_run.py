@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import warnings
 import zlib
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ class Run(NamedTuple):
 
 
 def load(directory: pathlib.Path) -> Run:
-    """Loads a run.
+    """Loads a run, with a warning if its training has not come to its end.
 
     Raises:
         ValueError: if the directory holds no run, one that is damaged or of another version, or one
@@ -57,6 +58,14 @@ def load(directory: pathlib.Path) -> Run:
         problem = _problem.Problem.from_dict(facts)
         model = _problem.build(config, problem)
     params = restore_params(directory, model.params)
+    steps = [path.name for path in (directory.expanduser() / "checkpoints").iterdir()]
+    last, num_steps = max(map(int, filter(str.isdecimal, steps))), config.training.num_steps
+    if last < num_steps:
+        warnings.warn(
+            f"this run stopped at step {last:,} of {num_steps:,}: to finish it, "
+            f"python -m experiments.train --resume --directory {directory}",
+            stacklevel=2,
+        )
     return Run(directory, recipe, config, problem, model, params)
 
 

@@ -125,7 +125,8 @@ def fit(untrained: "Run", examples: "Examples", facts: dict[str, Any]) -> "Run":
     if validate is not None:
         step = checkpoints.best_step(directory)
         num = len(examples.validation)
-        print(f"took the checkpoint of step {step}, the best on {num} validation examples")
+        some = f"{num} validation example{'s' * (num > 1)}"
+        print(f"took the checkpoint of step {step}, the best on {some}")
     return untrained._replace(params=params)
 
 
@@ -155,7 +156,7 @@ def finish(run: "Run", examples: "Examples", start: float) -> None:
         path = directory / "scores_per_level.png"
         _plots.scores_per_level(path, run, examples, results, named("pictures", seed))
     with _report.optional("the picture of the loss"):
-        _plots.loss_curve(directory)
+        _plots.loss_curve(directory, run.problem)
 
     results["wall_seconds"] = time.monotonic() - start
     _report.write_json(directory / "results.json", results)

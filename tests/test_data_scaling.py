@@ -138,6 +138,8 @@ def test_a_small_spread_that_is_no_rounding_is_kept():
     assert constant_features(x.astype(np.float32)).tolist() == [True, False, False]
     assert not constant_features(np.array([[2**60], [2**60 + 1]])).any()  # integers are exact
     assert constant_features([[0.0, 1], [0.0, 2]]).tolist() == [True, False]
+    years = np.arange(2015, 2023, dtype=np.float16)[:, None]  # which that dtype holds exactly
+    assert not constant_features(years).any()
 
 
 def test_a_long_list_of_constant_features_is_cut():

@@ -245,6 +245,10 @@ def test_configuration_survives_json(recipe):
         (["digit"], "did you mean 'digits'"),
         (["mons"], "did you mean 'moons'"),
         (["tfds"], "did you mean 'tfds:mnist'"),
+        (["{text}"], "did you mean 'array --data {text}'? The recipes are"),
+        (["other"], "there is no recipe 'other'. The recipes are"),
+        (["--data", "{text}"], "experiments.train array --data FILE"),
+        (["--data={text}"], "experiments.train array --data FILE"),
         (["--num-steps", "5", "moons"], "the recipe comes first"),
         (["--num-steps=5", "tfds:mnist", "--data-dir", "x"], "the recipe comes first"),
         (["--dry-run", "moons"], "the recipe comes first"),
@@ -261,6 +265,8 @@ def test_configuration_survives_json(recipe):
         (["array", "--data", "{objects}"], "objects"),
         (["array", "--data", "{nan}"], "NaN"),
         (["array", "--data", "{text}"], "real numbers"),
+        (["array", "--data", "{two}"], "at least 2 are needed: add examples\n"),
+        (["array", "--data", "{three}", "--held-out", "0.5"], "or lower --held-out"),
         (["array", "--data", "{nan}", "--held-out", "2"], "--held-out"),
         (["array", "--data", "{nan}", "--validation", "1"], "--validation"),
         (["tfds:nothing", "--data-dir", "{empty}"], "nothing"),
@@ -274,15 +280,17 @@ def test_mistakes_end_in_a_clear_line(args, says, tmp_path, capsys):
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     np.save(tmp_path / "text.npy", np.array(["a", "b"]))
     np.save(tmp_path / "nan.npy", np.array([[1.0], [np.nan]]))
+    np.save(tmp_path / "two.npy", np.eye(2))
+    np.save(tmp_path / "three.npy", np.eye(3))
     places = {name: tmp_path / name for name in ("full", "file", "empty")} | {
-        name: tmp_path / f"{name}.npy" for name in ("objects", "nan", "text")
+        name: tmp_path / f"{name}.npy" for name in ("objects", "nan", "text", "two", "three")
     }
     args = [arg.format(**places) for arg in args]
     if "array" in args:
         args += ["--directory", str(tmp_path / "run")]
     error, code = run_fails(train.main, args, capsys)
     assert code == 2
-    assert says in error
+    assert says.format(**places) in error
 
 
 @pytest.mark.parametrize("main", [sample.main, evaluate.main])

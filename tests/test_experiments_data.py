@@ -127,6 +127,24 @@ def test_8_bit_counts_far_from_the_middle(tmp_path):
     assert samples.max() < 20
 
 
+def test_columns_without_a_density_are_told_of(tmp_path):
+    """Zeros among real numbers, and linear functions of other columns, also of integers."""
+    rng = np.random.default_rng(0)
+    z, n = rng.normal(size=(3, 300)), rng.poisson(3, 300)
+    zeros = np.where(rng.random(300) < 0.3, 0.0, z[1])
+    x = np.stack([z[0], zeros, n, 1e3 - 2e-6 * z[0], n + z[0] + 1e-9 * z[2]], axis=1)
+    _, _, said = prepared(tmp_path, x)
+    assert "column 2: one value is in more than a tenth of the rows" in said
+    assert "columns 4, 5: linear in other columns, hence without a density" in said
+    for fine in (x[:, :1], z.T.round(1) + 0.05, z[:, :6], np.stack([n, n, z[0]], axis=1)):
+        assert "without a density" not in prepared(tmp_path, fine)[2]
+
+    args = [*TINY, "--data", str(tmp_path / "x.npy"), "--directory", str(tmp_path / "run")]
+    np.save(tmp_path / "x.npy", x[:, [0, 3]])
+    train.main(["array", *args])
+    assert "Column 2: linear in other columns" in (tmp_path / "run/report.html").read_text()
+
+
 # --- labels ---------------------------------------------------------------------------------------
 
 
@@ -196,6 +214,20 @@ def test_words_where_the_model_is_not_better():
     assert "not shown to be better" in said(1.0, 1.0)[0]
     assert "So few held-out examples (3) settle nothing" in said(-69.0, 72.0, 3)
     assert "59.00 nats less, which 1 held-out example" in said(-59.0, np.nan, 1)[0]
+
+
+def test_held_out_rows_that_are_trained_on_are_told_of(tmp_path):
+    """Only of real numbers: rows of integers are often alike."""
+    z = np.random.default_rng(0).normal(size=(30, 2))
+    n = np.arange(30)[:, None]
+    for rows, expected in ((np.repeat(z, 2, axis=0), 6), (z, 0), (np.tile(n, (2, 1)), 0)):
+        examples, problem, _ = prepared(tmp_path, rows)
+        train = {tuple(row) for row in np.concatenate([examples.train, examples.validation])}
+        found = sum(tuple(row) in train for row in examples.held_out)
+        assert found == expected or rows.shape[1] == 1
+        assert _evaluation._num_repeated(problem, examples, 6) == expected
+    said = _report.verdict({"num_examples": 40, "num_repeated": 5})
+    assert said[0].startswith("5 of 40 held-out examples are also among those to train on")
 
 
 @pytest.fixture(scope="module")

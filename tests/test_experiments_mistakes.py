@@ -1,7 +1,9 @@
 """What goes wrong around a run: other data, damaged files, options that cannot be."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from matplotlib.figure import Figure
 
 from experiments import (
     _cli,
@@ -20,6 +23,7 @@ from experiments import (
     _examples,
     _images,
     _keys,
+    _plots,
     _problem,
     _report,
     _run,
@@ -143,6 +147,79 @@ def test_images_of_real_numbers_are_shown_in_their_own_units(tmp_path):
 def test_levels_are_shown_as_they_were(images):
     shown = _images.grey(images[0].problem, np.array([-1.0, -0.5, 1.0, 2.0]).reshape(1, 2, 2))
     np.testing.assert_array_equal(shown.ravel(), [0.0, 0.25, 1.0, 1.0])
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Lists the figures that are drawn, instead of writing them."""
+    figures = []
+
+    @contextlib.contextmanager
+    def drawing(path, width, height):
+        figures.append(Figure(figsize=(width, height)))
+        yield figures[-1]
+
+    monkeypatch.setattr(_plots, "drawing", drawing)
+    return figures
+
+
+def pictured(tmp_path, x):
+    """Draws the picture of samples of an array, which are its training examples themselves."""
+    np.save(tmp_path / "x.npy", x)
+    _, config = _cli.parse(["array", "--data", str(tmp_path / "x.npy"), "--validation", "0"])
+    examples = _examples.load(config)
+    problem, _ = _problem.examine(config, examples)
+    scaled = jax.jit(problem.scaled)(problem.rows(examples.train), jax.random.key(0))
+    _plots.samples(tmp_path / "x.png", problem, scaled, examples)
+    return examples
+
+
+def test_points_are_shown_in_their_own_units(drawn, tmp_path):
+    """The samples and the held-out points are all within the axes."""
+    x = np.random.default_rng(0).normal(size=(60, 2)) * [5.0, 0.01] + [1000.0, -3.0]
+    examples = pictured(tmp_path, x)
+    shown = examples.train, examples.held_out
+    for axes, points in zip(drawn[0].axes, shown, strict=True):
+        np.testing.assert_allclose(axes.collections[0].get_offsets(), points, rtol=1e-6)
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        assert ([left, bottom] < points.min(axis=0)).all()
+        assert (points.max(axis=0) < [right, top]).all()
+        assert right - left < 60  # the axes are filled
+        assert top - bottom < 0.12
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, float])
+def test_bars_of_integers_hold_equally_many_of_them(dtype, drawn, tmp_path):
+    """Each value has a bar as high as its share, without a comb or a warning."""
+    x = np.random.default_rng(0).poisson([2.0, 30.0], (200, 2)) % 28
+    x = x.astype(dtype)
+    examples = pictured(tmp_path, x)
+    for i, axes in enumerate(drawn[0].axes):
+        held_out, samples = axes.containers[0], axes.patches[-1].get_xy()
+        for bar in held_out:
+            within = (examples.held_out[:, i] > bar.get_x()) & (
+                examples.held_out[:, i] < bar.get_x() + bar.get_width()
+            )
+            assert bar.get_width() % 1 == 0
+            np.testing.assert_allclose(bar.get_height() * bar.get_width(), within.mean())
+        assert samples[:, 0].min() == held_out[0].get_x()
+        assert held_out[0].get_x() % 1 == 0.5
+
+
+def test_the_loss_is_shown_from_its_first_record_on(drawn, tmp_path):
+    """With one record there is a mark; the bound is in the nats that the results are in."""
+    records = [{"step": 3, "loss": 2.0}, {"step": 3, "eval/validation_elbo": -70.0}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    levels = problem_of_shape(4, 4)
+    for problem, bound in (
+        (levels, -70 + 16 * math.log(128)),
+        (dataclasses.replace(levels, num_levels=None), -70),
+    ):
+        _plots.loss_curve(tmp_path, problem)
+        loss, bounds = (axes.lines[0] for axes in drawn[-1].axes)
+        assert (loss.get_marker(), bounds.get_marker()) == (".", ".")
+        np.testing.assert_allclose(loss.get_ydata(), [2.0])
+        np.testing.assert_allclose(bounds.get_ydata(), [bound])
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -333,6 +410,14 @@ def test_damaged_runs_end_in_a_clear_line(file, path, value, copy, capsys):
         error, code = run_fails(main, [copy], capsys)
         assert code == 2
         assert len(error.splitlines()) == 1
+
+
+def test_a_run_that_was_interrupted_is_told_of(copy):
+    """Its numbers are those of a network that is not yet trained."""
+    config = copy / "config.json"
+    config.write_text(re.sub('"num_steps": 2', '"num_steps": 3000', config.read_text()))
+    with pytest.warns(UserWarning, match=f"stopped at step 2 of 3,000.*--directory {copy}"):
+        _run.load(copy)
 
 
 def test_a_damaged_run_is_not_resumed(copy, capsys):

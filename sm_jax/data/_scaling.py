@@ -187,7 +187,8 @@ class Standardizer:
 def constant_features(x: ArrayLike) -> np.ndarray:
     """Return which features have one value, up to its rounding: ``max - min <= 4 eps max |x|``.
 
-    ``eps`` is the relative spacing of the floating dtype of ``x``; integers have to be equal.
+    ``eps`` is the relative spacing of the floating dtype of ``x``; features of whole numbers, which
+    it may hold exactly, have to be equal.
 
     Args:
         x: data ``[N, ...]`` of any real dtype, in host memory.
@@ -209,7 +210,8 @@ def constant_features(x: ArrayLike) -> np.ndarray:
     if x.dtype.kind in "biu":
         return low == high
     low, high = low.astype(np.float64), high.astype(np.float64)
-    return high - low <= 4 * np.finfo(x.dtype).eps * np.maximum(abs(low), abs(high))
+    eps = np.where((x == np.floor(x)).all(axis=0), 0.0, np.finfo(x.dtype).eps)
+    return high - low <= 4 * eps * np.maximum(abs(low), abs(high))
 
 
 def _warn_constant(constant: np.ndarray) -> None:
