@@ -215,6 +215,7 @@ def test_rows_are_their_own_and_bfloat16_stops_in_time(name, getkey):
     assert error < 8 * float(jnp.finfo(jnp.bfloat16).eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVERS)
 def test_derivatives_are_those_of_the_solution(name, getkey):
     """By b and by M, also at b = 0 and where one product is enough, both orders."""
@@ -232,6 +233,7 @@ def test_derivatives_are_those_of_the_solution(name, getkey):
             check_grads(solved, (root, b), order=2, modes=["fwd", "rev"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pseudo_inverse", "moment_matching"])
 def test_guided_scores_have_right_derivatives(method, getkey):
     """By x, t, y, the noise, the spread of the data and the process, at y = A D too; float64."""
