@@ -5,17 +5,19 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
 import pathlib
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tyro
 
 from experiments import _config
 from experiments._config import Config
 
+_INTERRUPTED = 130  # the exit code, as that of shells
 _FLAGS = ("--resume", "--dry-run", "--conditional", "--quick")  # options that take no value
 
 
@@ -129,6 +131,21 @@ def _description(recipe: str, kind: type[Config]) -> str:
     )
 
 
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a program with its command line, and leaves at once where the user interrupted it.
+
+    XLA may still be computing then, in threads that crash when Python is taken down around them.
+    """
+    try:
+        main(sys.argv[1:])
+    except SystemExit as stop:
+        if stop.code != _INTERRUPTED:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_INTERRUPTED)
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends the program with one line on stderr: exit code 2 for what the user can mend.
@@ -164,7 +181,7 @@ def one_line_stops(next_step: str = "") -> Iterator[None]:
     except OSError as error:
         sys.exit(_fail(f"{error}. {next_step}", 1))
     except KeyboardInterrupt:
-        sys.exit(_fail(f"interrupted. {next_step}" if next_step else "interrupted", 130))
+        sys.exit(_fail(f"interrupted. {next_step}" if next_step else "interrupted", _INTERRUPTED))
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

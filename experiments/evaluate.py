@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -70,4 +69,4 @@ def evaluate(run: "Run", examples: "Examples", output: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    _cli.run(main)

@@ -6,7 +6,6 @@ held-out images.
 
 import dataclasses
 import pathlib
-import sys
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
@@ -322,4 +321,4 @@ def _title(options: Sample) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    _cli.run(main)

@@ -165,4 +165,4 @@ def finish(run: "Run", examples: "Examples", start: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _cli.run(main)

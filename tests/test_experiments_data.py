@@ -1,6 +1,8 @@
 """Users' own data on the command line: integers, labels, few rows, what cannot be written."""
 
 import json
+import os
+import sys
 
 import jax
 import numpy as np
@@ -270,6 +272,25 @@ def test_an_output_that_cannot_be_written(main, four, tmp_path, monkeypatch, cap
     assert "cannot write to" in error
     assert "--output" in error
     assert len(error.splitlines()) == 1
+
+
+def test_an_interrupted_program_leaves_at_once(monkeypatch):
+    """Without taking Python down around the threads of XLA; other codes leave as ever."""
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(sys, "argv", ["program", "--option"])
+
+    def main(args):
+        assert args == ["--option"]
+        with _cli.one_line_stops():
+            raise KeyboardInterrupt
+
+    _cli.run(main)
+    assert codes == [130]
+    with pytest.raises(SystemExit) as stop:
+        _cli.run(lambda args: sys.exit(2))
+    assert stop.value.code == 2
+    assert codes == [130]
 
 
 def test_interruptions_and_full_disks_end_in_one_line(four, monkeypatch, capsys):
