@@ -407,6 +407,11 @@ def test_bad_data(getkey, function):
         function(jnp.zeros((0, 3)), getkey())
     with pytest.raises(ValueError, match="1 values that are not finite"):
         function(jnp.array([[1.0, jnp.nan], [1.0, 0.0]]), getkey())
+    rows = np.arange(20.0, dtype=np.float32)[:, None]
+    rows[7] = np.inf  # also in a row that is not compared
+    for _ in range(5):
+        with pytest.raises(ValueError, match="1 values that are not finite"):
+            function(rows, getkey(), max_points=2)
     for num in (1, 5):
         with pytest.raises(ValueError, match=rf"two distinct examples, got {num} that are equal"):
             function(jnp.full((num, 3), 0.1), getkey())

@@ -157,6 +157,16 @@ def test_time_of_any_noise_ratio(process):
 
 
 @each_process
+def test_slope_of_the_time_of_a_noise_ratio(process):
+    """Also where formulas meet, at 1: ``r dt / dr`` is one over the slope of ``log r``."""
+    for ratio in (0.5, 1.0, 2.0):
+        t = process.time(ratio)
+        log_ratio = lambda t: jnp.log(processes.noise_ratio(process, t))  # noqa: E731
+        slope = ratio * jax.grad(process.time)(ratio)
+        np.testing.assert_allclose(slope, 1.0 / jax.grad(log_ratio)(t), rtol=1e-4)
+
+
+@each_process
 def test_prior(process, getkey):
     sigma = float(process.sigma(process.t_max))
     draws = processes.prior_sample(process, getkey(), (20_000, 2))

@@ -206,6 +206,16 @@ def test_churn_may_be_traced(getkey):
         np.testing.assert_allclose(jax.jit(drawn)(churn), drawn(churn), rtol=1e-5)
 
 
+def test_no_churn_adds_no_noise(getkey):
+    """Optimized code, as `.ci/run` tests it, fuses the difference of equal squares: it is not 0."""
+    process, x = processes.VE(sigma_max=10.0), 10.0 * jax.random.normal(getkey(), (5, 2))
+    call = partial(
+        samplers.heun, lambda x, t: -x / (1.0 + t[:, None] ** 2), x, process=process, num_steps=8
+    )
+    found = jax.jit(lambda churn, key: call(key, churn=churn))(0.0, getkey())
+    np.testing.assert_allclose(found, call(), rtol=1e-5, atol=1e-6)
+
+
 def test_churn_adds_noise_to_the_level_that_it_claims(getkey):
     """With D = y held fixed (score 0) the flow stands still and only the churned noise is left."""
     process, churn = processes.VE(sigma_max=3.2), 0.6

@@ -316,8 +316,8 @@ def noise_levels_from_data(
 
     Raises:
         TypeError: ``x`` is not floating.
-        ValueError: ``x`` is empty, not finite, or all examples are equal; a level is not positive;
-            ``sigma_min`` is not below ``sigma_max``.
+        ValueError: ``x`` is empty, not finite, or all its examples are equal (unless both levels
+            are given); a level is not positive; ``sigma_min`` is not below ``sigma_max``.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (200, 8, 8))
@@ -390,11 +390,11 @@ def _subset(x, key, max_points):
         raise ValueError(f"x must hold examples [N, ...], got shape {x.shape}.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must have a floating dtype, got {x.dtype}: scale integers to [0, 1].")
+    if not np.isfinite(x).all():
+        raise ValueError(f"x holds {np.sum(~np.isfinite(x))} values that are not finite.")
     if len(x) > max_points:
         x = x[np.sort(jax.random.choice(key, len(x), (max_points,), replace=False))]
     points = x.astype(np.float64).reshape(len(x), -1)
-    if not np.isfinite(points).all():
-        raise ValueError(f"x holds {np.sum(~np.isfinite(points))} values that are not finite.")
     return points - points.mean(axis=0)
 
 

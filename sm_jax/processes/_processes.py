@@ -228,10 +228,12 @@ class VPLinear:
     def time(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha = sqrt(exp(b) - 1)`` equals ``ratio``."""
         ratio = _checks.as_floating(ratio)
-        small, large = jnp.minimum(ratio, 1.0), jnp.maximum(ratio, 1.0)
+        is_small = ratio < 1.0
+        # Not by minimum and maximum, which halve the derivative at 1.
+        small, large = jnp.where(is_small, ratio, 1.0), jnp.where(is_small, 1.0, ratio)
         of_large = 2.0 * jnp.log(large) + jnp.log1p(1.0 / large**2)  # its square may overflow
         return self._time_of_integrated_rate(
-            jnp.where(ratio < 1.0, jnp.log1p(jnp.square(small)), of_large)
+            jnp.where(is_small, jnp.log1p(jnp.square(small)), of_large)
         )
 
 

@@ -232,7 +232,7 @@ def heun(
     inputs = (times[:-1], times[1:], t_raised, raised, ratios[1:])
     if not silent:
         # The root is guarded twice, as its derivative at zero is infinite.
-        gap = raised**2 - ratios[:-1] ** 2
+        gap = (raised - ratios[:-1]) * (raised + ratios[:-1])  # 0, where squares may round apart
         added = jnp.where(gap > 0.0, jnp.sqrt(jnp.where(gap > 0.0, gap, 1.0)), 0.0)
         inputs = (*inputs, churn_noise * added, jax.random.split(key, count))
     finish = _finish(score_fn, process, times[-1], denoise)
