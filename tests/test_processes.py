@@ -306,6 +306,13 @@ def test_grids_strictly_decrease_for_many_steps(process):
         np.testing.assert_array_equal(grid[[0, -1]], np.float32([process.t_max, process.t_min]))
 
 
+def test_times_that_a_low_precision_has_rounded_are_taken():
+    process = processes.VE(sigma_min=0.7, sigma_max=50.0)
+    times = jnp.array([process.t_max, 1.0, process.t_min], jnp.bfloat16)
+    assert float(times[-1]) < 0.7 * (1.0 - 1e-3)
+    np.testing.assert_array_equal(processes.check_times(process, times), times)
+
+
 def test_cosine_keeps_its_digits_where_alpha_vanishes():
     t = np.float32([0.1, 0.49, 0.5, 0.51, 0.9, 0.999, 0.99999, 0.9999999])
     exact = np.sin(0.5 * np.pi * (1.0 - t.astype(np.float64)))

@@ -247,7 +247,8 @@ def check_times(process: ProcessLike, times: ArrayLike) -> jax.Array:
     low, high = (_checks.concrete(t) for t in (process.t_min, process.t_max))
     if known is None or low is None or high is None:
         return times
-    slack = 1e-6  # for the rounding of float32; a time below zero has no meaning at all
+    # Relative, for rounding, by float32 at least: a time below zero has no meaning at all.
+    slack = max(1e-6, float(jnp.finfo(times.dtype).eps))
     if known[0] > high * (1 + slack) or known[-1] < low * (1 - slack):
         raise ValueError(
             f"times must lie in the range of the process, [{low}, {high}], got {known[-1]} to "

@@ -86,10 +86,11 @@ def probability_flow(
     estimate of the solver, and is at most 1 long in ``l``. The flow then amplifies what is left of
     the errors where paths part between modes.
 
-    The order is that of the solver, 5 by default. For an error that is asked for, rather than a
-    number of steps; each example has steps of its own, and a batch takes as long as its slowest
-    example. At the low accuracy that samples need, `dpm_solver_pp` takes fewer evaluations. A
-    network that is not smooth makes the steps tiny.
+    The order is that of the solver, 5 by default. Use it to set an error rather than a number of
+    steps. Each example has steps of its own, and a batch takes as long as its slowest example. At
+    the low accuracy that samples need, `dpm_solver_pp` takes fewer evaluations. A network that is
+    not smooth makes the steps tiny, and so does ``rtol`` below 1e-4 in float32 where the noise is
+    far below the scale of the data: give ``atol`` then.
 
     Under ``jax.jit``: ``jax.jit(partial(probability_flow, score_fn, process=process))``.
 
@@ -238,13 +239,13 @@ def adaptive_sde(
     at which ``e`` is expected to be 1: in noise far above the data the square of ``e`` grows like
     ``h^3 / r^4``. The mean with the steps before evens out what is due to ``z`` alone.
 
-    The length of a step is chosen before its noise is drawn, and no step is rejected. Who rejects
-    steps by an error that depends on the noise selects among the noise, which narrows the samples
-    and costs the second order. ``finished`` thus tells that the end was reached, not that ``e`` was
-    at most 1 in each step.
+    The length of a step is chosen before its noise is drawn, and no step is rejected. Rejecting
+    steps by an error that depends on their noise selects among the noise, which narrows the samples
+    and costs the second order. So ``finished`` says that the end was reached, not that ``e`` was at
+    most 1 in each step.
 
-    For samples of a stochastic sampler when the number of steps is not known. A batch takes as long
-    as its slowest example.
+    Use it for a stochastic sampler when the number of steps is not known. A batch takes as long as
+    its slowest example.
 
     Under ``jax.jit``: ``jax.jit(partial(adaptive_sde, score_fn, process=process))``.
 
@@ -253,11 +254,11 @@ def adaptive_sde(
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
         key: a random key.
         process: the process that the score was trained for.
-        times: strictly decreasing, of which the first and the last are the ends; ``t_max`` and
-            ``t_min`` by default.
-        rtol: error of one step that is aimed at, relative to the noise.
-        atol: absolute error of one step that is aimed at, in units of the data; more than 0 saves
-            steps where the noise is far below what matters.
+        times: strictly decreasing times; only the first and the last are used, as the ends, which
+            are ``t_max`` and ``t_min`` by default.
+        rtol: target error of one step, relative to the noise.
+        atol: target absolute error of one step, in units of the data; more than 0 saves steps where
+            the noise is far below what matters.
         max_steps: largest number of steps, each two evaluations.
         denoise: end with the denoiser at the last time.
 
