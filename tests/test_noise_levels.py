@@ -76,6 +76,19 @@ def test_duplicates_are_no_neighbours(getkey):
     np.testing.assert_allclose(value, 0.5 / 10 / math.sqrt(2), rtol=1e-3)
 
 
+@pytest.mark.parametrize("far", [1e6, 1e7, -1e8])
+def test_one_example_far_away_does_not_make_the_others_equal(getkey, far):
+    x = np.append(0.5 * np.arange(20), far)[:, None]  # nearest distances 0.5, but for the last
+    np.testing.assert_allclose(noise_levels.smallest_level(x, getkey()), 0.05, rtol=1e-6)
+    np.testing.assert_allclose(noise_levels.largest_level(x, getkey()), np.ptp(x), rtol=1e-12)
+
+
+def test_zeros_of_either_sign_are_equal(getkey):
+    x = np.array([[-1.0, 0.0], [0.0, -0.0], [0.0, 0.0], [0.0, 1.0]])
+    value = noise_levels.smallest_level(x, getkey())
+    np.testing.assert_allclose(value, 0.1 / math.sqrt(2), rtol=1e-12)
+
+
 def test_a_subset_is_drawn_with_the_key(getkey):
     x = jax.random.normal(getkey(), (500, 2))
     whole = noise_levels.largest_level(x, getkey())

@@ -383,7 +383,7 @@ def _relative_step(ratio, num_steps):
 
 
 def _subset(x, key, max_points):
-    """Return at most ``max_points`` random examples as centred float64 rows ``[n, D]``."""
+    """Return at most ``max_points`` random examples as float64 rows ``[n, D]`` of median zero."""
     _checks.check_count("max_points", max_points, minimum=2)
     x = np.asarray(x)
     if x.ndim == 0 or x.size == 0:
@@ -395,17 +395,19 @@ def _subset(x, key, max_points):
     if len(x) > max_points:
         x = x[np.sort(jax.random.choice(key, len(x), (max_points,), replace=False))]
     points = x.astype(np.float64).reshape(len(x), -1)
-    return points - points.mean(axis=0)
+    return points - np.median(points, axis=0)  # where most are, whatever lies far away
 
 
 def _distances(points):
     """Return the largest distance of two points, and that from each to its nearest distinct one.
 
     Pairs are ranked by ``|a|^2 - 2 a b + |b|^2`` in blocks of rows; the distances returned are
-    those of the differences, because the former cancels for near neighbours.
+    those of the differences, because the former cancels for near neighbours, so much that it cannot
+    tell which points are equal: their bytes do.
     """
     squares = np.sum(points**2, axis=1)
-    same = 1e-12 * squares.max()  # below: equal, but for the rounding of the ranking
+    numbers = {}
+    number = np.array([numbers.setdefault((p + 0.0).tobytes(), len(numbers)) for p in points])
     rows = max(1, _CHUNK // len(points))
     largest, nearest = 0.0, []
     for start in range(0, len(points), rows):
@@ -413,9 +415,9 @@ def _distances(points):
         ranking = squares[start : start + rows, None] + squares - 2 * block @ points.T
         farthest = block - points[np.argmax(ranking, axis=1)]
         largest = max(largest, np.linalg.norm(farthest, axis=1).max())
-        ranking[ranking <= same] = np.inf
+        ranking[number[start : start + rows, None] == number] = np.inf
         closest = np.linalg.norm(block - points[np.argmin(ranking, axis=1)], axis=1)
-        nearest.append(closest[np.isfinite(ranking.min(axis=1))])
+        nearest.append(closest)
     if largest == 0:
         raise ValueError(
             f"x must hold at least two distinct examples, got {len(points)} that are equal: "
