@@ -155,7 +155,7 @@ def precondition(
         ratio = noise_ratio(process, t)
         y = _checks.accumulated(x) / _checks.expand_like(process.alpha(t), x)
         y = y - data_mean(process, x.shape[1:], y.dtype)[None]
-        scale = jnp.sqrt(_checks.expand_like(ratio, x) ** 2 + sigma_data**2)
+        scale = jnp.hypot(_checks.expand_like(ratio, x), sigma_data)  # its square may overflow
         logits = network((y / scale).astype(x.dtype), 0.25 * jnp.log(ratio))
         eps = noise_from_levels(logits, x, t, process=process, edges=edges)
         return (-eps / _checks.expand_like(process.sigma(t), x)).astype(x.dtype)

@@ -35,6 +35,19 @@ def test_closed_form_in_float32(process, x):
     np.testing.assert_array_equal(result.standard_error, np.zeros(6))
 
 
+def test_noise_ratios_whose_square_overflows():
+    process = processes.VPLinear(beta_max=200.0, t_min=1e-3)  # to a ratio of 5e21
+
+    def variance(t):
+        return 0.5 * process.alpha(t) ** 2 + process.sigma(t) ** 2
+
+    x = jnp.array([[0.3, -0.7]])
+    result = likelihood.adaptive_log_prob(lambda x, t: -x / variance(t)[:, None], process, x)
+    last = float(variance(process.t_min))
+    expected = -(0.3**2 + 0.7**2) / (2 * last) - np.log(2 * np.pi * last)
+    np.testing.assert_allclose(result.value, [expected], atol=2e-3)
+
+
 def test_one_pass_of_the_network_for_each_evaluation(x):
     """Score and divergence of an evaluation share one primal pass, counted as it runs."""
     process, rows = PROCESSES["VPLinear"], []

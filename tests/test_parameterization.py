@@ -147,6 +147,21 @@ def test_precondition_of_nothing_is_the_gaussian_score(process, getkey):
     np.testing.assert_allclose(score, -x / variance[:, None], rtol=2e-5)
 
 
+def test_preconditioning_where_the_square_of_the_noise_ratio_overflows():
+    """There x_t is noise of unit variance; the ratio is 5e21."""
+    x, t, process = jnp.array([[1.0, -2.0]]), jnp.ones(1), processes.VPLinear(beta_max=200.0)
+    seen = []
+
+    def network(inputs, label):
+        return seen.append(inputs) or 0.0 * inputs
+
+    np.testing.assert_allclose(p.precondition(network, process)(x, t), -x, rtol=1e-5)
+    np.testing.assert_allclose(seen, [x], rtol=1e-5)
+    energy_fn = p.precondition_energy(lambda inputs, c: 0.0 * c, process)
+    np.testing.assert_allclose(energy_fn(x, t), [2.5], rtol=1e-5)
+    np.testing.assert_allclose(p.score_from_energy(energy_fn)(x, t), -x, rtol=1e-5)
+
+
 @each_process
 def test_precondition_energy_has_the_score_of_its_gradient(process, getkey):
     """precondition(grad e) = -grad precondition_energy(e), and the Gaussian energy for e = 0."""

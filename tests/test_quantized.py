@@ -228,6 +228,9 @@ def test_network_receives_what_edm_gives_it(getkey):
     scale = jnp.sqrt(0.49 + (sigma / alpha) ** 2)
     np.testing.assert_allclose(seen["x"], x / (alpha * scale)[:, None, None], rtol=1e-5)
     np.testing.assert_allclose(seen["c"], jnp.log(sigma / alpha) / 4, rtol=1e-5)
+    process, t = processes.VPLinear(beta_max=200.0), jnp.ones(4)  # a ratio of 5e21 at unit variance
+    quantized.precondition(network, process, edges=EDGES, sigma_data=0.7)(x, t)
+    np.testing.assert_allclose(seen["x"], x, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def adaptive_log_prob(
     def measure(error, start, end):
         r = jnp.exp(start)
         shift, change = (_flow_steps.root_mean_square(leaf) for leaf in error)
-        shift = jnp.sqrt(sigma_data**2 + r**2) * shift / (rtol * r)
+        shift = jnp.hypot(sigma_data, r) * shift / (rtol * r)
         return jnp.hypot(shift, change / (atol * dims**0.5)).astype(dtype)
 
     def solve(w, keys):

@@ -103,11 +103,11 @@ def precondition(
         alpha, sigma = (_checks.expand_like(c(t), x) for c in (process.alpha, process.sigma))
         ratio = noise_ratio(process, t)
         r = _checks.expand_like(ratio, x)
-        total = jnp.sqrt(r**2 + sigma_data**2)
-        y = _centered(x, alpha, process)
-        output = network((y / total).astype(x.dtype), 0.25 * jnp.log(ratio).astype(t.dtype))
+        total = jnp.hypot(r, sigma_data)  # the square of r may overflow
+        inputs = _centered(x, alpha, process) / total
+        output = network(inputs.astype(x.dtype), 0.25 * jnp.log(ratio).astype(t.dtype))
         # (alpha D - x) / sigma^2 with the skip and output terms divided out, so nothing cancels.
-        return ((sigma_data * output / total - r * y / total**2) / sigma).astype(x.dtype)
+        return ((sigma_data / total * output - r / total * inputs) / sigma).astype(x.dtype)
 
     return score_fn
 
@@ -152,7 +152,7 @@ def precondition_energy(
         x = _checks.check_data(x)
         t = _checks.check_per_example("t", t, x)
         r = noise_ratio(process, t)
-        total = jnp.sqrt(r**2 + sigma_data**2)
+        total = jnp.hypot(r, sigma_data)  # the square of r may overflow
         y = _centered(x, _checks.expand_like(process.alpha(t), x), process)
         inputs = y / _checks.expand_like(total, x)
         output = network(inputs.astype(x.dtype), 0.25 * jnp.log(r).astype(t.dtype))

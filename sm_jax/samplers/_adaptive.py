@@ -169,7 +169,7 @@ def probability_flow(
 
     def measure(error, start, end):
         r = jnp.exp(-end)
-        error = jnp.sqrt(sigma_data**2 + r**2) * _flow_steps.root_mean_square(error)
+        error = jnp.hypot(sigma_data, r) * _flow_steps.root_mean_square(error)
         return (error / (atol + rtol * r)).astype(levels.dtype)
 
     def solve(w):
