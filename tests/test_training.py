@@ -62,6 +62,18 @@ def test_one_sgd_step_by_hand(getkey):
     np.testing.assert_array_equal(jax.random.key_data(new.key), jax.random.key_data(state.key))
 
 
+@pytest.mark.parametrize(("dtype", "slope"), [(jnp.bfloat16, 1.0), (jnp.float16, 300.0)])
+def test_grad_norm_and_clipping_of_low_precision_sum_in_float32(dtype, slope, getkey):
+    """In bfloat16 a sum of ones ends at 256; in float16 the square of 300 overflows."""
+    optimizer = training.adamw(1.0, num_steps=1, warmup=0.0, clip_norm=slope)
+    params = {str(i): jnp.zeros((), dtype) for i in range(400)}
+    step = training.make_step(lambda p, x, key: sum(slope * v for v in p.values()) * x, optimizer)
+    state, metrics = step(training.init(params, optimizer, getkey()), jnp.ones(2, dtype))
+    np.testing.assert_allclose(metrics["grad_norm"], 20.0 * slope, rtol=1e-6)
+    mu = optax.tree.get(state.opt_state, "mu")["7"]  # a tenth of slope / 20
+    np.testing.assert_allclose(mu, slope / 200.0, rtol=1e-2)
+
+
 def test_grad_norm_is_taken_before_clipping_and_over_all_leaves(getkey):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
 

@@ -1,8 +1,10 @@
 """The optimizer that most runs want, in one line."""
 
+import jax
 import optax
 
 from sm_jax._checks import check_count, check_not_negative, check_positive
+from sm_jax.training._state import widened
 
 
 def adamw(
@@ -69,6 +71,17 @@ def adamw(
         end_value=final * learning_rate,
     )
     return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
+        _clip_by_global_norm(clip_norm),
         optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay),
     )
+
+
+def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Returns that of Optax, with the norm summed in float32 at least."""
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def update(updates, state, params=None):
+        clipped, state = clip.update(widened(updates), state, params)
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), clipped, updates), state
+
+    return optax.GradientTransformation(clip.init, update)

@@ -57,6 +57,11 @@ def init(params: Any, optimizer: optax.GradientTransformation, key: Array) -> St
     )
 
 
+def widened(tree: Any) -> Any:
+    """Returns a pytree of floating arrays in float32 at least, in which sums over it are taken."""
+    return jax.tree.map(lambda x: x.astype(ema_dtype(x.dtype)), tree)
+
+
 def ema_dtype(dtype: Any) -> Any:
     """Returns the dtype in which parameters of the given dtype are averaged."""
     return jnp.promote_types(dtype, jnp.float32)

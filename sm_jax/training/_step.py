@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from sm_jax.training._state import State
+from sm_jax.training._state import State, widened
 
 LossFn = Callable[[Any, Any, Array], Array]
 Metrics = dict[str, Array]
@@ -111,7 +111,7 @@ def make_step(
             step=state.step + 1,
             key=state.key,
         )
-        return state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return state, {"loss": loss, "grad_norm": optax.tree.norm(widened(grads))}
 
     return step
 
