@@ -78,6 +78,19 @@ def test_jax_data_keeps_its_dtype(dtype):
         np.testing.assert_allclose(standardizer(x).astype(float), [[-1] * 3, [1] * 3], rtol=2e-2)
 
 
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+@pytest.mark.parametrize(
+    ("dtype", "mean", "x"),
+    [(jnp.bfloat16, 100.3, 101.0), (jnp.float16, 1000.3, 1001.0), (jnp.float32, 1e6 + 0.53, 1e6)],
+)
+def test_jax_data_are_centered_at_a_mean_that_their_dtype_cannot_hold(dtype, mean, x, wrap):
+    standardizer = Standardizer(np.array([mean]), np.array([0.9]))
+    scaled = wrap(standardizer)(jnp.array([[x]], dtype))
+    assert scaled.dtype == dtype
+    rtol = 2 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(scaled.astype(float), [[(x - mean) / 0.9]], rtol=rtol)
+
+
 def test_the_standardizer_is_a_pytree():
     standardizer = Standardizer.fit(two_points(MEAN, SCALE))
     x = jnp.asarray(two_points(MEAN, SCALE) + 1, jnp.float32)

@@ -130,7 +130,12 @@ class Standardizer:
         """
         x = x if isinstance(x, jax.Array) else np.asarray(x)
         mean, scale = self._like(x)
-        return (x - mean) / scale
+        if isinstance(x, np.ndarray):
+            return (x - mean) / scale
+        exact = self.mean if isinstance(self.mean, jax.Array) else np.asarray(self.mean)
+        rest = (exact - exact.astype(mean.dtype)) / self.scale  # what the dtype of x cannot hold
+        y = (_checks.accumulated(x) - mean) / scale - rest.astype(mean.dtype)[None]
+        return y.astype(x.dtype)
 
     def inverse(self, y: ArrayLike) -> np.ndarray | jax.Array:
         """Return ``mean + scale y``, the inverse of the call.
@@ -147,7 +152,8 @@ class Standardizer:
         """
         y = y if isinstance(y, jax.Array) else np.asarray(y)
         mean, scale = self._like(y)
-        return mean + scale * y
+        x = mean + scale * y
+        return x if isinstance(y, np.ndarray) else x.astype(y.dtype)
 
     @property
     def log_det(self) -> jax.Array:
@@ -170,7 +176,7 @@ class Standardizer:
         return cls(np.asarray(values["mean"], float), np.asarray(values["scale"], float))
 
     def _like(self, x: np.ndarray | jax.Array) -> tuple[ArrayLike, ArrayLike]:
-        """Mean and scale with a batch axis, in NumPy or JAX as ``x`` is."""
+        """Mean and scale with a batch axis, in NumPy or JAX as ``x`` is, in float32 at least."""
         if np.shape(x)[1:] != np.shape(self.mean) or np.ndim(x) == 0:
             raise ValueError(
                 f"data must have shape [B, {', '.join(map(str, np.shape(self.mean)))}] as fitted, "
@@ -181,7 +187,8 @@ class Standardizer:
             return tuple((v if isinstance(v, jax.Array) else np.asarray(v))[None] for v in values)
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"x must have a floating dtype, got {x.dtype}: convert it first.")
-        return tuple(jnp.asarray(value, x.dtype)[None] for value in (self.mean, self.scale))
+        wide = _checks.accumulator(x.dtype)
+        return tuple(jnp.asarray(value, wide)[None] for value in (self.mean, self.scale))
 
 
 def constant_features(x: ArrayLike) -> np.ndarray:
