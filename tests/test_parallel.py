@@ -218,6 +218,12 @@ def test_checkpoints_cross_between_one_device_and_eight(results, directory, monk
     )
 
 
+@pytest.mark.parametrize("x", [np.array([2**33 + 1]), np.array([1e300])])
+def test_shards_do_not_wrap_numbers_around(x):
+    with pytest.raises(ValueError, match=f"data of {x.dtype} go from .* and JAX holds them as"):
+        training.shard_batch(x, training.data_mesh(jax.devices()[:1]))
+
+
 def test_indivisible_batch_is_refused(results):
     assert results["indivisible"] == (
         "batch_size 12 does not divide among 8 devices: take 8 or 16, or fewer devices"

@@ -23,13 +23,7 @@ def narrowed(x: Any, name: str = "") -> Any:
     if isinstance(x, jax.Array) or dtype == x.dtype:
         return x
     x = np.asarray(x)
-    limits = jax.numpy.iinfo(dtype) if x.dtype.kind in "iu" else jax.numpy.finfo(dtype)
-    finite = x[np.isfinite(x)]
-    if finite.size and not limits.min <= finite.min() <= finite.max() <= limits.max:
-        raise ValueError(
-            f"data{name} of {x.dtype} go from {finite.min()} to {finite.max()}, and JAX holds them "
-            f"as {dtype}, up to {limits.max}: shift or scale them, or set jax_enable_x64"
-        )
+    check_range(x, dtype, name)
     narrow = x.astype(dtype)
     if x.dtype.kind == "f" and x.ndim:
         with np.errstate(invalid="ignore"):  # of data that are not finite
@@ -41,3 +35,14 @@ def narrowed(x: Any, name: str = "") -> Any:
                 stacklevel=3,
             )
     return narrow
+
+
+def check_range(x: np.ndarray, dtype: Any, name: str = "") -> None:
+    """Raises ValueError if a finite number of `x` is beyond the range of a dtype of its kind."""
+    limits = jax.numpy.iinfo(dtype) if x.dtype.kind in "iu" else jax.numpy.finfo(dtype)
+    finite = x[np.isfinite(x)]
+    if finite.size and not limits.min <= finite.min() <= finite.max() <= limits.max:
+        raise ValueError(
+            f"data{name} of {x.dtype} go from {finite.min()} to {finite.max()}, and JAX holds them "
+            f"as {dtype}, up to {limits.max}: shift or scale them, or set jax_enable_x64"
+        )

@@ -8,6 +8,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sm_jax.training._dtypes import check_range
+
 AXIS = "batch"
 
 
@@ -70,7 +72,8 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         A pytree of global arrays [B, ...], sharded along the first axis.
 
     Raises:
-        ValueError: if the rows cannot be split evenly over the devices.
+        ValueError: if the rows cannot be split evenly over the devices, or a number of 64 bits is
+            beyond the range of the 32 in which JAX holds it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -82,6 +85,9 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     def put(x: Any) -> Array:
         x = np.asarray(x)
         check_divisible(x.shape[0] * jax.process_count(), mesh)
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+        if dtype != x.dtype and x.dtype.kind in "iuf":
+            check_range(x, dtype)
         return jax.make_array_from_process_local_data(sharding, x)
 
     return jax.tree.map(put, batch)
