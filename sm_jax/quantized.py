@@ -153,12 +153,13 @@ def precondition(
         x = _checks.check_data(x)
         t = _checks.check_per_example("t", t, x)
         ratio = noise_ratio(process, t)
-        y = _checks.accumulated(x) / _checks.expand_like(process.alpha(t), x)
+        alpha, sigma = (_checks.expand_like(c(t), x) for c in (process.alpha, process.sigma))
+        y = _checks.accumulated(x) / alpha
         y = y - data_mean(process, x.shape[1:], y.dtype)[None]
-        scale = jnp.hypot(_checks.expand_like(ratio, x), sigma_data)  # its square may overflow
+        scale = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2) / alpha  # its square may overflow
         logits = network((y / scale).astype(x.dtype), 0.25 * jnp.log(ratio))
         eps = noise_from_levels(logits, x, t, process=process, edges=edges)
-        return (-eps / _checks.expand_like(process.sigma(t), x)).astype(x.dtype)
+        return (-eps / sigma).astype(x.dtype)
 
     return score_fn
 

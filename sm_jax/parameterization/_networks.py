@@ -103,7 +103,7 @@ def precondition(
         alpha, sigma = (_checks.expand_like(c(t), x) for c in (process.alpha, process.sigma))
         ratio = noise_ratio(process, t)
         r = _checks.expand_like(ratio, x)
-        total = jnp.hypot(r, sigma_data)  # the square of r may overflow
+        total = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2) / alpha  # r^2 may overflow
         inputs = _centered(x, alpha, process) / total
         output = network(inputs.astype(x.dtype), 0.25 * jnp.log(ratio).astype(t.dtype))
         # (alpha D - x) / sigma^2 with the skip and output terms divided out, so nothing cancels.
@@ -151,9 +151,9 @@ def precondition_energy(
     def energy_fn(x: jax.Array, t: jax.Array) -> jax.Array:
         x = _checks.check_data(x)
         t = _checks.check_per_example("t", t, x)
-        r = noise_ratio(process, t)
-        total = jnp.hypot(r, sigma_data)  # the square of r may overflow
-        y = _centered(x, _checks.expand_like(process.alpha(t), x), process)
+        r, alpha = noise_ratio(process, t), process.alpha(t)
+        total = jnp.sqrt(process.sigma(t) ** 2 + (alpha * sigma_data) ** 2) / alpha
+        y = _centered(x, _checks.expand_like(alpha, x), process)
         inputs = y / _checks.expand_like(total, x)
         output = network(inputs.astype(x.dtype), 0.25 * jnp.log(r).astype(t.dtype))
         square = _checks.sum_data_axes(_checks.accumulated(inputs) ** 2)
