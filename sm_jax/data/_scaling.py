@@ -275,8 +275,8 @@ def quantize(y: ArrayLike, *, num_levels: int) -> jax.Array:
 
     Returns:
         Levels ``0..num_levels - 1``, int32, in the shape of ``y``. They equal the dequantized
-        ones except where ``x + u`` rounded up to the next cell (one in 10^5 in float32, 256
-        levels).
+        ones except where ``y`` was rounded over an edge of its cell, up or down (fewer than one in
+        10^5 in float32, 256 levels; any share of them for noise that is 0).
 
     Raises:
         ValueError: ``num_levels`` is below 2.
