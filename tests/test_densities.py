@@ -577,3 +577,11 @@ def test_bad_input():
         densities.empirical(jnp.zeros((0, 2)))
     with pytest.raises(TypeError, match="points must have a floating dtype"):
         densities.empirical(jnp.zeros((3, 2), int))
+
+
+def test_boxes_noised_twice_by_as_much_have_second_derivatives():
+    boxes = densities.UniformBoxes(
+        jnp.zeros(1), jnp.zeros((1, 1)), jnp.ones((1, 1)), std=jnp.array(0.5)
+    )
+    second = jax.grad(jax.grad(lambda t: boxes.noised(processes.VE(), t).std))(0.5)
+    np.testing.assert_allclose(second, 0.25 / 0.5**1.5, rtol=1e-5)

@@ -82,7 +82,7 @@ class UniformBoxes:
         """Return the density of ``alpha(t) x_0 + sigma(t) z``; ``t`` a scalar."""
         dtype = _checks.accumulator(self.low.dtype)
         alpha, sigma = _common.scale_and_noise(process, t, dtype)
-        std = sigma if self.std is None else jnp.hypot(alpha * self.std, sigma)
+        std = sigma if self.std is None else jnp.sqrt((alpha * self.std) ** 2 + sigma**2)
         return dataclasses.replace(self, low=alpha * self.low, high=alpha * self.high, std=std)
 
     def _rows(self, fn, x):
