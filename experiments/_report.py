@@ -121,8 +121,8 @@ def of_labels(results: dict[str, Any]) -> list[str]:
         sentences.append(
             f"The label of a held-out example adds {gain['nats']:.2f} ± "
             f"{gain['standard_error']:.2f} nats, log p(x | label) - log p(x), and costs "
-            f"{gain['entropy_of_labels']:.2f}, its entropy: the mixture over the labels has at "
-            f"least {given - gain['entropy_of_labels']:.2f} nats"
+            f"{gain['entropy_of_labels']:.2f}, -log p(label) by the training examples: the mixture "
+            f"over the labels has at least {given - gain['entropy_of_labels']:.2f} nats"
         )
     if seen := results.get("recognized"):
         samples, real = (
