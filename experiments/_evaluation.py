@@ -131,8 +131,9 @@ def _compared(
 
 
 def _num_repeated(problem: Problem, examples: Examples, num: int) -> int:
-    """How many held-out examples are among the others too, where no integers make it likely."""
-    if problem.num_levels or (problem.integers and problem.integers.where.all()):
+    """How many held-out examples are among the others too; not of rows of integers, often alike."""
+    whole = problem.num_levels or (problem.integers and problem.integers.where.all())
+    if whole and len(problem.event_shape) < 2:
         return 0
     train, held_out, *validation = examples.parts
     seen = {row.tobytes() for x in (train, *validation) for row in x}

@@ -85,7 +85,8 @@ def verdict(results: dict[str, Any]) -> list[str]:
     if repeated := results.get("num_repeated"):
         said.append(
             f"{repeated} of {results['num_examples']} held-out examples are also among those to "
-            "train on: all likelihoods are too high. Leave each row in the file once"
+            "train on: all likelihoods are too high, unless examples of few possible values repeat "
+            "by chance. Leave each row or image in the data once"
         )
     for name, more in results.get("more_than_baselines", {}).items():
         nats, error, num = more["nats"], more["standard_error"], results["num_examples"]

@@ -219,7 +219,7 @@ def test_words_where_the_model_is_not_better():
 
 
 def test_held_out_rows_that_are_trained_on_are_told_of(tmp_path):
-    """Only of real numbers: rows of integers are often alike."""
+    """Not of rows of integers, which are often alike."""
     z = np.random.default_rng(0).normal(size=(30, 2))
     n = np.arange(30)[:, None]
     for rows, expected in ((np.repeat(z, 2, axis=0), 6), (z, 0), (np.tile(n, (2, 1)), 0)):
@@ -230,6 +230,16 @@ def test_held_out_rows_that_are_trained_on_are_told_of(tmp_path):
         assert _evaluation._num_repeated(problem, examples, 6) == expected
     said = _report.verdict({"num_examples": 40, "num_repeated": 5})
     assert said[0].startswith("5 of 40 held-out examples are also among those to train on")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_repeated_images_are_said(dtype, tmp_path):
+    """Of noise of 8 bits, ten copies of each image read as 3.2 bits, without a word."""
+    x = np.random.default_rng(0).integers(0, 256, (20, 4, 4)).astype(dtype)
+    examples, problem, _ = prepared(tmp_path, np.repeat(x, 10, axis=0))
+    assert _evaluation._num_repeated(problem, examples, 6) == 6
+    examples, problem, _ = prepared(tmp_path, x)
+    assert _evaluation._num_repeated(problem, examples, 6) == 0
 
 
 @pytest.fixture(scope="module")
