@@ -93,7 +93,9 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
         given, errors = log_likelihood(run, both, probe_key, options, labels)
         for name, part in zip(("", " (train)"), parts, strict=True):
             rows[f"score model given label{name}"] = _row(problem, given[part], errors[part])
-        results["label_gain"] = _label_gain((given - log_probs)[:num], labels[:num])
+        results["label_gain"] = _label_gain(
+            (given - log_probs)[:num], labels[:num], examples.train_labels
+        )
     if examples.density is not None:
         rows["exact density"] = _row(
             problem, np.asarray(jax.jit(examples.density.log_prob)(held_out))
@@ -129,8 +131,9 @@ def _compared(
 
 
 def _num_repeated(problem: Problem, examples: Examples, num: int) -> int:
-    """How many held-out examples are among the others too, where no integers make it likely."""
-    if problem.num_levels or (problem.integers and problem.integers.where.all()):
+    """How many held-out examples are among the others too; not of rows of integers, often alike."""
+    whole = problem.num_levels or (problem.integers and problem.integers.where.all())
+    if whole and len(problem.event_shape) < 2:
         return 0
     train, held_out, *validation = examples.parts
     seen = {row.tobytes() for x in (train, *validation) for row in x}
@@ -183,19 +186,19 @@ def _standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
-def _label_gain(gain: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _label_gain(gain: np.ndarray, labels: np.ndarray, train_labels: np.ndarray) -> dict[str, float]:
     """What knowing the labels adds to log-densities, in nats, and the entropy of the labels.
 
     The densities given the labels make a mixture, `log sum_y p(y) p(x | y)`, whose mean is at least
-    that of `log p(x | y)` less the entropy; gains above the entropy are the network's, which then
-    knows the examples of each label better than all together.
+    that of `log p(x | y) + log p(y)`; gains above the entropy, the mean of `-log p(y)`, are the
+    network's, which then knows the examples of each label better than all together. The shares
+    `p(y)` are those among the training examples: those of few held-out labels know them too well.
     """
-    share = np.bincount(labels) / len(labels)
-    share = share[share > 0]
+    share = np.bincount(train_labels) / len(train_labels)
     return {
         "nats": float(gain.mean()),
         "standard_error": _standard_error(gain),
-        "entropy_of_labels": float(-(share * np.log(share)).sum()),
+        "entropy_of_labels": float(-np.log(share[labels]).mean()),
     }
 
 

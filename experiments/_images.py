@@ -13,8 +13,8 @@ from experiments._problem import Problem
 def grey(problem: Problem, x: np.ndarray) -> np.ndarray:
     """Brings scaled images `[..., *event_shape]` to `[..., H, W]` or `[..., H, W, 3]` of 0 to 1.
 
-    Levels are on [-1, 1]; other numbers, which are standardized pixel by pixel, are shown in their
-    own units, over the range of the training examples.
+    Your own images are shown in their own units, over the range of the training examples: numbers
+    that are standardized pixel by pixel, and levels, which are on [-1, 1] and may be few.
     """
     if problem.standardizer:
         x = problem.unscaled(x.reshape(-1, *problem.event_shape)).reshape(x.shape)
@@ -22,6 +22,9 @@ def grey(problem: Problem, x: np.ndarray) -> np.ndarray:
         x = (x - low) / ((high - low) or 1.0)
     else:
         x = (x + 1) / 2
+        if problem.limits:  # a level is the cell above it
+            low, high = problem.limits
+            x = (problem.num_levels * x - low) / (high + 1 - low)
     return np.clip(x[..., 0] if problem.event_shape[2:] == (1,) else x, 0, 1)
 
 

@@ -50,8 +50,8 @@ class Problem:
         sigma_min: the smallest noise level, in units of the scaled data.
         sigma_max: the largest.
         num_labels: the number of labels, 0 to `num_labels - 1`; None for an unconditional run.
-        limits: the least and the largest of standardized data, in their own units, to show images
-            by; None for levels and for the toys.
+        limits: the least and the largest of standardized data and of levels of `array`, in their
+            own units, to show images by; None for all other recipes.
         integers: the standardized features that are integers; None for none, and for levels.
         label_names: what the labels are called by the user; None in runs of earlier versions,
             where they are called by their numbers.
@@ -186,6 +186,7 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
         if isinstance(config, Array):  # of each number, as their common mean may be far off
             variance = np.var(x, axis=0, dtype=np.float64).mean()
             mean = np.float32((np.mean(x, axis=0, dtype=np.float64) + 0.5) * width - 1)
+            problem = dataclasses.replace(problem, limits=(float(x.min()), float(x.max())))
         spread = math.sqrt(variance + 1 / 12) * width
         problem = dataclasses.replace(problem, sigma_data=spread, mean=mean)
     else:

@@ -85,7 +85,8 @@ def verdict(results: dict[str, Any]) -> list[str]:
     if repeated := results.get("num_repeated"):
         said.append(
             f"{repeated} of {results['num_examples']} held-out examples are also among those to "
-            "train on: all likelihoods are too high. Leave each row in the file once"
+            "train on: all likelihoods are too high, unless examples of few possible values repeat "
+            "by chance. Leave each row or image in the data once"
         )
     for name, more in results.get("more_than_baselines", {}).items():
         nats, error, num = more["nats"], more["standard_error"], results["num_examples"]
@@ -121,8 +122,8 @@ def of_labels(results: dict[str, Any]) -> list[str]:
         sentences.append(
             f"The label of a held-out example adds {gain['nats']:.2f} ± "
             f"{gain['standard_error']:.2f} nats, log p(x | label) - log p(x), and costs "
-            f"{gain['entropy_of_labels']:.2f}, its entropy: the mixture over the labels has at "
-            f"least {given - gain['entropy_of_labels']:.2f} nats"
+            f"{gain['entropy_of_labels']:.2f}, -log p(label) by the training examples: the mixture "
+            f"over the labels has at least {given - gain['entropy_of_labels']:.2f} nats"
         )
     if seen := results.get("recognized"):
         samples, real = (

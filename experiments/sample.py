@@ -244,7 +244,9 @@ def inpaint(options: Sample, prepared: Prepared) -> None:
 
     together = max(1, _MOST_TOGETHER // len(rows))
     x = samplers.generate(draw, key, num_completions, batch_size=together).swapaxes(0, 1)
-    np.save(array, problem.unscaled(x))
+    completed = problem.unscaled(x.reshape(-1, *problem.event_shape)).reshape(x.shape).copy()
+    completed[..., known] = held_out[: len(rows), None][..., known]  # to the last bit
+    np.save(array, completed)
     place = "center" if options.inpaint == "center" else f"{options.inpaint} half"
     title = ", ".join(filter(None, [f"{place} hidden", _title(options)]))
     _plots.completions(picture, problem, known, np.asarray(originals), x, title)

@@ -14,6 +14,7 @@ from experiments import (
     _config,
     _evaluation,
     _examples,
+    _images,
     _integers,
     _problem,
     _report,
@@ -219,7 +220,7 @@ def test_words_where_the_model_is_not_better():
 
 
 def test_held_out_rows_that_are_trained_on_are_told_of(tmp_path):
-    """Only of real numbers: rows of integers are often alike."""
+    """Not of rows of integers, which are often alike."""
     z = np.random.default_rng(0).normal(size=(30, 2))
     n = np.arange(30)[:, None]
     for rows, expected in ((np.repeat(z, 2, axis=0), 6), (z, 0), (np.tile(n, (2, 1)), 0)):
@@ -230,6 +231,28 @@ def test_held_out_rows_that_are_trained_on_are_told_of(tmp_path):
         assert _evaluation._num_repeated(problem, examples, 6) == expected
     said = _report.verdict({"num_examples": 40, "num_repeated": 5})
     assert said[0].startswith("5 of 40 held-out examples are also among those to train on")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (100, 110), (0, 255)])
+def test_pictures_of_few_levels_are_not_black(low, high, tmp_path):
+    """Masks of 0 and 1 in 8 bits are shown over their range, as all other numbers are."""
+    x = np.random.default_rng(0).integers(low, high + 1, (60, 4, 5)).astype(np.uint8)
+    x[:2] = np.array([low, high])[:, None, None]
+    _, problem, _ = prepared(tmp_path, np.repeat(x, 3, axis=0))
+    problem = _problem.Problem.from_dict(json.loads(json.dumps(problem.to_dict())))
+    y = 2 * (x + 0.5) / 256 - 1
+    grey = _images.grey(problem, y.reshape(12, 5, 4, 5)).reshape(x.shape)
+    np.testing.assert_allclose(grey, (x - low + 0.5) / (high - low + 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_repeated_images_are_said(dtype, tmp_path):
+    """Of noise of 8 bits, ten copies of each image read as 3.2 bits, without a word."""
+    x = np.random.default_rng(0).integers(0, 256, (20, 4, 4)).astype(dtype)
+    examples, problem, _ = prepared(tmp_path, np.repeat(x, 10, axis=0))
+    assert _evaluation._num_repeated(problem, examples, 6) == 6
+    examples, problem, _ = prepared(tmp_path, x)
+    assert _evaluation._num_repeated(problem, examples, 6) == 0
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -200,10 +201,14 @@ def test_likelihoods_given_the_label(signs, getkey, monkeypatch):
 
 
 def test_what_labels_tell():
-    gain = _evaluation._label_gain(np.array([1.0, 2.0, 3.0, 2.0]), np.array([0, 3, 3, 0]))
+    """Labels cost what those of the training examples say, however few are held out."""
+    gains, labels, train = np.array([1.0, 2.0, 3.0, 2.0]), np.array([0, 3, 3, 0]), np.arange(8) % 4
+    gain = _evaluation._label_gain(gains, labels, train)
     np.testing.assert_allclose(gain["nats"], 2.0)
     np.testing.assert_allclose(gain["standard_error"], (2 / 3) ** 0.5 / 2)
-    np.testing.assert_allclose(gain["entropy_of_labels"], np.log(2))
+    np.testing.assert_allclose(gain["entropy_of_labels"], np.log(4))
+    gain = _evaluation._label_gain(gains, labels, np.array([0, 3, 3, 3]))
+    np.testing.assert_allclose(gain["entropy_of_labels"], -np.log([0.25, 0.75]).mean())
 
 
 def test_recognized(getkey):
@@ -310,6 +315,26 @@ def test_inpainting_keeps_what_is_known(digits, tmp_path):
     assert (hidden[:, 0] != hidden[:, 1]).any(axis=(1, 2)).all()
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.width > picture.height
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
+def test_inpainting_of_your_own_images_is_in_their_units(dtype, tmp_path):
+    """Known pixels are kept to the last bit, where float32 would lose what 1e6 is far above."""
+    x = np.random.default_rng(0).uniform(0, 256, (60, 4, 5))
+    x = {np.uint8: x, np.uint16: 255 * x, np.float64: 1e6 + x}[dtype].astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    _, examples, problem = problem_of("array", "--data", tmp_path / "x.npy")
+    run = types.SimpleNamespace(problem=problem, score_fn=lambda x, t: -x / (1 + t[0] ** 2))
+    files = tmp_path / "out.npy", tmp_path / "out.png"
+    options = sample.Sample(tmp_path, num=4, inpaint="left", completions=3, num_steps=4)
+    labels = np.array([_problem.NO_LABEL])
+    sample.inpaint(options, sample.Prepared(run, labels, examples.held_out, None, *files))
+    completed = np.load(files[0])
+    assert completed.shape == (4, 3, 4, 5)
+    known = np.broadcast_to(examples.held_out[:4, None, :, 2:], (4, 3, 4, 3))
+    np.testing.assert_array_equal(completed[..., 2:], known)
+    far = abs(completed[..., :2] - x.mean(dtype=np.float64)) / x.std(dtype=np.float64)
+    assert 0.2 < far.mean() < 2
 
 
 # --- mistakes -------------------------------------------------------------------------------------
