@@ -87,7 +87,7 @@ def test_each_example_takes_steps_of_its_own_and_tolerance_is_kept(getkey):
     np.testing.assert_allclose(tight(x[1:3]).value, value[1:3], atol=1e-5)
 
 
-@pytest.mark.parametrize("sigma_data", [1.0, 2.8])
+@pytest.mark.parametrize("sigma_data", [1.0, pytest.param(2.8, marks=pytest.mark.slow)])
 def test_every_row_keeps_the_tolerance(sigma_data, getkey):
     """Of eight Gaussians: no step jumps over the noise at which the modes part."""
     with jax.enable_x64(True):

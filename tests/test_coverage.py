@@ -17,6 +17,8 @@ from sm_jax import densities, divergence, likelihood, mcmc, metrics, processes
 from tests.test_mcmc import autoregressive
 from tests.test_thermodynamic import gaussian_energy
 
+pytestmark = pytest.mark.slow
+
 NUM_DIMS = 12
 _rng = np.random.default_rng(0)
 _BASIS = np.linalg.qr(_rng.normal(size=(NUM_DIMS, NUM_DIMS)))[0].astype(np.float32)

@@ -198,6 +198,7 @@ def test_array_takes_the_checkpoint_that_is_best_on_its_validation_set(tmp_path,
     jax.tree.map(np.testing.assert_array_equal, _run.load(directory).params, run.params)
 
 
+@pytest.mark.slow
 def test_array_of_images_takes_the_unet_and_hutchinson(tmp_path, capsys):
     folder = tmp_path / "images"
     folder.mkdir()

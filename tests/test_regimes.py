@@ -606,7 +606,7 @@ def _assert_follows(name, world, tolerance):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("exponent", [-26, 26])
+@pytest.mark.parametrize("exponent", [-26, pytest.param(26, marks=pytest.mark.slow)])
 def test_other_units(name, exponent):
     _assert_follows(name, World(2.0**exponent, 0.0), tolerance=1e-4)
 

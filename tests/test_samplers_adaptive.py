@@ -73,7 +73,7 @@ def eight_gaussians_flow(y, high, low, num=1000):
     return path[-1], worst
 
 
-@pytest.mark.parametrize("sigma_data", [1.0, 2.8])
+@pytest.mark.parametrize("sigma_data", [1.0, pytest.param(2.8, marks=pytest.mark.slow)])
 def test_every_path_keeps_the_tolerance(sigma_data, getkey):
     """From the prior to eight Gaussians: no step jumps over the noise at which the modes part.
 
