@@ -122,7 +122,7 @@ class Standardizer:
                 float64, which loses nothing of features whose mean is large.
 
         Returns:
-            Standardised data ``[B, ...]``: of the dtype of ``x``, or a float64 NumPy array.
+            Standardized data ``[B, ...]``: of the dtype of ``x``, or a float64 NumPy array.
 
         Raises:
             ValueError: the shape of an example differs from that fitted.
