@@ -362,7 +362,8 @@ def noise_levels_from_data(
 def _check_given(given, sigma_max, sigma_min):
     """Raise where a level given and one from the data are in the wrong order."""
     if given[0] != given[1] and sigma_min >= sigma_max > 0:
-        name, other = ("sigma_max", "sigma_min")[:: 1 if given[0] else -1]
+        names = "sigma_max", "sigma_min"
+        name, other = names if given[0] else reversed(names)
         raise ValueError(
             f"sigma_min must be below sigma_max, got sigma_min={sigma_min:.4g} and "
             f"sigma_max={sigma_max:.4g}: {other} is from the distances between the examples, so "
