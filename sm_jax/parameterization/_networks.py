@@ -89,7 +89,7 @@ def precondition(
     Example:
         >>> from sm_jax import processes
         >>> score_fn = precondition(lambda x, c: 0.0 * x, processes.VE(), sigma_data=1.0)
-        >>> print(score_fn(jnp.ones((1, 2)), jnp.array([2.0])))
+        >>> print(score_fn(jnp.ones((1, 2)), jnp.array([2.0])).round(3))
         [[-0.2 -0.2]]
 
     Reference: Karras et al. 2022, table 1, https://arxiv.org/abs/2206.00364
