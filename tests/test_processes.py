@@ -250,7 +250,7 @@ def test_gradients_by_every_parameter_in_float64(process, getkey):
 @each_process
 def test_time_grid(process):
     rho, n = 7.0, 6
-    grid = processes.time_grid(process, n)
+    grid = processes.time_grid(process, n, rho=rho)
     assert grid.shape == (n + 1,)
     np.testing.assert_allclose(grid[jnp.array([0, -1])], [process.t_max, process.t_min], rtol=1e-6)
     r = np.asarray(processes.noise_ratio(process, grid), np.float64)

@@ -68,7 +68,7 @@ def inpaint(
             other numbers do not matter, but must be finite.
         mask: boolean, true where known, ``[B, ...]`` or ``[...]``.
         process: the process that the score was trained for.
-        num_steps: number of steps on ``processes.time_grid``, 64 by default; each costs
+        num_steps: number of steps on ``processes.time_grid``, 64 or more by default; each costs
             ``num_resamples`` evaluations, and the denoising one more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         num_resamples: how often each block of steps is made; 1 is plain replacement.

@@ -37,7 +37,8 @@ from jax.typing import ArrayLike
 from sm_jax import _checks
 from sm_jax._eager import compiled
 from sm_jax.divergence import Divergence, exact
-from sm_jax.processes import check_times, data_mean, noise_ratio, prior_log_prob, time_grid
+from sm_jax.processes import check_times, data_mean, noise_ratio, prior_log_prob
+from sm_jax.processes._derived import solver_grid
 from sm_jax.processes._location import warn_off_center
 from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike, ScoreFn
 
@@ -88,8 +89,9 @@ def log_prob(
             needed; the limit of many steps does not depend on it. At the default number of steps,
             a value off by a factor of 100 costs 0.01 to 0.02 nats for each number of ``x``: a call
             with concrete ``x`` and fewer than 128 steps warns beyond a factor of 10.
-        num_steps: steps of the grid ``processes.time_grid`` (``rho=20``), 32 by default; the score
-            and its divergence are taken together at its ``num_steps + 1`` times.
+        num_steps: steps of the grid ``processes.time_grid`` (``rho=20``), by default 32, or, of a
+            process that is not traced and whose ``log r`` spans ``L > 12``, ``32 L / 12``; the
+            score and its divergence are taken together at its ``num_steps + 1`` times.
         num_substeps: steps of Heun's method within each, two evaluations of the score alone, but
             one for the first.
         times: instead of ``num_steps``: strictly decreasing times from ``t_max`` to ``t_min``.
@@ -187,7 +189,7 @@ def log_prob(
 def _grid(process: ProcessLike, num_steps: int | None, times: ArrayLike | None) -> jax.Array:
     """Return the times of the solver, from ``t_max`` to ``t_min``."""
     if times is None:
-        return time_grid(process, 32 if num_steps is None else num_steps, rho=20.0)
+        return solver_grid(process, num_steps, default=32, rho=20.0)
     if num_steps is not None:
         raise ValueError(f"give num_steps={num_steps} or times={times}, not both.")
     ends = [_checks.concrete(end) for end in (process.t_max, process.t_min)]

@@ -33,6 +33,7 @@ from jax.typing import ArrayLike
 from sm_jax import _checks
 from sm_jax._eager import compiled
 from sm_jax.processes import check_times, data_mean, prior_log_prob, time_grid
+from sm_jax.processes._derived import solver_grid
 from sm_jax.samplers._metropolis import mala
 from sm_jax.typing import EnergyFn, ProcessLike
 
@@ -82,8 +83,9 @@ def thermodynamic_integration(
             ``processes.perturb``.
         key: a random key, or None for given samples.
         process: the process that the energy was trained for.
-        num_levels: number of levels ``L`` of ``processes.time_grid(process, L - 1, rho=20)``, 65 by
-            default; for given samples, their own number.
+        num_levels: number of levels ``L``, by default 65, or more of a process that is not traced
+            and whose ``log(sigma / alpha)`` spans more than 12; for given samples, their own
+            number, at the times ``processes.time_grid(process, L - 1, rho=20)``.
         times: instead of ``num_levels``: strictly decreasing times ``[L]``, the first of them
             ``process.t_max``, where the prior is. From a lower one ``log_normalizer`` has to be
             known, and the chains have to start from draws of that level.
@@ -125,10 +127,10 @@ def thermodynamic_integration(
     if times is not None and num_levels is not None:
         raise ValueError(f"give num_levels={num_levels} or times={times}, not both.")
     if times is None:
-        if num_levels is None:
-            num_levels = x.shape[0] if given else 65
-        _checks.check_count("num_levels", num_levels, minimum=2)
-        times = time_grid(process, num_levels - 1, rho=20.0)
+        num_levels = x.shape[0] if given and num_levels is None else num_levels
+        if num_levels is not None:
+            _checks.check_count("num_levels", num_levels, minimum=2)
+        times = _levels(process, num_levels, given)
     else:
         times = check_times(process, times)
     if given and (x.ndim < 2 or x.shape[0] != times.shape[0]):
@@ -200,6 +202,14 @@ def thermodynamic_integration(
     spread = (integrals + influence[None]).std(axis=1, ddof=1)
     error = spread / jnp.sqrt(jnp.asarray(integrals.shape[1], spread.dtype))
     return LogNormalizers(times, first + integrals.mean(axis=1), error, accepted)
+
+
+def _levels(process: ProcessLike, num_levels: int | None, given: bool) -> jax.Array:
+    """Return the times of the levels, on which the samples are drawn, or were."""
+    if given:
+        return time_grid(process, num_levels - 1, rho=20.0)
+    num_steps = None if num_levels is None else num_levels - 1
+    return solver_grid(process, num_steps, default=64, rho=20.0)
 
 
 def _check_start(process: ProcessLike, times: jax.Array, log_normalizer: ArrayLike | None):

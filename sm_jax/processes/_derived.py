@@ -3,6 +3,8 @@
 Equation numbers are those of sm_jax.processes.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ from jax.typing import ArrayLike, DTypeLike
 from sm_jax import _checks
 from sm_jax.processes._location import data_mean
 from sm_jax.typing import ProcessLike, RandomFn
+
+_USUAL_SPAN = 12.0  # of log r, for which the default numbers of steps are made
 
 
 def noise_ratio(process: ProcessLike, t: ArrayLike) -> jax.Array:
@@ -178,7 +182,7 @@ def _prior(process, event_shape, dtype):
     return scale * data_mean(process, event_shape, dtype), sigma
 
 
-def time_grid(process: ProcessLike, num_steps: int, *, rho: float = 7.0) -> jax.Array:
+def time_grid(process: ProcessLike, num_steps: int, *, rho: float | None = None) -> jax.Array:
     """Return the times of a solver, from ``t_max`` down to ``t_min``, dense where noise is small.
 
     The noise ratios ``r = sigma / alpha`` are spaced as Karras et al. space their noise levels,
@@ -187,7 +191,9 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float = 7.0) -> jax.
     Args:
         process: any process.
         num_steps: number of steps, at least 1.
-        rho: 1 is equal spacing; 7 puts many steps at small noise; towards infinity, geometric.
+        rho: 1 is equal spacing; 7 puts many steps at small noise; towards infinity, geometric. By
+            default 7, and of a process that is not traced and whose ``log r`` spans ``L > 12``,
+            ``7 (L / 12)^2``.
 
     Returns:
         ``[num_steps + 1]`` strictly decreasing times.
@@ -204,6 +210,7 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float = 7.0) -> jax.
     Reference: Karras et al. 2022, eq. 5, https://arxiv.org/abs/2206.00364
     """
     _checks.check_count("num_steps", num_steps)
+    rho = 7.0 * _stretch(process) ** 2 if rho is None else rho
     _checks.check_positive("rho", rho)
     high, low = (noise_ratio(process, t) ** (1.0 / rho) for t in (process.t_max, process.t_min))
     inner = jnp.linspace(high, low, num_steps + 1)[1:-1] ** rho
@@ -216,6 +223,32 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float = 7.0) -> jax.
             f"t={known[:-1][np.diff(known) >= 0][0]}: take fewer, 64 bits, or another end there."
         )
     return times
+
+
+def solver_grid(
+    process: ProcessLike, num_steps: int | None, *, default: int, rho: float = 7.0
+) -> jax.Array:
+    """Return `time_grid` of the given steps or of the default number, for a process of any span.
+
+    The default numbers of steps and ``rho`` are made for a ``log r`` that spans up to 12, as that
+    of `VPLinear` does. With them over a wider one (``VPLinear(beta_max=100)`` spans 32) a solver
+    would jump over what sets the data apart. As many times more steps, with the square of this
+    factor on ``rho``, leave the steps at the scale of the data as long as they were.
+    """
+    factor = _stretch(process)
+    if num_steps is None:
+        num_steps = math.ceil(default * factor)
+    return time_grid(process, num_steps, rho=rho * factor**2)
+
+
+def _stretch(process: ProcessLike) -> float:
+    """Return by what factor ``log r`` spans more than usual; 1 for less, or a traced process."""
+    with jax.ensure_compile_time_eval():  # known under jit too
+        ratios = [noise_ratio(process, t) for t in (process.t_min, process.t_max)]
+    low, high = map(_checks.concrete, ratios)
+    if low is None or high is None or not 0.0 < low < high < math.inf:
+        return 1.0
+    return max(1.0, (math.log(high) - math.log(low)) / _USUAL_SPAN)
 
 
 def check_times(process: ProcessLike, times: ArrayLike) -> jax.Array:

@@ -5,6 +5,9 @@
 ``trajectory=True`` a sampler returns ``(x, path)``, the path holding the start and every iterate.
 `mala`, which accepts and rejects, returns both in a `Chain`, with its acceptance rate.
 `probability_flow` and `adaptive_sde`, which choose their steps, return an `AdaptiveSample`.
+Their default numbers of steps are made for processes whose ``log(sigma / alpha)`` spans up to 12;
+over a wider span (``VPLinear(beta_max=100)``: 32; unless it is traced) there are as many times
+more, and nearer to geometric.
 `generate` draws any number of samples, which do not depend on batches or devices.
 
 A sampler need not be jitted: the first call compiles its loop, and later ones find it again. The

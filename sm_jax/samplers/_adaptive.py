@@ -100,8 +100,8 @@ def probability_flow(
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
         key: not used; taken so that all samplers are called alike.
         process: the process that the score was trained for.
-        num_steps: intervals of the grid on which the path is kept, 32 by default; the solver does
-            not stop there.
+        num_steps: intervals of the grid on which the path is kept, 32 or more by default; the
+            solver does not stop there.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``, from the
             first to the last of which is integrated.
         rtol: tolerated error of one step, relative to the noise.

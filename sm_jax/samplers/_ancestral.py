@@ -93,7 +93,7 @@ def reverse_diffusion(
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
         key: a random key.
         process: the process that the score was trained for.
-        num_steps: number of steps on ``processes.time_grid``, 256 by default; each is one
+        num_steps: number of steps on ``processes.time_grid``, 256 or more by default; each is one
             evaluation, and the denoising one more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         denoise: end with the denoiser at the last time.
@@ -153,7 +153,7 @@ def ancestral(
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
         key: a random key.
         process: the process that the score was trained for.
-        num_steps: number of steps on ``processes.time_grid``, 256 by default; each is one
+        num_steps: number of steps on ``processes.time_grid``, 256 or more by default; each is one
             evaluation, and the denoising one more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         denoise: end with the denoiser at the last time.
@@ -213,7 +213,7 @@ def ddim(
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
         key: a random key, for ``eta > 0`` only.
         process: the process that the score was trained for.
-        num_steps: number of steps on ``processes.time_grid``, 64 by default; each is one
+        num_steps: number of steps on ``processes.time_grid``, 64 or more by default; each is one
             evaluation, and the denoising one more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         eta: share of the ancestral noise, in [0, 1].

@@ -22,7 +22,8 @@ from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax.parameterization import denoiser_from_score
-from sm_jax.processes import check_times, diffusion_squared, drift, noise_ratio, time_grid
+from sm_jax.processes import check_times, diffusion_squared, drift, noise_ratio
+from sm_jax.processes._derived import solver_grid
 from sm_jax.processes._location import warn_off_center
 from sm_jax.samplers._scan import run, wide
 from sm_jax.typing import NoiseScoreFn, ProcessLike
@@ -40,7 +41,7 @@ def _grid(
     if times is not None and num_steps is not None:
         raise ValueError(f"give num_steps={num_steps} or times={times}, not both.")
     if times is None:
-        times = time_grid(process, default if num_steps is None else num_steps, rho=rho)
+        times = solver_grid(process, num_steps, default=default, rho=rho)
     else:
         times = check_times(process, times)
     return times.astype(_checks.accumulator(x.dtype))
@@ -81,7 +82,7 @@ def reverse_sde(
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
         key: a random key.
         process: the process that the score was trained for.
-        num_steps: number of steps on ``processes.time_grid``, 256 by default; each is one
+        num_steps: number of steps on ``processes.time_grid``, 256 or more by default; each is one
             evaluation, and the denoising one more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         denoise: end with the denoiser at the last time.
@@ -150,7 +151,7 @@ def heun(
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
         key: a random key, for ``churn`` only.
         process: the process that the score was trained for.
-        num_steps: number of steps on ``processes.time_grid``, 32 by default; each is two
+        num_steps: number of steps on ``processes.time_grid``, 32 or more by default; each is two
             evaluations, and the denoising one more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         churn: EDM's ``S_churn``: each step first raises the noise level by a factor

@@ -70,8 +70,9 @@ def predictor_corrector(
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
         key: a random key.
         process: the process that the score was trained for.
-        num_steps: number of steps on ``processes.time_grid``, 128 by default; each costs the
-            evaluations of the predictor and ``num_corrector_steps``, and the denoising one more.
+        num_steps: number of steps on ``processes.time_grid``, 128 or more by default; each costs
+            the evaluations of the predictor and ``num_corrector_steps``, and the denoising one
+            more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         predictor: a sampler of this family, of which one step is taken at a time:
             `reverse_diffusion`, `ancestral`, `reverse_sde`, `ddim`, `heun`, ..., or
