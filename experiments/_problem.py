@@ -119,7 +119,8 @@ class Problem:
         """Returns scaled numbers, such as samples, in the units of the data."""
         x = np.asarray(x)
         if self.num_levels:
-            return np.asarray(data.quantize(x, num_levels=self.num_levels))
+            levels = np.asarray(data.quantize(x, num_levels=self.num_levels))
+            return levels.astype(np.min_scalar_type(self.num_levels - 1))
         x = self.standardizer.inverse(x) if self.standardizer else x
         return self.integers.rounded(x) if self.integers else x
 

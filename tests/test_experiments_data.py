@@ -126,6 +126,7 @@ def test_8_bit_counts_far_from_the_middle(tmp_path):
     assert -0.05 < row["bits_per_dim"] - bits < 0.3
     samples, _, _ = _evaluation.sample(run, key, 500, 16)
     samples = run.problem.unscaled(samples)
+    assert samples.dtype == np.uint8
     np.testing.assert_allclose(samples.mean(), 3, atol=0.5)
     assert samples.max() < 20
 

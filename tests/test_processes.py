@@ -400,6 +400,10 @@ def test_a_constant_rate_is_the_ornstein_uhlenbeck_process():
         ),
         (lambda: processes.time_grid(processes.VE(), 0), "num_steps must be at least 1, got 0"),
         (lambda: processes.time_grid(processes.VE(), 3, rho=0.0), "rho must be positive"),
+        (
+            lambda: processes.time_grid(processes.VE(), 3, rho=0.01),
+            r"rho=0.01 takes r\^\(1 / rho\) out of the range of float32: raise it",
+        ),
         (lambda: processes.check_times(processes.VE(), [1.0]), "at least two times"),
         (lambda: processes.check_times(processes.VE(), [1.0, 2.0]), "must strictly decrease"),
         (lambda: processes.check_times(processes.VE(), [60.0, 1.0]), r"range of the process"),

@@ -11,7 +11,7 @@ import pytest
 
 from sm_jax import training
 from sm_jax.data import batch_indices
-from sm_jax.training import _loop
+from sm_jax.training import _dtypes, _loop
 
 X = np.linspace(-1.0, 2.0, 22, dtype=np.float32).reshape(11, 2)
 
@@ -215,6 +215,18 @@ def test_adamw_follows_warmup_and_cosine():
     np.testing.assert_allclose(rates, 0.01 * np.where(n < 4, n / 4, cosine), rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize(("warmup", "num_steps", "peak"), [(0.29, 100, 29), (0.99, 10, 9)])
+def test_adamw_warms_up_over_the_nearest_number_of_steps(warmup, num_steps, peak):
+    optimizer = training.adamw(1.0, num_steps, warmup=warmup)
+    params = jnp.zeros(())
+    _, rates = jax.lax.scan(
+        lambda state, grad: optimizer.update(grad, state, params)[::-1],
+        optimizer.init(params),
+        jnp.ones(num_steps),
+    )
+    np.testing.assert_allclose(-rates[: peak + 1], np.arange(peak + 1) / peak, rtol=1e-4)
+
+
 def test_adamw_decays_weights_and_starts_at_the_peak_without_warmup():
     optimizer = training.adamw(0.01, 20, warmup=0.0, weight_decay=0.5)
     params = jnp.array(2.0)
@@ -308,6 +320,13 @@ def test_data_of_64_bits_change_with_a_word_only(cheap, where):
     fit_to(n + 1e3)
     with pytest.warns(UserWarning, match=r"data\['n'\] of float64 .*rounded.* Subtract the mean"):
         fit_to(n / 10 + 1e6)
+
+
+def test_two_rows_that_happen_to_be_close_are_no_reason_to_warn():
+    x = np.array([[1.0, 0.3], [1.0 + 1e-6, 0.5]])
+    np.testing.assert_array_equal(_dtypes.narrowed(x), x.astype(np.float32))
+    with pytest.warns(UserWarning, match="far from zero beside their spread"):
+        _dtypes.narrowed(1.0 + 1e-6 * np.arange(4.0))
 
 
 def test_dispatch_length_changes_nothing_and_one_length_is_compiled(cheap):

@@ -200,7 +200,8 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float | None = None)
 
     Raises:
         ValueError: ``num_steps < 1``, ``rho`` is not positive, or (where the process is not traced)
-            rounding makes times equal, as it does of many steps near ``alpha = 0``.
+            ``rho`` is so small that ``r^(1 / rho)`` overflows, or rounding makes times equal, as it
+            does of many steps near ``alpha = 0``.
 
     Example:
         >>> from sm_jax.processes import VE
@@ -217,6 +218,10 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float | None = None)
     ends = [jnp.asarray(t, inner.dtype) for t in (process.t_max, process.t_min)]
     times = jnp.concatenate([ends[0][None], process.time(inner), ends[1][None]])
     known = _checks.concrete(times)
+    if known is not None and not np.all(np.isfinite(known)):
+        raise ValueError(
+            f"rho={rho} takes r^(1 / rho) out of the range of {times.dtype}: raise it."
+        )
     if known is not None and not np.all(np.diff(known) < 0):
         raise ValueError(
             f"num_steps={num_steps} are more than {times.dtype} tells apart near "

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 _COARSE = 1e-3  # of a standard deviation
+_ROWS = 4  # for a standard deviation; two rows may be close together by chance
 
 
 def narrowed(x: Any, name: str = "") -> Any:
@@ -25,7 +26,7 @@ def narrowed(x: Any, name: str = "") -> Any:
     x = np.asarray(x)
     check_range(x, dtype, name)
     narrow = x.astype(dtype)
-    if x.dtype.kind == "f" and x.ndim:
+    if x.dtype.kind == "f" and x.ndim and len(x) >= _ROWS:
         with np.errstate(invalid="ignore"):  # of data that are not finite
             error, spread = np.abs(narrow - x).max(axis=0), x.std(axis=0)
         if np.any((error > _COARSE * spread) & (spread > 0)):

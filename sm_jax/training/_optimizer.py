@@ -20,7 +20,7 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm, with linear warm-up and cosine decay.
 
-    With W = floor(warmup N), the rate of the update that follows n others is
+    With W = warmup N, rounded and below N, the rate of the update that follows n others is
 
         lr n / W                                                            n < W
         lr (f + (1 - f) (1 + cos(pi (n - W) / (N - W))) / 2)                n >= W
@@ -62,7 +62,7 @@ def adamw(
     for name, decay in (("b1", b1), ("b2", b2)):
         if not 0 <= decay < 1:
             raise ValueError(f"{name} is a decay per step in [0, 1), got {decay}")
-    warmup_steps = int(warmup * num_steps)
+    warmup_steps = min(round(warmup * num_steps), num_steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup_steps else learning_rate,
         peak_value=learning_rate,
