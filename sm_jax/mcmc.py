@@ -41,7 +41,8 @@ class Diagnostics(NamedTuple):
             It does not depend on the units. 0 where no chain moves, NaN where there is a NaN.
         split_rhat: rank-normalized split R-hat of each, ``[...]``: 1 for chains that have
             converged and agree; above 1.01 they have not, or one of them drifts.
-        acceptance_rate: share of the steps of each chain that moved, ``[B]``.
+        acceptance_rate: share of the steps of each chain that moved, ``[B]``; NaN where there is
+            a NaN.
     """
 
     effective_sample_size: jax.Array
@@ -180,6 +181,7 @@ def _diagnostics(blackjax, path: jax.Array) -> Diagnostics:
     halves = jnp.concatenate([away[:half], away[half : 2 * half]], axis=1)
     size, rhat = of_each_number(blackjax.ess, halves), of_each_number(blackjax.rhat, flat)
     moved = jnp.any(flat[1:] != flat[:-1], axis=-1).mean(axis=0)
+    moved = jnp.where(jnp.isnan(flat).any(axis=(0, 2)), jnp.nan, moved)
     return Diagnostics(size, rhat, moved)
 
 

@@ -43,7 +43,8 @@ def sliced_wasserstein(
         p: exponent, at least 1 and finite.
 
     Returns:
-        A scalar, in units of the data: the root ``1 / p`` of the mean.
+        A scalar, in units of the data: the root ``1 / p`` of the mean. NaN if a sample is not
+        finite.
 
     Raises:
         TypeError: ``x`` or ``y`` is not floating, or ``num_projections`` is no integer.
@@ -85,7 +86,7 @@ def sliced_wasserstein(
     powers = (gaps / unit) ** p
     mean = jnp.mean(jnp.sum(jnp.asarray(shares, dtype)[:, None] * powers, axis=0))
     # The derivative of the root is infinite at 0, where that of the distance is taken to be 0.
-    return jnp.where(mean > 0.0, unit * jnp.where(mean > 0.0, mean, 1.0) ** (1.0 / p), 0.0)
+    return jnp.where(mean == 0.0, 0.0, unit * jnp.where(mean == 0.0, 1.0, mean) ** (1.0 / p))
 
 
 def _common_steps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

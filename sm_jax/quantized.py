@@ -14,16 +14,19 @@ the last being the noise prediction and the score. The prediction of the clean d
 lies within the range of the data by construction.
 
 With the moments ``M_n = E[((x_0 - y) / r)^n | y]`` the derivatives are those of a posterior mean:
-``d M_1 / d l_k = w_k m_k (mean within the cell - M_1)``, ``dM_1 / dy = (M_2 - M_1^2 - 1) / r`` and
-``dM_1 / dr = (M_3 - M_1 M_2 - M_1) / r``. They are written out below, for speed and because no
-single ``m_k``, which may underflow, is divided by.
+``d M_1 / d l_k = w_k m_k (mean within the cell - M_1)``, ``dM_1 / dy = (M_2 - M_1^2 - 1) / r``,
+``dM_1 / dr = (M_3 - M_1 M_2 - M_1) / r`` and, with ``q`` fixed,
+``dM_1 / de_k = (w_{k-1} - w_k) (a_k - M_1) phi(a_k) / r``. They are written out below, for speed
+and because no single ``m_k``, which may underflow, is divided by.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
@@ -222,10 +225,11 @@ def _first_moment(logits, y, r, edges):
     return jnp.sum(_shares(logits, mass) * first, axis=-1)
 
 
-@_first_moment.defjvp
+@partial(_first_moment.defjvp, symbolic_zeros=True)
 def _first_moment_jvp(primals, tangents):
     logits, y, r, edges = primals
-    d_logits, d_y, d_r, _ = tangents  # the edges are constants of the data
+    fixed = isinstance(tangents[3], SymbolicZero)  # the edges mostly are, and cost nothing then
+    d_logits, d_y, d_r, d_edges = map(_instantiated, tangents)
     integrals = _integrals(y, r, edges, 3)
     weights = _shares(logits, integrals[0])
     first, second, third = (jnp.sum(weights * i, axis=-1) for i in integrals[1:])
@@ -233,4 +237,14 @@ def _first_moment_jvp(primals, tangents):
     change = jnp.sum(slope * d_logits, axis=-1)
     change += (second - first**2 - 1.0) / r * d_y
     change += (third - first * second - first) / r * d_r
+    if not fixed:
+        a = (edges.reshape((1,) * y.ndim + (-1,)) - y[..., None]) / r[..., None]
+        moved = (a - first[..., None]) * _phi(a) * d_edges.reshape((1,) * y.ndim + (-1,))
+        change += jnp.sum(weights * jnp.diff(moved, axis=-1), axis=-1) / r
     return first, change
+
+
+def _instantiated(tangent):
+    """Return a tangent as an array."""
+    zero = isinstance(tangent, SymbolicZero)
+    return jnp.zeros(tangent.shape, tangent.dtype) if zero else tangent

@@ -90,6 +90,25 @@ def test_samples_and_likelihoods_are_those_of_the_other_process(source, target, 
     np.testing.assert_allclose(*densities_of(x), atol=0.02)
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("target", ["VE", "GeometricVE"])
+def test_the_derivative_by_time_holds_at_both_ends(target, bits):
+    """N(0, 1) under VE: d/dt of ``-x / (1 + sigma^2)``, where rounding may leave the range."""
+    with jax.enable_x64(bits == 64):
+        source, target = ALIKE["VE"], ALIKE[target]
+        x = jnp.ones((1, 1))
+
+        def score_fn(x, t):
+            return -x / (1.0 + t[:, None] ** 2)
+
+        changed = change_process(score_fn, source, target)
+        for t in (float(target.t_min), 0.3, float(target.t_max)):
+            sigma, slope = jax.value_and_grad(target.sigma)(t)
+            derivative = jax.grad(lambda t: changed(x, jnp.full((1,), t))[0, 0])(t)
+            right = 2 * sigma * slope / (1 + sigma**2) ** 2
+            np.testing.assert_allclose(derivative, right, rtol=2e-3)
+
+
 def test_any_rank_and_dtype(getkey):
     changed = change_process(lambda x, t: -x, ALIKE["VE"], ALIKE["VPLinear"])
     for shape, dtype in (((3,), jnp.bfloat16), ((3, 2, 2), jnp.float32)):

@@ -245,6 +245,12 @@ def test_quantize_at_the_edges():
     assert quantize(y, num_levels=4).tolist() == [0, 0, 0, 1, 2, 3, 3, 3]
 
 
+def test_nan_is_no_level():
+    with pytest.raises(ValueError, match="y holds 2 NaN, which are no levels"):
+        quantize(jnp.array([0.1, jnp.nan, jnp.inf, jnp.nan]), num_levels=256)
+    assert quantize(jnp.array([-jnp.inf, jnp.inf]), num_levels=256).tolist() == [0, 255]
+
+
 def test_dequantize_noise_and_precision():
     x = np.array([[0, 255]], np.uint8)
     calls = []

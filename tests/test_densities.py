@@ -412,6 +412,19 @@ def test_checkerboard_before_noising():
         assert np.isnan(score(density, x)[2:]).all()
 
 
+def test_neighboring_boxes_share_no_point():
+    boxes = densities.UniformBoxes(
+        jnp.log(jnp.array([0.25, 0.75])), jnp.array([[0.0], [1.0]]), jnp.array([[1.0], [3.0]])
+    )
+    x = jnp.array([[0.0], [0.5], [1.0], [2.0], [3.0], [3.1], [jnp.nan]])
+    p = [0.25, 0.25, 0.375, 0.375, 0.375, 0.0, np.nan]
+    np.testing.assert_allclose(np.exp(boxes.log_prob(x)), p, rtol=1e-6)
+    board = densities.checkerboard()
+    inside = board.log_prob(board.low.mean(axis=0)[None] + 1e-3)  # both are in a square
+    corner = board.log_prob(jnp.zeros((1, 2)))  # where two squares touch
+    np.testing.assert_allclose(corner, inside)
+
+
 def test_checkerboard_noised_is_the_convolution():
     """Against the integral of the Gaussian kernel over the squares, Gauss-Legendre per square."""
     nodes, weights = np.polynomial.legendre.leggauss(40)

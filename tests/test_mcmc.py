@@ -227,6 +227,12 @@ def test_acceptance_is_the_share_of_moves(getkey):
     np.testing.assert_allclose(result.acceptance_rate, moves.mean(axis=0), rtol=1e-5)
 
 
+def test_a_chain_with_a_nan_has_no_acceptance_rate(getkey):
+    path = jax.random.normal(getkey(), (20, 3, 2)).at[5:, 1].set(jnp.nan)
+    rate = mcmc.diagnostics(path).acceptance_rate
+    np.testing.assert_array_equal(rate, [1.0, np.nan, 1.0])
+
+
 def test_diagnostics_of_scalar_events():
     result = jax.eval_shape(mcmc.diagnostics, jnp.ones((20, 3), jnp.bfloat16))
     assert result.effective_sample_size.shape == result.split_rhat.shape == ()

@@ -77,6 +77,14 @@ def test_equal_sets_in_any_order_are_at_distance_zero(getkey):
     np.testing.assert_array_less(sliced_wasserstein(x, jnp.repeat(x, 2, axis=0), getkey()), 1e-6)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("first", [True, False])
+def test_samples_that_are_not_finite_are_at_no_distance(bad, first, getkey):
+    x = jax.random.normal(getkey(), (20, 2))
+    both = (x.at[3, 1].set(bad), x + 5.0) if first else (x, (x + 5.0).at[0, 0].set(bad))
+    assert np.isnan(sliced_wasserstein(*both, getkey()))
+
+
 def test_symmetry_rank_dtype_jit(getkey):
     x, y, key = jax.random.normal(getkey(), (9, 2, 2)), jnp.ones((4, 2, 2)), getkey()
     distance = sliced_wasserstein(x, y, key)

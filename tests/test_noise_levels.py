@@ -69,6 +69,17 @@ def test_largest_and_smallest_level_are_the_distances(getkey, shape, monkeypatch
         np.testing.assert_allclose(value, truth, rtol=1e-9)
 
 
+@pytest.mark.parametrize("separation", [1e3, 1e7, 1e9])
+def test_neighbors_within_clusters_far_apart(separation, getkey):
+    """Squares of the distance between clusters are rounded by more than those within them."""
+    x = 0.1 * np.random.default_rng(0).normal(size=(200, 2))
+    x[100:] += separation
+    distances = np.linalg.norm(x[:, None] - x[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    right = np.median(distances.min(axis=1)) / 10 / np.sqrt(2)
+    np.testing.assert_allclose(noise_levels.smallest_level(x, getkey()), right, rtol=1e-6)
+
+
 def test_duplicates_are_no_neighbours(getkey):
     x = jnp.array([[0.0, 1e4], [0.0, 1e4], [0.3, 1e4 + 0.4], [1.0, 1e4], [9.0, 1e4]])
     value = noise_levels.smallest_level(x.astype(jnp.float32), getkey())

@@ -149,6 +149,22 @@ def test_derivatives(getkey):
             np.testing.assert_allclose(slope, -(variance - 1) / ratio, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "ratio", [0.5, pytest.param(0.01, id="cells far wider"), pytest.param(300.0, id="far narrower")]
+)
+def test_derivatives_by_the_edges(ratio, getkey):
+    with jax.enable_x64(True):
+        x = jnp.array([[0.35, -0.41, 0.99]])
+        logits = jax.random.normal(getkey(), (1, 3, 3))
+
+        def eps(logits, edges):
+            return quantized.noise_from_levels(
+                logits, x, ratio, process=processes.VE(1e-3, 1e3), edges=edges
+            )
+
+        check_grads(eps, (logits, jnp.asarray(EDGES)), order=2, eps=1e-5 * ratio**0.5)
+
+
 @pytest.mark.parametrize("edge", [-0.5, 0.0, 0.5])
 def test_the_second_derivative_on_an_edge(edge):
     """It is continuous: exactly on the edge of two cells it is that right beside it."""

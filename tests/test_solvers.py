@@ -270,6 +270,15 @@ def test_guided_scores_have_right_derivatives(method, getkey):
             check_grads(exact, (point, t, 1.3, 0.1), **options)
 
 
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_products_that_are_not_finite_are_seen_in_their_row(solver, bad):
+    scale = jnp.array([[1.0, 4.0], [bad, 1.0], [2.0, 2.0]])
+    u = solver(lambda u: scale * u, jnp.ones((3, 2)), num_iterations=2)
+    assert np.all(np.isnan(u[1]))
+    np.testing.assert_allclose(u[::2], [[1.0, 0.25], [0.5, 0.5]], rtol=1e-5)
+
+
 def test_a_count_below_one_is_refused():
     for solver in SOLVERS.values():
         with pytest.raises(ValueError, match="num_iterations must be at least 1, got 0"):

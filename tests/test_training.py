@@ -227,6 +227,22 @@ def test_adamw_warms_up_over_the_nearest_number_of_steps(warmup, num_steps, peak
     np.testing.assert_allclose(-rates[: peak + 1], np.arange(peak + 1) / peak, rtol=1e-4)
 
 
+def test_moments_of_bfloat16_parameters_do_not_stall(getkey):
+    """A constant gradient moves by the rate however long; in bfloat16 the moment stops growing."""
+    optimizer = training.adamw(1.0, 10_000, warmup=0.0, final=1.0, clip_norm=float("inf"))
+    params = jnp.zeros(2, jnp.bfloat16)
+    grads = jnp.array([1.0, -0.01], jnp.bfloat16)
+
+    def update(state, _):
+        update, state = optimizer.update(grads, state, params)
+        return state, update
+
+    _, updates = jax.lax.scan(update, optimizer.init(params), None, length=2_000)
+    assert updates.dtype == jnp.bfloat16
+    right = np.tile([-1.0, 1.0], (2_000, 1))
+    np.testing.assert_allclose(updates.astype(float), right, rtol=2**-8)
+
+
 def test_adamw_decays_weights_and_starts_at_the_peak_without_warmup():
     optimizer = training.adamw(0.01, 20, warmup=0.0, weight_decay=0.5)
     params = jnp.array(2.0)

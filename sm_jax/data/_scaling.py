@@ -279,7 +279,8 @@ def quantize(y: ArrayLike, *, num_levels: int) -> jax.Array:
         10^5 in float32, 256 levels; any share of them for noise that is 0).
 
     Raises:
-        ValueError: ``num_levels`` is below 2.
+        ValueError: ``num_levels`` is below 2, or ``y`` holds a NaN and is concrete; under ``jit``
+            NaN becomes level 0.
         TypeError: ``num_levels`` is not an integer, or ``y`` not floating.
 
     Example:
@@ -290,6 +291,11 @@ def quantize(y: ArrayLike, *, num_levels: int) -> jax.Array:
     y = jnp.asarray(y)
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(f"y must have a floating dtype, got {y.dtype}: it is not dequantized data.")
+    known = _checks.concrete(y)
+    if known is not None and np.isnan(known).any():
+        raise ValueError(
+            f"y holds {np.isnan(known).sum()} NaN, which are no levels: leave them out."
+        )
     levels = jnp.floor((y.astype(jnp.promote_types(y.dtype, jnp.float32)) + 1) / 2 * num_levels)
     return jnp.clip(levels, 0, num_levels - 1).astype(jnp.int32)
 

@@ -39,6 +39,9 @@ _FAR, _TERMS = 5.0, 16  # Mills' ratio beyond 5 by 16 terms of its continued fra
 class UniformBoxes:
     """Mixture of uniform densities on ``K`` boxes, with Gaussian noise once `noised`.
 
+    Before noising, the lower faces of a box belong to it, and its upper faces only where no box
+    reaches further, so that neighbors share no point.
+
     Args:
         log_weights: log of the normalised weights, ``[K]``.
         low: lower corners, ``[K, D]``.
@@ -93,9 +96,12 @@ class UniformBoxes:
     def _log_prob_and_score(self, x):
         """Return ``log p(x) []`` and the score ``[D]`` at one event ``x [D]``."""
         if self.std is None:
-            inside = jnp.all((self.low <= x[None]) & (x[None] <= self.high), axis=-1)
+            last = self.high == jnp.max(self.high, axis=0, keepdims=True)
+            below = (x[None] < self.high) | (last & (x[None] == self.high))
+            inside = jnp.all((self.low <= x[None]) & below, axis=-1)
             log_box = self.log_weights - jnp.sum(jnp.log(self.high - self.low), axis=-1)
             log_prob = jax.nn.logsumexp(jnp.where(inside, log_box, -jnp.inf))
+            log_prob = jnp.where(jnp.any(jnp.isnan(x)), jnp.nan, log_prob)
             return log_prob, jnp.where(jnp.any(inside), 0 * x, jnp.nan)
         u = (x[None] - (self.low + self.high) / 2) / self.std
         h = (self.high - self.low) / (2 * self.std)

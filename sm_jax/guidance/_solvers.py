@@ -148,7 +148,9 @@ def _minimal_residuals(matrix, b, num_iterations, *, symmetric):
         b = _ratio(b, size)
         zeros = jnp.zeros((kept, *b.shape), b.dtype)
         start = (0.0 * b, b, b, size > 0, zeros, zeros, 0.0 * size, size > 0)
-        return size * jax.lax.fori_loop(0, num_iterations, step, start)[0]
+        solution, *_, largest, _ = jax.lax.fori_loop(0, num_iterations, step, start)
+        # Comparisons with NaN are false: a product that is not finite would leave u at zero.
+        return size * jnp.where(jnp.isfinite(largest), solution, jnp.nan)
 
     return jax.lax.custom_linear_solve(
         matrix, _checks.accumulated(b), solve, transpose_solve=solve, symmetric=symmetric

@@ -402,9 +402,9 @@ def _subset(x, key, max_points):
 def _distances(points):
     """Return the largest distance of two points, and that from each to its nearest distinct one.
 
-    Pairs are ranked by ``|a|^2 - 2 a b + |b|^2`` in blocks of rows; the distances returned are
-    those of the differences, because the former cancels for near neighbours, so much that it cannot
-    tell which points are equal: their bytes do.
+    Pairs are ranked by ``|a|^2 - 2 a b + |b|^2`` in blocks of rows, which cancels for near
+    neighbors: all within its rounding of the nearest are compared again by their differences, and
+    which points are equal is told by their bytes.
     """
     squares = np.sum(points**2, axis=1)
     numbers = {}
@@ -417,11 +417,26 @@ def _distances(points):
         farthest = block - points[np.argmax(ranking, axis=1)]
         largest = max(largest, np.linalg.norm(farthest, axis=1).max())
         ranking[number[start : start + rows, None] == number] = np.inf
-        closest = np.linalg.norm(block - points[np.argmin(ranking, axis=1)], axis=1)
-        nearest.append(closest)
+        nearest.append(_nearest(points, block, ranking))
     if largest == 0:
         raise ValueError(
             f"x must hold at least two distinct examples, got {len(points)} that are equal: "
             "noise levels come from the distances between examples."
         )
     return float(largest), np.concatenate(nearest)
+
+
+def _nearest(points, block, ranking):
+    """Return the distance from each row of ``block`` to the nearest of ``points``, ``[n]``.
+
+    ``ranking`` holds the squares of the distances, up to rounding, and infinity for the row itself.
+    """
+    distances = np.linalg.norm(block - points[np.argmin(ranking, axis=1)], axis=1)
+    # The nearest point is no longer than this: the ranking of both is rounded by at most half that.
+    longest = np.linalg.norm(block, axis=1) + distances
+    rounding = 8 * (points.shape[1] + 4) * np.finfo(float).eps * longest**2
+    candidates = ranking <= ranking.min(axis=1, keepdims=True) + rounding[:, None]
+    for row in np.flatnonzero(candidates.sum(axis=1) > 1):
+        away = block[row] - points[candidates[row]]
+        distances[row] = np.linalg.norm(away, axis=1).min()
+    return distances

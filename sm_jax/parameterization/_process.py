@@ -63,7 +63,9 @@ def change_process(
         """Return ``c``, the point ``c x`` and ``t'``."""
         t = _checks.check_per_example("t", t, x)
         source_t = source.time(noise_ratio(target, t))
-        source_t = jnp.clip(source_t, source.t_min, source.t_max)  # rounding may leave the range
+        # Rounding may leave the range: the value is clipped, the slope is that of the map.
+        clipped = jnp.clip(source_t, source.t_min, source.t_max)
+        source_t = source_t + jax.lax.stop_gradient(clipped - source_t)
         scale = _checks.expand_like(source.alpha(source_t) / target.alpha(t), x)
         return scale, (scale * x).astype(x.dtype), source_t
 

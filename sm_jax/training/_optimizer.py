@@ -36,7 +36,7 @@ def adamw(
         b2: decay of the second moment.
 
     Returns:
-        An Optax gradient transformation.
+        An Optax gradient transformation; its moments are in float32 at least.
 
     Raises:
         ValueError: on a number out of its range.
@@ -70,18 +70,27 @@ def adamw(
         decay_steps=num_steps,
         end_value=final * learning_rate,
     )
-    return optax.chain(
-        _clip_by_global_norm(clip_norm),
-        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay),
+    return _in_float32(
+        optax.chain(
+            optax.clip_by_global_norm(clip_norm),
+            optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay),
+        )
     )
 
 
-def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Returns that of Optax, with the norm summed in float32 at least."""
-    clip = optax.clip_by_global_norm(max_norm)
+def _in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns an optimizer whose norms and moments are in float32 at least, as its average is.
+
+    In bfloat16 a sum of squares stalls, and so does a moment: the share (1 - b2) of a square that
+    is added to it is below its spacing.
+    """
+
+    def init(params):
+        return optimizer.init(widened(params))
 
     def update(updates, state, params=None):
-        clipped, state = clip.update(widened(updates), state, params)
-        return jax.tree.map(lambda new, old: new.astype(old.dtype), clipped, updates), state
+        params = None if params is None else widened(params)
+        wide, state = optimizer.update(widened(updates), state, params)
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), wide, updates), state
 
-    return optax.GradientTransformation(clip.init, update)
+    return optax.GradientTransformation(init, update)
