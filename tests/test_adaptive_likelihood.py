@@ -135,6 +135,7 @@ def test_random_divergences_and_their_standard_error(x, getkey):
     assert len(set(np.asarray(values).tolist())) == 6
 
 
+@pytest.mark.slow
 def test_differentiable_in_the_data_and_in_the_parameters(x):
     """d log p / dx is the score at t_min; by a parameter, the closed form for N(0, v)."""
     process = PROCESSES["VPLinear"]

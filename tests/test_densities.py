@@ -288,6 +288,7 @@ def test_dtypes(getkey, dtype):
     assert log_prob(densities.rings(), x).dtype == np.float32
 
 
+@pytest.mark.slow
 def test_densities_of_bfloat16_numbers_are_in_float32(getkey):
     """These points are numbers of bfloat16: whatever differs is computed in bfloat16."""
     points = jnp.linspace(-2.0, 2.0, 33)[:, None]

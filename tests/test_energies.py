@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 from sm_jax import densities, losses, models, processes
@@ -14,6 +15,7 @@ from sm_jax.parameterization import precondition_energy, score_from_energy
 PROCESS = processes.VE(sigma_min=0.05, sigma_max=10.0)
 
 
+@pytest.mark.slow
 def test_an_energy_network_learns_a_mixture(getkey):
     """The diffusion loss brings it to the noised scores of two modes, and to their energy."""
     density = densities.gaussian_mixture([0.3, 0.7], jnp.array([[-1.0], [1.0]]), 0.09)

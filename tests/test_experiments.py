@@ -144,6 +144,7 @@ def test_every_toy_is_there(name, capsys):
     assert not np.isin(examples.train, examples.held_out).any()
 
 
+@pytest.mark.slow
 def test_an_energy_network_has_the_score_of_its_energy(tmp_path, getkey):
     args = [*TINY, "--network", "energy", "--num-train", "30", "--num-held-out", "9"]
     directory = tmp_path / "run"
@@ -175,6 +176,7 @@ def test_array_reports_in_the_units_of_the_data(tmp_path, getkey):
         np.testing.assert_allclose(rows[0][name]["bits_per_dim"], bits, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_array_takes_the_checkpoint_that_is_best_on_its_validation_set(tmp_path, capsys):
     """With a learning rate that makes things worse, not the last one."""
     x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)

@@ -187,6 +187,7 @@ def test_digits_are_evaluated_with_and_without_labels(digits):
     assert "Recognized as their label" in page
 
 
+@pytest.mark.slow
 def test_likelihoods_given_the_label(signs, getkey, monkeypatch):
     """Of two halves far apart, log p(x | label) - log p(x) is log 2."""
     run, examples = signs

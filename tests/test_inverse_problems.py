@@ -100,6 +100,7 @@ def test_moment_matching_is_exact_for_gaussian_data(getkey):
             assert np.abs(rough / exact - 1).max() > 0.05
 
 
+@pytest.mark.slow
 def test_moment_matching_is_exact_on_a_field_with_enough_iterations(getkey):
     """32 numbers, half of them observed: 16 iterations are exact, the default nearly, 5 are not."""
     place = np.arange(32)
@@ -427,6 +428,7 @@ def test_resampling_makes_inpainting_exact():
     assert 1.7 < coarse / fine < 2.3
 
 
+@pytest.mark.slow
 def test_resampling_moves_weights_between_modes(getkey):
     """From near the prior's 0.7 towards the exact 0.33, slowly: modes mix worse than a Gaussian."""
     v, n = 0.64, 2_000

@@ -49,6 +49,7 @@ def test_closed_form(process, x):
     np.testing.assert_allclose(result.value, gaussian_log_prob(x, MEAN, COV), atol=0.03)
 
 
+@pytest.mark.slow
 @each_process
 @pytest.mark.parametrize("sigma_data", [0.7, 1.0])
 def test_second_order_in_the_steps(process, x, sigma_data):
@@ -275,6 +276,7 @@ def test_bad_input(options, message, x):
         bits_per_dim(1.0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "spread"), [(0.01, 1.0), (100.0, 0.2)])
 def test_the_scale_of_the_data(scale, spread, getkey):
     """Another scale is right if sigma_data says so, or with many steps; else there is a warning."""

@@ -119,6 +119,7 @@ def test_nothing_depends_on_where_the_data_are(function, process, getkey):
         np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 @each_process
 def test_samples_move_with_the_mean(process, getkey):
     with jax.enable_x64(True):
@@ -207,6 +208,7 @@ def test_a_mean_from_few_rows_is_no_alarm(count, getkey):
         assert not found
 
 
+@pytest.mark.slow
 def test_likelihoods_and_samplers_warn():
     process = processes.VE(0.1, 8.0)
     x = 100.0 + jnp.arange(6.0)[:, None]

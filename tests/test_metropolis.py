@@ -256,6 +256,7 @@ def test_a_bare_score_keeps_the_weights_of_modes_at_the_adapted_step(num_panels,
     assert abs(float(left.mean()) - LEFT) < 4.5 * np.sqrt(0.21 / 40_000) + 0.001
 
 
+@pytest.mark.slow
 def test_a_bare_score_keeps_the_weights_of_modes_in_ten_dimensions(getkey):
     """The same modes along the first of ten numbers, the others normal."""
 

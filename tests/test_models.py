@@ -308,6 +308,7 @@ def test_block_sees_each_group_of_channels_up_to_scale_and_shift():
     np.testing.assert_allclose(moved_branch, branch, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_shape", [(7, 7, 1), (5, 9, 2), (28, 28, 1), (1, 1, 3), (32, 15, 3)])
 @pytest.mark.parametrize("multipliers", [(1,), (1, 2), (1, 1, 2, 2)])
 def test_unet_takes_any_size(image_shape, multipliers):

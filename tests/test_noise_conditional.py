@@ -272,6 +272,7 @@ def test_defaults_of_the_log_normal_are_those_of_edm(getkey):
     assert stats.kstest(np.log(t), stats.norm(-1.2, 1.2).cdf).pvalue > 1e-4
 
 
+@pytest.mark.slow
 @each_process
 def test_likelihood_times_have_density_of_the_likelihood_weight(process, getkey):
     """Histogram against g^2 / sigma^2 by quadrature; weight times importance is its integral."""
@@ -346,6 +347,7 @@ def test_importance_keeps_the_mean_over_part_of_the_times(case, getkey):
     assert_mean(np.sqrt(t) * np.cos(t / high) * importance, expected)
 
 
+@pytest.mark.slow
 @each_partial
 @pytest.mark.parametrize("sample_t", [losses.uniform_t, losses.likelihood_t, losses.log_normal_t])
 def test_gradients_in_the_parameters_of_a_process(case, sample_t, getkey):

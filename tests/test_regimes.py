@@ -629,6 +629,7 @@ def test_any_units_and_offset(name, exponent, offset):
     _assert_follows(name, World(a, a * offset), tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_float32_data_under_x64(name):
     if name.startswith("noise_levels"):
@@ -654,6 +655,7 @@ def test_bfloat16(name):
     np.testing.assert_allclose(value, unit, rtol=0.03, atol=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_one_example(name):
     if name in _MANY_EXAMPLES:

@@ -100,6 +100,7 @@ def prior(process, key, n=20_000):
     return jax.random.multivariate_normal(key, alpha * MEAN, cov, (n,))
 
 
+@pytest.mark.slow
 @each_process
 def test_reverse_sde_reaches_the_data(process, getkey):
     score_fn = gaussian_noised_score(process)
@@ -108,6 +109,7 @@ def test_reverse_sde_reaches_the_data(process, getkey):
     assert_gaussian(raw, MEAN, COV, slack=0.03)
 
 
+@pytest.mark.slow
 @each_process
 def test_heun_reaches_the_data(process, getkey):
     score_fn = gaussian_noised_score(process)

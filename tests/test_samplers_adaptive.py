@@ -329,6 +329,7 @@ def test_the_relative_tolerance_is_of_the_noise(sampler):
     np.testing.assert_allclose(1024.0 * one.x, thousand.x, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", BOTH)
 def test_the_absolute_tolerance_is_in_units_of_the_data(sampler):
     """In noise far above the data atol = 0.1 changes nothing; far below it saves nearly all."""

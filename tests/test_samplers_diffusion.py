@@ -119,6 +119,7 @@ def test_order_of_convergence(name, order):
             assert abs(np.log2(errors[0] / errors[1]) - order) < 0.15
 
 
+@pytest.mark.slow
 def test_gradients_in_the_options(getkey):
     """Also where a noise is none: eta = 0, and a level that churn cannot raise."""
     process, x, key = VE_SHORT, jnp.array([[3.0]]), getkey()

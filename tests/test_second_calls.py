@@ -469,6 +469,7 @@ def test_effects_take_place_at_every_call(capfd):
     assert capfd.readouterr().out.count("seen") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "jit"])
 def test_many_calls_keep_nothing(wrap):
     def live():

@@ -69,6 +69,7 @@ def test_deterministic_samplers_map_quantiles_to_quantiles(process, sampler, err
     assert np.abs(samples[:, 0] - right).mean() < error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
     [
