@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sm_jax.data import load, load_tfds
+from sm_jax.data import _csv, load, load_tfds
 
 # --- arrays ---------------------------------------------------------------------------------------
 
@@ -183,6 +183,54 @@ def test_names_that_are_numbers(tmp_path):
     file = write(tmp_path, "0,1\n.5,.25\n1,.5\n")
     np.testing.assert_array_equal(load(file, header=True), [[0.5, 0.25], [1, 0.5]])
     np.testing.assert_array_equal(load(file, header=False), [[0, 1], [0.5, 0.25], [1, 0.5]])
+
+
+UNIFORM = np.random.default_rng(0).uniform(0.2, 0.9, (20, 4))
+
+
+@pytest.mark.parametrize("rows", [UNIFORM, np.round(100 * UNIFORM), UNIFORM[:2]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        "400.5,401.5,402.5,403.5",
+        "4000,3998,3996,3994",
+        "-1990,-1980,-1970,-1960",
+        "1990.0,1991.0",
+        "1.99e3,1.95e3",
+        "2001.5,2003.25,2020.5",
+    ],
+)
+def test_names_far_from_the_values(names, rows, tmp_path):
+    rows = rows[:, : names.count(",") + 1]
+    file = write(tmp_path, "\n".join([names, *(",".join(map(str, row)) for row in rows)]))
+    with pytest.raises(ValueError, match=r"may be names.*header=True or.*--header yes or"):
+        load(file)
+    np.testing.assert_array_equal(load(file, header=True), rows)
+    assert load(file, header=False).shape == (len(rows) + 1, rows.shape[1])
+
+
+@pytest.mark.parametrize("names", ["-1,0,1", "1,0,-1", "2020", "-2020.0", "1,2", "70.5,200,9e5"])
+def test_names_above_fractions(names, tmp_path):
+    rows = UNIFORM[:, : names.count(",") + 1]
+    file = write(tmp_path, "\n".join([names, *(",".join(map(str, row)) for row in rows)]))
+    with pytest.raises(ValueError, match="line 1 may be names"):
+        load(file)
+
+
+@pytest.mark.parametrize("digits", [17, 3])
+@pytest.mark.parametrize("law", ["standard_normal", "random", "lognormal", "standard_cauchy"])
+def test_ordinary_rows_are_no_names(law, digits):
+    """Tables of 1 to 5 columns, some with one scale for a row, so that outliers come together."""
+    rng = np.random.default_rng(0)
+    refused = 0
+    for i in range(2000):
+        num_rows, num_columns = (10, 30, 100)[i % 3], 1 + i % 5
+        x = getattr(rng, law)(size=(num_rows, num_columns))
+        x *= np.abs(getattr(rng, law)(size=(num_rows, 1))) ** (i % 2)
+        first = [f"{value:.{digits}g}" for value in x[0]]
+        x = np.array([float(f"{value:.{digits}g}") for value in x.flat]).reshape(x.shape)
+        refused += _csv._may_be_names(first, x)
+    assert refused <= 2
 
 
 def test_tables_by_other_names(tmp_path):

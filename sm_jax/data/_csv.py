@@ -125,23 +125,34 @@ def _counts(column: np.ndarray) -> bool:
 
 
 def _may_be_names(first: list[str], x: np.ndarray) -> bool:
-    """Return whether the first row looks like numbers that name columns: 0, 1, 2 or 1990, 2000.
+    """Return whether the first row looks like numbers that name columns: 0, 1, 2 or 1990.5, 1989.5.
 
-    Such are whole numbers that increase. They are suspicious where every column has fractions
-    below, or values far away; 0, 1, 2, ... also where all columns lie beyond, or are many.
+    Such rise or fall from column to column. They are suspicious where they are written as integers
+    above fractions, where they count the columns, and where all lie farther from the values below
+    than those from one another: `1000 / N` times as far, or in even steps, or close together. The
+    first of N + 1 Cauchy draws is k times as far with probability `0.5 / (k N)`; a single number
+    must be whole above fractions as well, as heavy tails are common.
     """
-    increasing = len(first) > 1 and (np.diff(x[0]) > 0).all()
-    if not (increasing or first == ["0"]) or not all(cell.strip().isdecimal() for cell in first):
+    if len(x) < 3 or not np.isfinite(x).all():
         return False
     names, rest = x[0], x[1:]
-    if len(rest) < 2 or not np.isfinite(rest).all():
+    steps = np.diff(names)
+    if not ((steps > 0).all() or (steps < 0).all()):
         return False
     low, high = rest.min(axis=0), rest.max(axis=0)
-    distance = np.maximum(low - names, names - high)
-    fractions, far = (rest % 1 != 0).any(axis=0), distance > high - low
-    counted = np.array_equal(names, np.arange(len(names)))
-    beyond = len(rest) >= 10 and (distance > 0).all()
-    return bool(fractions.all() or far.all() or (counted and (len(first) > 2 or beyond)))
+    distance, width = np.maximum(low - names, names - high), high - low
+    far = (distance > width).all()
+    very_far = (distance > width * max(1, 1000 / len(rest))).all()
+    fractions = (rest % 1 == 0).mean(axis=0).prod() < 1e-3  # the share of rows of whole numbers
+    integers = all(re.fullmatch(r"[-+]?\d+", cell.strip()) for cell in first)
+    if integers and np.array_equal(names, np.arange(len(names))):
+        beyond = len(rest) >= 10 and (distance > 0).all()
+        return bool(fractions or far or beyond or len(first) > 2)
+    if len(first) == 1:
+        return bool(very_far and fractions and names[0] % 1 == 0)
+    even = len(first) > 2 and np.allclose(steps, steps[0], rtol=0.01, atol=0)
+    close = np.ptp(names) < distance.min() / 20
+    return bool((integers and fractions) or very_far or (far and (even or close)))
 
 
 def _is_number(cell: str) -> bool:
