@@ -280,6 +280,10 @@ def test_real_csv(colour, rows, data_dir):
         (",2,3\n4,5,6\n8,5,6\n", {}, "line 1 may name .* or be a row .* missing.*--header"),
         (",a\n0.5,1\nx,2\n", {}, r"1 NaN .*line 3, column 1 \(''\)"),
         ("a,b\n1,2\n\n3,nan\n-inf,4\n", {}, r"2 NaN .*\(nan\) at line 4, column 2 \('b'\)"),
+        ("# made by X\na,b\n1,2\n", {}, "line 1 is a comment, '# made by X': remove it.*header=T"),
+        ("\n # units: cm; kg\na,b\n1,2\n", {}, "line 2 is a comment, '# units: cm; kg': remove"),
+        ("# x y\n1.0 2.0\n", {}, "line 1 is a comment, '# x y'.*--header yes"),
+        ("# x y\n1.0 2.0\n", {"delimiter": " ", "header": False}, "line 1 is a comment"),
         ("1,2\ninf,nan\n", {}, r"2 NaN .* among 4.*\(inf\) at line 2, column 1:"),
         ("", {}, "is empty"),
         ("\n\n", {}, "is empty"),
@@ -290,6 +294,19 @@ def test_real_csv(colour, rows, data_dir):
 def test_broken_csv(text, options, match, tmp_path):
     with pytest.raises(ValueError, match=f"x.csv'.*{match}"):
         load(write(tmp_path, text), **options)
+
+
+def test_a_name_that_begins_like_a_comment(tmp_path):
+    file = write(tmp_path, "# a,b\n1,2\n")
+    np.testing.assert_array_equal(load(file, header=True), [[1, 2]])
+
+
+@pytest.mark.parametrize("delimiter", ["", ", ", "\\t"])
+def test_a_delimiter_is_one_character(delimiter, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"one character, got '.*'\. Leave it out to have it found"
+    ):
+        load(write(tmp_path, "1,2\n"), delimiter=delimiter)
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -322,6 +339,33 @@ def test_a_folder_of_colour_images_some_grey(tmp_path):
     np.testing.assert_array_equal(found[0], RGB)
     np.testing.assert_array_equal(found[1], np.repeat(GREY[..., None], 3, axis=2))
     np.testing.assert_allclose(found[2], RGB, atol=8)  # a palette of 16 colours
+
+
+def test_gifs_are_read(tmp_path):
+    """Their palettes are colours, of grey images too; one of several frames is refused."""
+    save_image(tmp_path / "a.gif", GREY)
+    save_image(tmp_path / "b.jfif", GREY, format="png")
+    np.testing.assert_array_equal(load(tmp_path), np.stack([GREY, GREY])[..., None], strict=True)
+    save_image(tmp_path / "c.gif", np.full((3, 4, 3), [7, 8, 9]))
+    found = load(tmp_path)
+    assert found.shape == (3, 3, 4, 3)
+    np.testing.assert_array_equal(found[0], np.repeat(GREY[..., None], 3, axis=2))
+    np.testing.assert_array_equal(found[2, 0, 0], [7, 8, 9])
+    frames = [Image.fromarray(GREY + i) for i in range(3)]
+    frames[0].save(tmp_path / "d.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=r"d.gif' holds 3 images: write each to a file of"):
+        load(tmp_path)
+
+
+def test_images_that_are_left_out_are_named(tmp_path):
+    save_image(tmp_path / "a.png", GREY)
+    for name in ("b.svg", "c.HEIC", "d.heic", "notes.txt", ".DS_Store"):
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match=r"are left out \(2 .heic, 1 .svg\): convert"):
+        assert load(tmp_path).shape == (1, 3, 4, 1)
+    (tmp_path / "a.png").unlink()
+    with pytest.warns(UserWarning, match="1 .svg"), pytest.raises(ValueError, match="no images"):
+        load(tmp_path)
 
 
 def test_images_of_several_sizes(tmp_path):

@@ -8,7 +8,6 @@ import pathlib
 import re
 import warnings
 from collections.abc import Iterator
-from typing import TextIO
 
 import numpy as np
 
@@ -21,9 +20,21 @@ _REMEDY = "header=True or header=False, --header yes or --header no in a shell"
 
 def load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) -> np.ndarray:
     """Return the table ``[N, columns]``; the arguments are those of `sm_jax.data.load`."""
+    if delimiter is not None and len(delimiter) != 1:
+        raise ValueError(
+            f"delimiter (--delimiter in a shell) must be one character, got {delimiter!r}. Leave "
+            "it out to have it found."
+        )
     values, lines = array_module.array("d"), []
     with open(path, newline="", encoding=_encoding(path), errors="replace") as file:
-        delimiter = delimiter or _detect_delimiter(file)
+        number, line = next(((i, line) for i, line in enumerate(file, 1) if line.strip()), (1, ""))
+        if line.lstrip().startswith("#") and header is not True:
+            raise ValueError(
+                f"{str(path)!r}, line {number} is a comment, {line.strip()[:80]!r}: remove it, or "
+                "say header=True, --header yes in a shell, if it names the columns."
+            )
+        file.seek(0)
+        delimiter = delimiter or _detect_delimiter(line)
         text = map(str.strip, file) if delimiter == " " else file  # blanks at an end divide nothing
         reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True)
         rows = _rows(reader, path)
@@ -89,9 +100,7 @@ def _rows(reader: Iterator[list[str]], path: pathlib.Path) -> Iterator[list[str]
         ) from error
 
 
-def _detect_delimiter(file: TextIO) -> str:
-    first = next((line for line in file if line.strip()), "")
-    file.seek(0)
+def _detect_delimiter(first: str) -> str:
     unquoted = re.sub('"[^"]*"', "", first)
     cells = unquoted.split()
     # Blanks only between numbers: names of columns have some of their own.
