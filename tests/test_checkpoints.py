@@ -157,6 +157,14 @@ def test_resume_of_a_finished_run_returns_its_state(run, copy):
     assert losses(copy) == losses(run[0])
 
 
+def test_resume_beyond_the_last_step_raises(copy):
+    """The state after 7 updates is not kept, and the run is left as it is."""
+    metadata = (copy / "metadata.json").read_text()
+    with pytest.raises(ValueError, match=r"at step 20, beyond num_steps=7: .*num_steps=20 or more"):
+        resume(copy, num_steps=7, best_metric="m", evaluate=lambda ema, step: {"m": 0.0})
+    assert (copy / "metadata.json").read_text() == metadata
+
+
 def test_resume_without_a_checkpoint_starts(run, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
@@ -182,6 +190,26 @@ def test_the_last_and_the_best_are_kept(mode, kept, tmp_path):
     assert set(emas) == {5, 10, 15, 20}  # evaluate_every is 1000: at each checkpoint all the same
     assert_equal(training.restore_params(tmp_path, PARAMS, best=True), emas[kept[0]])
     assert_equal(training.restore_params(tmp_path, PARAMS), emas[20])
+
+
+@pytest.mark.parametrize("earlier", [{}, {"best_metric": "other"}])
+def test_checkpoints_without_the_metric_are_no_candidates(earlier, tmp_path):
+    """Those of a run that had no, or another, best metric: they are sound, and not the best."""
+
+    def evaluate(ema, step):
+        return {"nll": float(step), "other": float(step)}
+
+    fit(tmp_path, 10, keep=2, evaluate=evaluate, **earlier)
+    assert steps(tmp_path) == [5, 10]
+    kwargs = {"evaluate": evaluate, "best_metric": "nll", "resume": True}
+    fit(tmp_path, 15, keep=9, **kwargs)
+    state = fit(tmp_path, 25, keep=9, **kwargs)
+    assert steps(tmp_path) == [5, 10, 15, 20, 25]
+    assert checkpoints.best_step(tmp_path) == 15
+    training.restore_params(tmp_path, PARAMS, best=True)
+    assert_equal(fit(tmp_path, 25, keep=1, **kwargs), state)
+    fit(tmp_path, 30, keep=1, **kwargs)
+    assert steps(tmp_path) == [15, 30]
 
 
 def test_unknown_best_metric_raises(tmp_path):

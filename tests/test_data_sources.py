@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sm_jax.data import load, load_tfds
+from sm_jax.data import _csv, load, load_tfds
 
 # --- arrays ---------------------------------------------------------------------------------------
 
@@ -185,6 +185,54 @@ def test_names_that_are_numbers(tmp_path):
     np.testing.assert_array_equal(load(file, header=False), [[0, 1], [0.5, 0.25], [1, 0.5]])
 
 
+UNIFORM = np.random.default_rng(0).uniform(0.2, 0.9, (20, 4))
+
+
+@pytest.mark.parametrize("rows", [UNIFORM, np.round(100 * UNIFORM), UNIFORM[:2]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        "400.5,401.5,402.5,403.5",
+        "4000,3998,3996,3994",
+        "-1990,-1980,-1970,-1960",
+        "1990.0,1991.0",
+        "1.99e3,1.95e3",
+        "2001.5,2003.25,2020.5",
+    ],
+)
+def test_names_far_from_the_values(names, rows, tmp_path):
+    rows = rows[:, : names.count(",") + 1]
+    file = write(tmp_path, "\n".join([names, *(",".join(map(str, row)) for row in rows)]))
+    with pytest.raises(ValueError, match=r"may be names.*header=True or.*--header yes or"):
+        load(file)
+    np.testing.assert_array_equal(load(file, header=True), rows)
+    assert load(file, header=False).shape == (len(rows) + 1, rows.shape[1])
+
+
+@pytest.mark.parametrize("names", ["-1,0,1", "1,0,-1", "2020", "-2020.0", "1,2", "70.5,200,9e5"])
+def test_names_above_fractions(names, tmp_path):
+    rows = UNIFORM[:, : names.count(",") + 1]
+    file = write(tmp_path, "\n".join([names, *(",".join(map(str, row)) for row in rows)]))
+    with pytest.raises(ValueError, match="line 1 may be names"):
+        load(file)
+
+
+@pytest.mark.parametrize("digits", [17, 3])
+@pytest.mark.parametrize("law", ["standard_normal", "random", "lognormal", "standard_cauchy"])
+def test_ordinary_rows_are_no_names(law, digits):
+    """Tables of 1 to 5 columns, some with one scale for a row, so that outliers come together."""
+    rng = np.random.default_rng(0)
+    refused = 0
+    for i in range(2000):
+        num_rows, num_columns = (10, 30, 100)[i % 3], 1 + i % 5
+        x = getattr(rng, law)(size=(num_rows, num_columns))
+        x *= np.abs(getattr(rng, law)(size=(num_rows, 1))) ** (i % 2)
+        first = [f"{value:.{digits}g}" for value in x[0]]
+        x = np.array([float(f"{value:.{digits}g}") for value in x.flat]).reshape(x.shape)
+        refused += _csv._may_be_names(first, x)
+    assert refused <= 2
+
+
 def test_tables_by_other_names(tmp_path):
     x = np.random.default_rng(0).normal(size=(5, 3))
     np.savetxt(tmp_path / "x.txt", x)  # blanks between
@@ -232,6 +280,10 @@ def test_real_csv(colour, rows, data_dir):
         (",2,3\n4,5,6\n8,5,6\n", {}, "line 1 may name .* or be a row .* missing.*--header"),
         (",a\n0.5,1\nx,2\n", {}, r"1 NaN .*line 3, column 1 \(''\)"),
         ("a,b\n1,2\n\n3,nan\n-inf,4\n", {}, r"2 NaN .*\(nan\) at line 4, column 2 \('b'\)"),
+        ("# made by X\na,b\n1,2\n", {}, "line 1 is a comment, '# made by X': remove it.*header=T"),
+        ("\n # units: cm; kg\na,b\n1,2\n", {}, "line 2 is a comment, '# units: cm; kg': remove"),
+        ("# x y\n1.0 2.0\n", {}, "line 1 is a comment, '# x y'.*--header yes"),
+        ("# x y\n1.0 2.0\n", {"delimiter": " ", "header": False}, "line 1 is a comment"),
         ("1,2\ninf,nan\n", {}, r"2 NaN .* among 4.*\(inf\) at line 2, column 1:"),
         ("", {}, "is empty"),
         ("\n\n", {}, "is empty"),
@@ -242,6 +294,19 @@ def test_real_csv(colour, rows, data_dir):
 def test_broken_csv(text, options, match, tmp_path):
     with pytest.raises(ValueError, match=f"x.csv'.*{match}"):
         load(write(tmp_path, text), **options)
+
+
+def test_a_name_that_begins_like_a_comment(tmp_path):
+    file = write(tmp_path, "# a,b\n1,2\n")
+    np.testing.assert_array_equal(load(file, header=True), [[1, 2]])
+
+
+@pytest.mark.parametrize("delimiter", ["", ", ", "\\t"])
+def test_a_delimiter_is_one_character(delimiter, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"one character, got '.*'\. Leave it out to have it found"
+    ):
+        load(write(tmp_path, "1,2\n"), delimiter=delimiter)
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -274,6 +339,33 @@ def test_a_folder_of_colour_images_some_grey(tmp_path):
     np.testing.assert_array_equal(found[0], RGB)
     np.testing.assert_array_equal(found[1], np.repeat(GREY[..., None], 3, axis=2))
     np.testing.assert_allclose(found[2], RGB, atol=8)  # a palette of 16 colours
+
+
+def test_gifs_are_read(tmp_path):
+    """Their palettes are colours, of grey images too; one of several frames is refused."""
+    save_image(tmp_path / "a.gif", GREY)
+    save_image(tmp_path / "b.jfif", GREY, format="png")
+    np.testing.assert_array_equal(load(tmp_path), np.stack([GREY, GREY])[..., None], strict=True)
+    save_image(tmp_path / "c.gif", np.full((3, 4, 3), [7, 8, 9]))
+    found = load(tmp_path)
+    assert found.shape == (3, 3, 4, 3)
+    np.testing.assert_array_equal(found[0], np.repeat(GREY[..., None], 3, axis=2))
+    np.testing.assert_array_equal(found[2, 0, 0], [7, 8, 9])
+    frames = [Image.fromarray(GREY + i) for i in range(3)]
+    frames[0].save(tmp_path / "d.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=r"d.gif' holds 3 images: write each to a file of"):
+        load(tmp_path)
+
+
+def test_images_that_are_left_out_are_named(tmp_path):
+    save_image(tmp_path / "a.png", GREY)
+    for name in ("b.svg", "c.HEIC", "d.heic", "notes.txt", ".DS_Store"):
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match=r"are left out \(2 .heic, 1 .svg\): convert"):
+        assert load(tmp_path).shape == (1, 3, 4, 1)
+    (tmp_path / "a.png").unlink()
+    with pytest.warns(UserWarning, match="1 .svg"), pytest.raises(ValueError, match="no images"):
+        load(tmp_path)
 
 
 def test_images_of_several_sizes(tmp_path):

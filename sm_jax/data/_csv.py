@@ -8,7 +8,6 @@ import pathlib
 import re
 import warnings
 from collections.abc import Iterator
-from typing import TextIO
 
 import numpy as np
 
@@ -21,9 +20,21 @@ _REMEDY = "header=True or header=False, --header yes or --header no in a shell"
 
 def load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) -> np.ndarray:
     """Return the table ``[N, columns]``; the arguments are those of `sm_jax.data.load`."""
+    if delimiter is not None and len(delimiter) != 1:
+        raise ValueError(
+            f"delimiter (--delimiter in a shell) must be one character, got {delimiter!r}. Leave "
+            "it out to have it found."
+        )
     values, lines = array_module.array("d"), []
     with open(path, newline="", encoding=_encoding(path), errors="replace") as file:
-        delimiter = delimiter or _detect_delimiter(file)
+        number, line = next(((i, line) for i, line in enumerate(file, 1) if line.strip()), (1, ""))
+        if line.lstrip().startswith("#") and header is not True:
+            raise ValueError(
+                f"{str(path)!r}, line {number} is a comment, {line.strip()[:80]!r}: remove it, or "
+                "say header=True, --header yes in a shell, if it names the columns."
+            )
+        file.seek(0)
+        delimiter = delimiter or _detect_delimiter(line)
         text = map(str.strip, file) if delimiter == " " else file  # blanks at an end divide nothing
         reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True)
         rows = _rows(reader, path)
@@ -89,9 +100,7 @@ def _rows(reader: Iterator[list[str]], path: pathlib.Path) -> Iterator[list[str]
         ) from error
 
 
-def _detect_delimiter(file: TextIO) -> str:
-    first = next((line for line in file if line.strip()), "")
-    file.seek(0)
+def _detect_delimiter(first: str) -> str:
     unquoted = re.sub('"[^"]*"', "", first)
     cells = unquoted.split()
     # Blanks only between numbers: names of columns have some of their own.
@@ -125,23 +134,34 @@ def _counts(column: np.ndarray) -> bool:
 
 
 def _may_be_names(first: list[str], x: np.ndarray) -> bool:
-    """Return whether the first row looks like numbers that name columns: 0, 1, 2 or 1990, 2000.
+    """Return whether the first row looks like numbers that name columns: 0, 1, 2 or 1990.5, 1989.5.
 
-    Such are whole numbers that increase. They are suspicious where every column has fractions
-    below, or values far away; 0, 1, 2, ... also where all columns lie beyond, or are many.
+    Such rise or fall from column to column. They are suspicious where they are written as integers
+    above fractions, where they count the columns, and where all lie farther from the values below
+    than those from one another: `1000 / N` times as far, or in even steps, or close together. The
+    first of N + 1 Cauchy draws is k times as far with probability `0.5 / (k N)`; a single number
+    must be whole above fractions as well, as heavy tails are common.
     """
-    increasing = len(first) > 1 and (np.diff(x[0]) > 0).all()
-    if not (increasing or first == ["0"]) or not all(cell.strip().isdecimal() for cell in first):
+    if len(x) < 3 or not np.isfinite(x).all():
         return False
     names, rest = x[0], x[1:]
-    if len(rest) < 2 or not np.isfinite(rest).all():
+    steps = np.diff(names)
+    if not ((steps > 0).all() or (steps < 0).all()):
         return False
     low, high = rest.min(axis=0), rest.max(axis=0)
-    distance = np.maximum(low - names, names - high)
-    fractions, far = (rest % 1 != 0).any(axis=0), distance > high - low
-    counted = np.array_equal(names, np.arange(len(names)))
-    beyond = len(rest) >= 10 and (distance > 0).all()
-    return bool(fractions.all() or far.all() or (counted and (len(first) > 2 or beyond)))
+    distance, width = np.maximum(low - names, names - high), high - low
+    far = (distance > width).all()
+    very_far = (distance > width * max(1, 1000 / len(rest))).all()
+    fractions = (rest % 1 == 0).mean(axis=0).prod() < 1e-3  # the share of rows of whole numbers
+    integers = all(re.fullmatch(r"[-+]?\d+", cell.strip()) for cell in first)
+    if integers and np.array_equal(names, np.arange(len(names))):
+        beyond = len(rest) >= 10 and (distance > 0).all()
+        return bool(fractions or far or beyond or len(first) > 2)
+    if len(first) == 1:
+        return bool(very_far and fractions and names[0] % 1 == 0)
+    even = len(first) > 2 and np.allclose(steps, steps[0], rtol=0.01, atol=0)
+    close = np.ptp(names) < distance.min() / 20
+    return bool((integers and fractions) or very_far or (far and (even or close)))
 
 
 def _is_number(cell: str) -> bool:

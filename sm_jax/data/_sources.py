@@ -1,8 +1,10 @@
 """Arrays from files: ``.npy``, ``.npz``, ``.csv`` and folders of images. Nothing is unpickled."""
 
+import collections
 import contextlib
 import os
 import pathlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +13,10 @@ import numpy as np
 from sm_jax.data._csv import load_csv
 from sm_jax.data._values import check_numbers
 
-_IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_IMAGE_SUFFIXES = ".bmp, .gif, .jfif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp"
+_UNREAD_SUFFIXES = (
+    ".apng, .avif, .dng, .exr, .heic, .heif, .jp2, .jpe, .jxl, .pbm, .pnm, .svg, .tga"
+)
 _COLOUR = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # Pillow's mode -> that it is read as
 
 
@@ -38,14 +43,16 @@ def load(
 
     In a table the first line names the columns if no cell of it is a number. The index that pandas
     and R write as a first column without a name is left out, with a warning. Numbers that may be
-    names, such as ``0,1,2`` above fractions, are refused unless ``header`` says what they are. A
-    table is UTF-8, or UTF-16 with a byte-order mark.
+    names, such as ``0,1,2`` above fractions or ``400.5,401.5`` far from all values, are refused
+    unless ``header`` says what they are; comments are always refused, but for a first line that
+    ``header=True`` says to be names. A table is UTF-8, or UTF-16 with a byte-order mark.
 
     Args:
-        path: the file or folder. Of a folder, files that are no images and sub-folders are skipped.
+        path: the file or folder. Of a folder, files that are no images and sub-folders are skipped,
+            images of kinds that are not read (such as ``.heic``) with a warning.
         array: name of the array; read for ``.npz`` only.
-        delimiter: what separates columns; None takes the first of tab, semicolon, comma and
-            (between numbers) blank that divides the first line. Read for tables only.
+        delimiter: the character that separates columns; None takes the first of tab, semicolon,
+            comma and (between numbers) blank that divides the first line. Read for tables only.
         header: whether the first line names the columns; None decides as above. Read for tables
             only.
 
@@ -55,8 +62,8 @@ def load(
     Raises:
         ValueError: the file is missing, of an unknown kind, damaged, empty, ragged, not numeric or
             not finite, holds Python objects, has several arrays and ``array`` names none, begins
-            with a line that may be names or numbers, or images are of several sizes, of several
-            pages or of more than 8 bits.
+            with a comment or a line that may be names or numbers, or images are of several sizes,
+            of several pages or of more than 8 bits; or ``delimiter`` is not one character.
         TypeError: the array is of complex numbers, strings, dates or records.
         ImportError: Pillow, needed for images, is not installed.
 
@@ -82,7 +89,7 @@ def load(
             raise ValueError(
                 f"{str(path)!r} is compressed: unpack it first, and read what it holds."
             )
-    if path.suffix.lower() in _IMAGE_SUFFIXES:
+    if path.suffix.lower() in _IMAGE_SUFFIXES.split(", "):
         raise ValueError(f"{str(path)!r} is one image: give the folder of all images.")
     raise ValueError(
         f"{str(path)!r} has the unknown suffix {path.suffix!r}: known are .npy, .npz, .csv, .tsv, "
@@ -137,11 +144,21 @@ def _load_images(folder: pathlib.Path) -> np.ndarray:
     except ImportError as error:
         raise ImportError("reading images needs Pillow: pip install pillow.") from error
 
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+    by_suffix = collections.defaultdict(list)
+    for file in sorted(folder.iterdir()):
+        by_suffix[file.suffix.lower()].append(file)
+    unread = [f"{len(by_suffix[s])} {s}" for s in _UNREAD_SUFFIXES.split(", ") if s in by_suffix]
+    if unread:
+        warnings.warn(
+            f"{str(folder)!r}: images of kinds that are not read are left out "
+            f"({', '.join(unread)}): convert them, e.g. to .png",
+            stacklevel=3,
+        )
+    files = sorted(file for s in _IMAGE_SUFFIXES.split(", ") for file in by_suffix[s])
     if not files:
         raise ValueError(
-            f"the folder {str(folder)!r} holds no images ({', '.join(_IMAGE_SUFFIXES)}); its "
-            "sub-folders are not searched."
+            f"the folder {str(folder)!r} holds no images ({_IMAGE_SUFFIXES}); its sub-folders are "
+            "not searched."
         )
     images = []
     for file in files:
@@ -150,6 +167,8 @@ def _load_images(folder: pathlib.Path) -> np.ndarray:
                 _check_image(file, image)
                 upright = ImageOps.exif_transpose(image)
                 pixels = np.asarray(upright.convert(_COLOUR[image.mode]))
+                if image.mode == "P" and (pixels == pixels[..., :1]).all():
+                    pixels = pixels[..., 0]  # a palette of greys
         except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(f"{str(file)!r} is no readable image: {error}. Remove it.") from error
         images.append(pixels if pixels.ndim == 3 else pixels[:, :, None])

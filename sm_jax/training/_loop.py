@@ -73,7 +73,8 @@ def fit(
             Those of 64 bits become 32, unless JAX is set to 64: integers beyond int32 are refused,
             and floats that lose more than a thousandth of their spread warned of.
         optimizer: an Optax optimizer, such as `training.adamw`.
-        num_steps: the number of updates at which to stop, counted from the start of the run.
+        num_steps: the number of updates at which to stop, counted from the start of the run, also
+            of one that is resumed.
         batch_size: B, rows per update over all devices.
         seed: the seed of the order of the data and of the noise.
         directory: the run directory, for logs and checkpoints; without it nothing is written.
@@ -110,7 +111,8 @@ def fit(
 
     Raises:
         ValueError: on bad arguments, a directory that cannot be used, or a resume whose
-            configuration differs, all before work starts.
+            configuration differs or whose newest checkpoint is beyond `num_steps`, all before work
+            starts.
         TypeError: if `evaluate` returns no dict.
         FloatingPointError: naming the step where the loss is not finite; no checkpoint holds such
             a state.
@@ -162,7 +164,7 @@ def fit(
                 "ema_warmup": ema_warmup,
             },
         }
-        state = _resume_or_start(directory, state, config, best_metric, best_mode)
+        state = _resume_or_start(directory, state, config, num_steps, best_metric, best_mode)
     step = int(state.step)
 
     dispatch, batch_at = _dispatcher(
@@ -249,6 +251,7 @@ def _resume_or_start(
     directory: pathlib.Path,
     state: State,
     config: Mapping[str, Any],
+    num_steps: int,
     best_metric: str | None,
     best_mode: str,
 ) -> State:
@@ -256,6 +259,11 @@ def _resume_or_start(
     if checkpoints.has_checkpoints(directory):
         checkpoints.check_metadata(checkpoints.read_metadata(directory), state, config)
         state = checkpoints.restore(directory, state)
+        if state.step > num_steps:
+            raise ValueError(
+                f"the run in {directory} is at step {state.step}, beyond num_steps={num_steps}: "
+                f"resume it with num_steps={state.step} or more, or start a run in a new directory"
+            )
     checkpoints.write_metadata(
         directory, state, config, best_metric=best_metric, best_mode=best_mode
     )

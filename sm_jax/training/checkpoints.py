@@ -119,7 +119,10 @@ def open_manager(
     score = None
     if best_metric is not None:
         score = functools.partial(_score, metric=best_metric, mode=best_mode)
-        kept.append(checkpoint_managers.BestN(get_metric_fn=score, n=1))
+        best = checkpoint_managers.BestN(
+            get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
+        )
+        kept.append(best)
     return ocp.CheckpointManager(
         directory / "checkpoints",
         options=ocp.CheckpointManagerOptions(
@@ -242,8 +245,8 @@ def restore_params(directory: str | os.PathLike, like: Any, *, best: bool = Fals
         like: parameters of the same structure and shapes, arrays or `jax.ShapeDtypeStruct`s; a
             leaf that has a sharding is restored into it.
         best: whether to load the checkpoint with the best metric, rather than the newest. One
-            whose metric cannot be read is passed over, with a warning; if none can be, the newest
-            is loaded, with another.
+            saved without it is passed over, and one whose metric cannot be read too, with a
+            warning; if none is left, the newest is loaded, with another.
 
     Returns:
         The averaged parameters, in float32 at least.
@@ -307,7 +310,8 @@ def best_step(directory: str | os.PathLike) -> int:
 
     Returns:
         The step, as `restore_params(..., best=True)` takes it unless its checkpoint is damaged. A
-        checkpoint whose metric cannot be read is passed over, with a warning.
+        checkpoint saved without the metric is passed over, and one whose metric cannot be read
+        too, with a warning.
 
     Raises:
         ValueError: if the directory holds no run, one without a `best_metric`, or without a
@@ -365,7 +369,10 @@ def _some_steps(directory: pathlib.Path) -> list[int]:
 
 
 def _metrics(directory: pathlib.Path, step: int) -> dict[str, float]:
+    """Returns the metrics of a checkpoint, {} if it was saved without."""
     path = directory / "checkpoints" / str(step) / "metrics"
+    if not path.exists():
+        return {}
     with _silence(), ocp.Checkpointer(ocp.JsonCheckpointHandler(filename="metrics")) as reader:
         return reader.restore(path)
 
@@ -373,13 +380,15 @@ def _metrics(directory: pathlib.Path, step: int) -> dict[str, float]:
 def _best_first(
     directory: pathlib.Path, steps: list[int], best: Mapping[str, str | None]
 ) -> list[int]:
-    """Returns the steps whose metric can be read, the best first; warns of the others."""
+    """Returns the steps with the metric, the best first; warns where it cannot be read."""
     if best["metric"] is None:
         raise ValueError(f"the run in {directory} kept no best checkpoint: it had no best_metric")
     values = {}
     for step in steps:
         try:
-            values[step] = _score(_metrics(directory, step), **best)
+            metrics = _metrics(directory, step)
+            if best["metric"] in metrics:  # else of an earlier part of the run, without it
+                values[step] = _score(metrics, **best)
         except Exception as error:  # As in `restore`.
             warnings.warn(
                 f"the metric of checkpoint {step} in {directory} cannot be read, so that it cannot "
@@ -390,8 +399,8 @@ def _best_first(
 
 
 def _score(metrics: Mapping[str, float], metric: str, mode: str) -> float:
-    """Returns what is larger for a better checkpoint."""
-    value = metrics[metric]
+    """Returns what is larger for a better checkpoint, the least of all where there is no metric."""
+    value = metrics.get(metric, math.nan)
     return -math.inf if math.isnan(value) else value if mode == "max" else -value
 
 
