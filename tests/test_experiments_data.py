@@ -206,6 +206,65 @@ def test_baselines_are_bounded_skipped_and_left_out(monkeypatch):
     assert left_out == dict.fromkeys(["Gaussian mixture", "kernel density"], "skipped, by Ctrl-C")
 
 
+def nearly_equal_columns(rng, num):
+    """Of correlation 1 - 5e-5, with their log-density."""
+    a, b = rng.normal(size=(2, num))
+    x = np.stack([a, a + 0.01 * b], axis=1)
+    return x, -(a**2 + b**2) / 2 - np.log(2 * np.pi * 0.01)
+
+
+def narrow_columns_far_apart(rng, num):
+    """8-bit numbers around 10 and 240, of standard deviation 2, scaled to [-1, 1]."""
+    z = rng.normal(size=(num, 2))
+    n = np.round(np.array([10, 240]) + 2 * z) + rng.random((num, 2))
+    return 2 * n / 256 - 1, -(z**2).sum(axis=1) / 2 - np.log(8 * np.pi / 128**2)
+
+
+def bits_beside_a_wide_column(rng, num):
+    """Three numbers of 0 and 1, dequantized, beside one of 0 to 199."""
+    n = np.column_stack([rng.integers(0, 200, num), rng.integers(0, 2, (num, 3))])
+    return n + rng.random((num, 4)), np.full(num, -np.log(200 * 2**3))
+
+
+@pytest.mark.parametrize(
+    ("draw", "mixture", "kernel"),
+    [
+        (nearly_equal_columns, 0.05, np.inf),
+        (narrow_columns_far_apart, 0.1, 0.3),
+        (bits_beside_a_wide_column, 0.8, 0.8),
+    ],
+)
+def test_baselines_see_what_is_narrow(draw, mixture, kernel):
+    """One floor for all columns cost 1.1, 0.7 and 2 nats of the mixture: it lost to the model."""
+    x, log_probs = draw(np.random.default_rng(0), 1300)
+    fitted, left_out = _baselines.fit(x[:1000], x[1000:])
+    assert not left_out
+    for name, within in (("Gaussian mixture", mixture), ("kernel density", kernel)):
+        missing = (log_probs[1000:] - fitted[name].log_probs).mean()
+        assert -0.1 < missing < within
+
+
+def test_baselines_have_the_units_of_their_data():
+    x = np.random.default_rng(0).normal(size=(120, 2))
+    scale = np.array([1e-3, 1e4])
+    fitted, _ = _baselines.fit(x[:90], x[90:])
+    scaled, _ = _baselines.fit(scale * x[:90] - 7, scale * x[90:] - 7)
+    for name, (log_probs, chosen) in fitted.items():
+        expected = log_probs - np.log(scale).sum()
+        np.testing.assert_allclose(scaled[name].log_probs, expected, rtol=1e-6)
+        assert scaled[name].chosen == chosen
+
+
+def test_a_choice_at_the_edge_is_told():
+    """Data of one value have no best bandwidth, the narrower the better."""
+    x = np.repeat(np.arange(3.0), 30)[:, None]
+    fitted, _ = _baselines.fit(x, x)
+    assert fitted["kernel density"].chosen == "bandwidth 0.005, the least tried"
+    assert fitted["Gaussian mixture"].chosen.endswith("regularization 1e-06, the least tried")
+    assert _baselines._in_words("bandwidth", [0.1, 0.2, 0.3], 1) == "bandwidth 0.2"
+    assert _baselines._in_words("bandwidth", [0.1, 0.3], 1) == "bandwidth 0.3, the largest tried"
+
+
 def test_words_where_the_model_is_not_better():
     def said(nats, error, num=100):
         more = {"baseline": {"nats": nats, "standard_error": error}}
