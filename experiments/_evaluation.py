@@ -13,7 +13,7 @@ from experiments import _baselines, _integers
 from experiments._config import Array, Evaluation
 from experiments._examples import Examples
 from experiments._keys import named
-from experiments._problem import Problem, ScoreModel, without_density
+from experiments._problem import Problem, ScoreModel, unforeseen, without_density
 from experiments._run import Run
 from sm_jax import divergence, likelihood, losses, samplers
 from sm_jax.processes import perturb, prior_sample, time_grid
@@ -70,6 +70,7 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
     results = {
         "num_examples": num,
         "num_repeated": _num_repeated(problem, examples, num),
+        "num_unforeseen": int(unforeseen(problem, examples.held_out[:num]).sum()),
         "num_parameters": sum(x.size for x in jax.tree.leaves(run.params)),
         "divergence": "exact" if _is_exact(problem, options) else "hutchinson",
         "likelihood_steps": options.likelihood_steps,
@@ -132,7 +133,7 @@ def _compared(
 
 def _num_repeated(problem: Problem, examples: Examples, num: int) -> int:
     """How many held-out examples are among the others too; not of rows of integers, often alike."""
-    whole = problem.num_levels or (problem.integers and problem.integers.where.all())
+    whole = problem.num_levels or (problem.standardizer and not problem.real.any())
     if whole and len(problem.event_shape) < 2:
         return 0
     train, held_out, *validation = examples.parts
@@ -148,19 +149,20 @@ def _units(run: Run, examples: Examples) -> str:
             f"(0 to {problem.num_levels - 1}), which they bound."
         )
     words = "Nats and bits are of the data in their own units."
-    if problem.integers and problem.integers.where.all():
-        return "Nats and bits are of the probability of the integers, which dequantization bounds."
     if problem.integers:
-        which = _integers.names(problem.integers.where)
-        return (
-            f"Nats and bits are of the probability of the integers and constants ({which}), which "
-            "dequantization bounds, times the density of the others in their own units."
+        kinds = "; ".join(_integers.kinds(problem.integers, problem.integers.where))
+        others = ", times the density of the others in their own units"
+        words = (
+            f"Nats and bits are of probabilities ({kinds}), which dequantization bounds"
+            f"{others if problem.real.any() else ''}."
         )
-    if isinstance(config, Array) and (where := _integers.find(examples.parts)).any():
+    elif isinstance(config, Array) and (where := _integers.find(examples.parts) > 0).any():
         words += (
             f" Integers ({_integers.names(where)}) are taken as real numbers: this is a density, "
             "with which no entropy or probability compares."
         )
+    if problem.kept is not None:
+        words += f" They leave out {_integers.names(problem.left_out)}, constant in training."
     return words
 
 
