@@ -15,7 +15,7 @@ from experiments._examples import Examples
 from experiments._keys import named
 from experiments._problem import Problem, ScoreModel, unforeseen, without_density
 from experiments._run import Run
-from sm_jax import divergence, likelihood, losses, samplers
+from sm_jax import data, divergence, likelihood, losses, samplers
 from sm_jax.processes import perturb, prior_sample, time_grid
 
 _MOST_EXACT_DIMS = 128
@@ -317,21 +317,34 @@ def recognized(
 ) -> dict[str, Any]:
     """Returns how often a classifier takes scaled samples, and held-out examples, for their label.
 
-    It is fitted to the training examples, and what it sees is in the units of the data.
+    It is fitted to the training examples, and what it sees is in the units of the data: columns
+    standardized, images as they are. The shares are means over the labels, each with the same
+    weight, as samples are of each label equally often and held-out examples may not be.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
     neighbors = min(3, len(examples.train))
     classifier = KNeighborsClassifier(neighbors, algorithm="brute")
     num = min(len(examples.held_out), 1000)
+    mean = examples.train.mean(axis=0, dtype=np.float64)
+    scale = np.ones(mean.shape)
+    if mean.ndim == 1:
+        spread = examples.train.std(axis=0, dtype=np.float64)
+        scale = np.where(data.constant_features(examples.train), 1.0, spread)
 
     def flat(x):
-        return np.asarray(x, np.float32).reshape(len(x), -1)
+        return ((np.asarray(x, np.float64) - mean) / scale).reshape(len(x), -1)
 
     def share(x, labels):
         hits = classifier.predict(flat(x)) == labels
-        error = float(hits.std() / math.sqrt(len(hits)))
-        return {"share": float(hits.mean()), "standard_error": error, "num": len(hits)}
+        each = [hits[labels == label] for label in np.unique(labels)]
+        # A label's only example has no spread of its own: that of all stands in for it.
+        spreads = [(these if len(these) > 1 else hits).var() / len(these) for these in each]
+        return {
+            "share": float(np.mean([these.mean() for these in each])),
+            "standard_error": math.sqrt(sum(spreads)) / len(each),
+            "num": len(hits),
+        }
 
     classifier.fit(flat(examples.train), examples.train_labels)
     return {

@@ -201,6 +201,8 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
     """
     x = examples.train
     explanation = []
+    if isinstance(config, Array):
+        _check_channels(x.shape[1:])
     problem = Problem(
         event_shape=x.shape[1:],
         num_levels=DIGIT_LEVELS if isinstance(config, Digits) else _num_levels(x),
@@ -233,6 +235,16 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
     sigma_max, sigma_min = float(levels.sigmas[0]), float(levels.sigmas[-1])
     problem = dataclasses.replace(problem, sigma_min=sigma_min, sigma_max=sigma_max)
     return problem, "\n".join([*explanation, *without_density(problem, x), str(levels)])
+
+
+def _check_channels(shape: tuple[int, ...]) -> None:
+    """Warns of images that seem to have their channels first."""
+    if len(shape) == 3 and shape[0] in (1, 3, 4) and min(shape[1:]) >= 8:
+        warnings.warn(
+            f"the examples of --data have shape {shape}, as images with their channels first: they "
+            "are not taken as images. If they are, save x.transpose(0, 2, 3, 1) instead",
+            stacklevel=3,
+        )
 
 
 def _standardized(

@@ -137,9 +137,9 @@ def of_labels(results: dict[str, Any]) -> list[str]:
             for name in ("samples", "held out")
         )
         sentences.append(
-            f"Recognized as their label by the {seen['classifier']}: {samples} of "
-            f"{seen['samples']['num']} samples, {real} of {seen['held out']['num']} held-out "
-            "examples"
+            f"Recognized as their label by the {seen['classifier']}, all labels weighing alike: "
+            f"{samples} of {seen['samples']['num']} samples, {real} of "
+            f"{seen['held out']['num']} held-out examples"
         )
     return sentences
 
