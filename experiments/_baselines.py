@@ -87,9 +87,7 @@ def _mixture(train: np.ndarray, held_out: np.ndarray, name: str) -> Baseline:
 
     # A search over the folds of a cross-validation would take the mixture five times as long.
     split = ShuffleSplit(n_splits=1, test_size=0.2, random_state=0)
-    log_probs, (covariance, num), i = _search(
-        estimators, candidates, len(_REGULARIZATIONS), split, train, held_out, name
-    )
+    log_probs, (covariance, num), i = _search(estimators, candidates, split, train, held_out, name)
     regularization = _in_words("regularization", _REGULARIZATIONS, i)
     return Baseline(log_probs, f"covariance {covariance}, components {num}, {regularization}")
 
@@ -101,12 +99,11 @@ def _kernel_density(train: np.ndarray, held_out: np.ndarray, name: str) -> Basel
     if len(train) < _FOLDS:
         raise ValueError(f"it takes {_FOLDS} examples to choose its bandwidth by, not {len(train)}")
 
-    def estimators():
-        return (KernelDensity(bandwidth=width) for width in _BANDWIDTHS)
+    def estimators(i):
+        return [KernelDensity(bandwidth=_BANDWIDTHS[i])]
 
-    log_probs, _, i = _search(
-        estimators, [()], len(_BANDWIDTHS), KFold(_FOLDS), train, held_out, name
-    )
+    candidates, folds = [(i,) for i in range(len(_BANDWIDTHS))], KFold(_FOLDS)
+    log_probs, (i,), _ = _search(estimators, candidates, folds, train, held_out, name)
     return Baseline(log_probs, _in_words("bandwidth", _BANDWIDTHS, i))
 
 
@@ -119,7 +116,6 @@ def _in_words(name: str, values: Sequence[float], i: int) -> str:
 def _search(
     estimators: Callable[..., Iterable[Any]],
     candidates: Sequence[tuple],
-    num: int,
     folds: Any,
     train: np.ndarray,
     held_out: np.ndarray,
@@ -127,26 +123,33 @@ def _search(
 ) -> tuple[np.ndarray, tuple, int]:
     """Returns held-out log-densities of the best estimator, with a progress bar.
 
-    Each candidate has `num` estimators, of which each may begin where the one before ended.
+    The estimators of a candidate are tried in their order, until one is worse than that before.
 
     Returns:
-        The log-densities, the candidate, and which of its estimators it was.
+        The log-densities, the best candidate, and which of its estimators it was.
     """
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
 
     splits = list(folds.split(train))
-    scores = np.zeros((len(candidates), num))
-    with warnings.catch_warnings(), progress_bar(scores.size * len(splits), name) as bar:
+    scores = {}
+    # These matrices are small: several threads cost more in waiting than they gain.
+    one_thread, bar = threadpool_limits(1), progress_bar(len(candidates), name)
+    with warnings.catch_warnings(), one_thread, bar:
         warnings.simplefilter("ignore", ConvergenceWarning)  # 50 iterations are enough here
-        for candidate, of_candidate in zip(candidates, scores, strict=True):
-            for rows, others in splits:
-                for i, estimator in enumerate(estimators(*candidate)):
-                    of_candidate[i] += estimator.fit(train[rows]).score(train[others])
-                    bar.update()
-        best, which = np.unravel_index(np.argmax(scores), scores.shape)
-        for estimator in itertools.islice(estimators(*candidates[best]), which + 1):
-            fitted = estimator.fit(train)
-        return fitted.score_samples(held_out), candidates[best], int(which)
+        for candidate in candidates:
+            last = -np.inf
+            for i, estimator in enumerate(estimators(*candidate)):
+                score = np.sum([estimator.fit(train[a]).score(train[b]) for a, b in splits])
+                scores[candidate, i] = score
+                if score < last:
+                    break
+                last = score
+            bar.update()
+        candidate, which = max(scores, key=scores.get)
+        for estimator in itertools.islice(estimators(*candidate), which + 1):
+            best = estimator.fit(train)
+        return best.score_samples(held_out), candidate, which
 
 
 def progress_bar(total: int, name: str) -> Any:
