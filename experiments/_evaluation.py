@@ -158,8 +158,8 @@ def _units(run: Run, examples: Examples) -> str:
         )
     elif isinstance(config, Array) and (where := _integers.find(examples.parts) > 0).any():
         words += (
-            f" Integers ({_integers.names(where)}) are taken as real numbers: this is a density, "
-            "with which no entropy or probability compares."
+            f" Integers, or multiples of another step ({_integers.names(where)}), are taken as "
+            "real numbers: this is a density, with which no entropy or probability compares."
         )
     if problem.kept is not None:
         words += f" They leave out {_integers.names(problem.left_out)}, constant in training."
