@@ -166,9 +166,10 @@ class ArrayData:
     delimiter: str | None = None
     """What separates the columns of a table; found out by default."""
     integers: Literal["dequantize", "real"] = "dequantize"
-    """Columns that hold whole numbers only: dequantize adds uniform noise of their cells, so that
-    likelihoods are those of probabilities; real takes them as rounded real numbers. Of examples of
-    several axes all numbers must be whole, or none is taken as an integer."""
+    """Columns of whole numbers, and of others that are mostly tied and multiples of a step, such as
+    0.1: dequantize adds uniform noise of their cells, so that likelihoods are those of
+    probabilities; real takes them as rounded real numbers. Of examples of several axes the step
+    must be one of all numbers, or none is dequantized."""
     held_out: float = 0.1
     """Share of the examples held out, between 0 and 1."""
     validation: float = 0.1

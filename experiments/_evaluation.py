@@ -13,9 +13,9 @@ from experiments import _baselines, _integers
 from experiments._config import Array, Evaluation
 from experiments._examples import Examples
 from experiments._keys import named
-from experiments._problem import Problem, ScoreModel, without_density
+from experiments._problem import Problem, ScoreModel, unforeseen, without_density
 from experiments._run import Run
-from sm_jax import divergence, likelihood, losses, samplers
+from sm_jax import data, divergence, likelihood, losses, samplers
 from sm_jax.processes import perturb, prior_sample, time_grid
 
 _MOST_EXACT_DIMS = 128
@@ -70,6 +70,7 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
     results = {
         "num_examples": num,
         "num_repeated": _num_repeated(problem, examples, num),
+        "num_unforeseen": int(unforeseen(problem, examples.held_out[:num]).sum()),
         "num_parameters": sum(x.size for x in jax.tree.leaves(run.params)),
         "divergence": "exact" if _is_exact(problem, options) else "hutchinson",
         "likelihood_steps": options.likelihood_steps,
@@ -132,7 +133,7 @@ def _compared(
 
 def _num_repeated(problem: Problem, examples: Examples, num: int) -> int:
     """How many held-out examples are among the others too; not of rows of integers, often alike."""
-    whole = problem.num_levels or (problem.integers and problem.integers.where.all())
+    whole = problem.num_levels or (problem.standardizer and not problem.real.any())
     if whole and len(problem.event_shape) < 2:
         return 0
     train, held_out, *validation = examples.parts
@@ -148,19 +149,20 @@ def _units(run: Run, examples: Examples) -> str:
             f"(0 to {problem.num_levels - 1}), which they bound."
         )
     words = "Nats and bits are of the data in their own units."
-    if problem.integers and problem.integers.where.all():
-        return "Nats and bits are of the probability of the integers, which dequantization bounds."
     if problem.integers:
-        which = _integers.names(problem.integers.where)
-        return (
-            f"Nats and bits are of the probability of the integers and constants ({which}), which "
-            "dequantization bounds, times the density of the others in their own units."
+        kinds = "; ".join(_integers.kinds(problem.integers, problem.integers.where))
+        others = ", times the density of the others in their own units"
+        words = (
+            f"Nats and bits are of probabilities ({kinds}), which dequantization bounds"
+            f"{others if problem.real.any() else ''}."
         )
-    if isinstance(config, Array) and (where := _integers.find(examples.parts)).any():
+    elif isinstance(config, Array) and (where := _integers.find(examples.parts) > 0).any():
         words += (
-            f" Integers ({_integers.names(where)}) are taken as real numbers: this is a density, "
-            "with which no entropy or probability compares."
+            f" Integers, or multiples of another step ({_integers.names(where)}), are taken as "
+            "real numbers: this is a density, with which no entropy or probability compares."
         )
+    if problem.kept is not None:
+        words += f" They leave out {_integers.names(problem.left_out)}, constant in training."
     return words
 
 
@@ -315,21 +317,34 @@ def recognized(
 ) -> dict[str, Any]:
     """Returns how often a classifier takes scaled samples, and held-out examples, for their label.
 
-    It is fitted to the training examples, and what it sees is in the units of the data.
+    It is fitted to the training examples, and what it sees is in the units of the data: columns
+    standardized, images as they are. The shares are means over the labels, each with the same
+    weight, as samples are of each label equally often and held-out examples may not be.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
     neighbors = min(3, len(examples.train))
     classifier = KNeighborsClassifier(neighbors, algorithm="brute")
     num = min(len(examples.held_out), 1000)
+    mean = examples.train.mean(axis=0, dtype=np.float64)
+    scale = np.ones(mean.shape)
+    if mean.ndim == 1:
+        spread = examples.train.std(axis=0, dtype=np.float64)
+        scale = np.where(data.constant_features(examples.train), 1.0, spread)
 
     def flat(x):
-        return np.asarray(x, np.float32).reshape(len(x), -1)
+        return ((np.asarray(x, np.float64) - mean) / scale).reshape(len(x), -1)
 
     def share(x, labels):
         hits = classifier.predict(flat(x)) == labels
-        error = float(hits.std() / math.sqrt(len(hits)))
-        return {"share": float(hits.mean()), "standard_error": error, "num": len(hits)}
+        each = [hits[labels == label] for label in np.unique(labels)]
+        # A label's only example has no spread of its own: that of all stands in for it.
+        spreads = [(these if len(these) > 1 else hits).var() / len(these) for these in each]
+        return {
+            "share": float(np.mean([these.mean() for these in each])),
+            "standard_error": math.sqrt(sum(spreads)) / len(each),
+            "num": len(hits),
+        }
 
     classifier.fit(flat(examples.train), examples.train_labels)
     return {

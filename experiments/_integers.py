@@ -1,46 +1,57 @@
-"""Features that are integers: which they are, their noise, and the way back.
+"""Features that are integers, or multiples of another step: their noise, and the way back.
 
 An integer `n` is dequantized, `n + u` with `u ~ U[0, 1)`, whose density is `P(n)` throughout the
 unit cell above `n`: the mean log-density is then at most the mean log-probability of the integers,
-which is minus the entropy. A feature that is constant has no density either. It is taken as an
-integer, so that its one value has the probability 1 and adds nothing.
+which is minus the entropy. The same holds of numbers on any lattice, `low + n q`, such as rounded
+ones, with cells of width `q` and the density `P(n) / q` (1). The step `q` of integers is the
+largest common one: with cells of width 1 among multiples of 1000, a density that is as wide as
+1000 of them has the same likelihood as the probability of one.
 """
 
 import dataclasses
+import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 _LARGEST = 2.0**52  # above it float64 has no room for fractions
+_MOST_STEPS = 10  # of the lattice, in the least distance of two of its points in the data
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Integers:
-    """The integer features, among those of one example.
+    """The features on a lattice, among those of one example.
 
     Attributes:
-        where: true for each feature that is an integer, `[...]`.
+        where: true for each feature that is an integer, or a multiple of another step, `[...]`.
         low: the least value of each feature in the training examples, `[...]`.
         high: the largest.
+        step: the distance of neighbors, `[...]`.
     """
 
     where: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    step: np.ndarray
 
-    def dequantized(self, rows: jax.Array, key: jax.Array, scale: np.ndarray) -> jax.Array:
-        """Spreads standardized rows over their cells, of width `1 / scale`, with fresh noise."""
-        width = jnp.asarray(np.where(self.where, 1 / scale, 0.0), rows.dtype)
-        return rows + width[None] * jax.random.uniform(key, rows.shape, rows.dtype)
+    @property
+    def log_det(self) -> float:
+        """What equation (1) adds to a log-density to bound a log-probability, `sum log q`."""
+        return float(np.log(self.step[self.where]).sum())
+
+    def widths(self, scale: np.ndarray) -> np.ndarray:
+        """Returns the widths of the cells `[...]` after a division by `scale`; 0 where is none."""
+        return np.where(self.where, self.step / scale, 0.0)
 
     def rounded(self, x: np.ndarray) -> np.ndarray:
-        """Returns numbers in the units of the data; integers are the cells' that they lie in.
+        """Returns numbers in the units of the data; those on a lattice are the cells' they lie in.
 
         Beyond the values of the training examples they get the nearest of these.
         """
-        return np.where(self.where, np.clip(np.floor(x), self.low, self.high), x)
+        points = self.low + self.step * np.floor((x - self.low) / self.step)
+        fine = 10.0 ** (9 - np.floor(np.log10(self.step)))  # 36.8, not 36.800000000000004
+        points = np.where(self.step % 1, np.rint(points * fine) / fine, points)
+        return np.where(self.where, np.clip(points, self.low, self.high), x)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the features as JSON holds them."""
@@ -48,33 +59,58 @@ class Integers:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Integers":
-        """Returns the features that `to_dict` wrote."""
+        """Returns the features that `to_dict` wrote; those of earlier versions have the step 1."""
         where, low, high = (np.asarray(values[name]) for name in ("where", "low", "high"))
-        return cls(where, low, high)
+        return cls(where, low, high, np.asarray(values.get("step", np.ones(where.shape))))
 
 
 def find(parts: list[np.ndarray]) -> np.ndarray:
-    """Returns which features `[...]` hold whole numbers only, in all parts of the data `[N, ...]`.
+    """Returns the step `[...]` of each feature in all parts of the data `[N, ...]`; 0 for none.
 
-    Of examples of several axes, such as images, these are all numbers or none: a pixel that is
-    always 0 does not make integers of an image of real numbers.
+    Integers have one, and real numbers most of which are tied and all of which are multiples of it,
+    from the least. Of examples of several axes, such as images, the step is that of all numbers:
+    a pixel that is always 0 does not make integers of an image of real numbers.
     """
-    whole = np.logical_and.reduce([_whole(x) for x in parts])
-    return whole if whole.ndim < 2 else np.full(whole.shape, whole.all())
+    shape = parts[0].shape[1:]
+    together = np.concatenate(parts).reshape(-1, 1 if len(shape) > 1 else math.prod(shape))
+    steps = np.array([_step(column) for column in together.T])
+    return np.broadcast_to(steps if len(shape) == 1 else steps.reshape(()), shape)
 
 
-def _whole(x: np.ndarray) -> np.ndarray:
-    if x.dtype.kind in "biu":
-        return np.ones(x.shape[1:], bool)
-    return (x == np.floor(x)).all(axis=0)
+def _step(x: np.ndarray) -> float:
+    """Returns the largest step that all numbers are multiples of, from the least; 0 for none."""
+    if len(x) > 1e6 and x.dtype.kind == "f" and not _step(x[:100_000]):
+        return 0.0  # and it is not worth sorting them all
+    values = np.unique(x)
+    if x.dtype.kind in "biu" or (values == np.floor(values)).all():
+        return float(math.gcd(*(int(value) - int(values[0]) for value in values)) or 1)
+    return 0.0 if len(values) > len(x) / 2 else _step_of_reals(values)
 
 
-def of(x: np.ndarray, where: np.ndarray) -> Integers | None:
-    """Returns the integer features of training examples, given which they are; None for none.
+def _step_of_reals(values: np.ndarray) -> float:
+    """Returns the step of increasing numbers, up to their rounding; 0 for none."""
+    if (values == values.astype(np.float32)).all():
+        values = values.astype(np.float32)
+    rounding = 2.0 * np.finfo(values.dtype).eps * float(abs(values).max())
+    heights = values.astype(np.float64) - values[0]
+    distances = np.diff(heights)
+    for parts in range(1, _MOST_STEPS + 1 if len(distances) else 0):
+        numbers = np.cumsum(np.round(distances * parts / distances.min()))
+        exact = float(heights[-1] / numbers[-1])
+        for step in (float(f"{exact:.3g}"), float(f"{exact:.6g}"), exact):  # 0.1, not 0.0999999
+            off = abs(heights[1:] - step * numbers)
+            if step > 1000 * rounding and (off <= rounding).all():
+                return step
+    return 0.0
+
+
+def of(x: np.ndarray, step: np.ndarray) -> Integers | None:
+    """Returns the features of training examples on lattices, given their steps; None for none.
 
     Raises:
         ValueError: if numbers are so large that a unit is lost in their rounding.
     """
+    where = step > 0
     if not where.any():
         return None
     low, high = np.min(x, axis=0).astype(float), np.max(x, axis=0).astype(float)
@@ -84,7 +120,19 @@ def of(x: np.ndarray, where: np.ndarray) -> Integers | None:
             f"{names(too_large)} of the data: integers beyond 2**52 cannot be dequantized. "
             "Subtract the least, leave out what is only a name, or say --integers real"
         )
-    return Integers(where, low, high)
+    return Integers(where, low, high, np.where(where, step, 1.0))
+
+
+def kinds(integers: Integers, where: np.ndarray) -> list[str]:
+    """Returns words for what some features are, such as "columns 1, 4: multiples of 0.1"."""
+    said = []
+    for step in np.unique(integers.step[where]):
+        these = where & (integers.step == step)
+        quotients = integers.low[these] / step
+        aligned = np.allclose(quotients, np.round(quotients), rtol=1e-9, atol=1e-6)
+        kind = f"{'multiples' if aligned else 'steps'} of {step:.6g}"
+        said.append(f"{names(these)}: {'integers' if aligned and step == 1 else kind}")
+    return said
 
 
 def names(where: np.ndarray) -> str:

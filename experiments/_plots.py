@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -80,7 +81,9 @@ def samples(
     elif problem.is_image:
         grid = _images.tiles(_images.grey(problem, x))
         _images.to_pil(grid, _images.enlargement(problem, len(x))).save(path)
-    elif problem.event_shape == (2,) and not (problem.integers or problem.num_levels):
+    elif problem.event_shape == (2,) and not (
+        problem.integers or problem.num_levels or problem.kept
+    ):
         _plane(path, problem, x, examples)
     else:
         _marginals(path, problem, x, examples)
@@ -112,7 +115,8 @@ def gif(
     elif problem.event_shape == (2,):
         frames = _scatter_frames(scaled[chosen], levels[chosen])
     else:
-        frames = _histogram_frames(scaled[chosen], levels[chosen])
+        features = range(problem.num_dims) if problem.kept is None else problem.kept
+        frames = _histogram_frames(scaled[chosen], levels[chosen], features)
     frames = [frame if frame.mode == "L" else frame.quantize(64, dither=0) for frame in frames]
     durations = [70] * (len(frames) - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
@@ -305,9 +309,9 @@ def _marginals(
 ) -> None:
     flat = _units(problem, x)
     data = None if examples is None else examples.held_out.reshape(len(examples.held_out), -1)
-    whole = np.full(flat.shape[1], bool(problem.num_levels))
+    steps = np.full(flat.shape[1], float(bool(problem.num_levels)))  # 0 for real numbers
     if problem.integers:
-        whole = problem.integers.where.ravel()
+        steps = np.where(problem.integers.where, problem.integers.step, 0.0).ravel()
     shown = min(flat.shape[1], 12)
     num_bins = int(np.clip(2 * len(flat if data is None else data) ** 0.5, 8, 40))
     columns = min(shown, 4)
@@ -319,7 +323,7 @@ def _marginals(
                 axes.set_axis_off()
                 continue
             both = flat[:, i] if data is None else np.concatenate([flat[:, i], data[:, i]])
-            bins = _bins(both.astype(float), num_bins, whole[i])
+            bins = _bins(both.astype(float), num_bins, steps[i])
             if data is not None:
                 values = data[:, i].astype(float)
                 axes.hist(values, bins, density=True, color="#c9c9c9", label="held-out data")
@@ -332,12 +336,13 @@ def _marginals(
         figure.legend(handles, labels, loc="outside upper center", ncols=2)
 
 
-def _bins(values: np.ndarray, num: int, whole: bool) -> Any:
-    """Returns the bins of a histogram of most values: of integers, as many of them in each bin."""
+def _bins(values: np.ndarray, num: int, step: float) -> Any:
+    """Returns the bins of a histogram of most values: of a lattice, as many of it in each bin."""
     low, high = np.quantile(values, (0.002, 0.998), method="nearest")
-    if whole and low < high:  # not a constant
-        step = math.ceil((high - low + 1) / num)
-        return low - 0.5 + step * np.arange(math.ceil((high - low + 1) / step) + 1)
+    if step and low < high:  # not a constant
+        points = round((high - low) / step) + 1
+        each = math.ceil(points / num)
+        return low + step * (each * np.arange(math.ceil(points / each) + 1) - 0.5)
     bins = np.linspace(low, high, num + 1)
     return bins if np.all(np.diff(bins) > 0) else num
 
@@ -346,13 +351,13 @@ def _units(problem: Problem, x: np.ndarray) -> np.ndarray:
     return problem.unscaled(x).reshape(len(x), -1)
 
 
-def _histogram_frames(points: np.ndarray, levels: np.ndarray) -> list[Any]:
+def _histogram_frames(points: np.ndarray, levels: np.ndarray, features: Sequence[int]) -> list[Any]:
     flat = points.reshape(*points.shape[:2], -1)[..., :4]
     edges = np.linspace(-4, 4, 41)
     with frame_axes(4.4, 3.2) as axes:
         steps = [
             axes.stairs(np.zeros(40), edges, color=color, label=f"feature {i + 1}")
-            for i, color in zip(range(flat.shape[-1]), (BLUE, ORANGE, GREEN, RED), strict=False)
+            for i, color in zip(features, (BLUE, ORANGE, GREEN, RED), strict=False)
         ]
         axes.set(xlabel="scaled value", yticks=[], ylim=(0, 1.2))
         axes.legend(loc="upper right")

@@ -1,9 +1,10 @@
 """From a configuration to data, and from both to a network, its score and its loss.
 
 The network never sees the data as they are stored: 8-bit levels are dequantized and scaled to
-[-1, 1], all else is standardized, after dequantization where it is integers. The noise of
-dequantization is drawn afresh at each use. A `Problem` holds what was decided from the data; with
-the configuration it is all that is needed to rebuild the network, and `config.json` keeps both.
+[-1, 1], all else is standardized, after dequantization where it is integers or multiples of another
+step. The noise of dequantization is drawn afresh at each use. Constant columns are left out. A
+`Problem` holds what was decided from the data; with the configuration it is all that is needed to
+rebuild the network, and `config.json` keeps both.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ class Problem:
     """What the data decide.
 
     Attributes:
-        event_shape: the shape of one example.
+        event_shape: the shape of one example, as the network sees it.
         num_levels: the number of levels of 8-bit data and digits; None for all other numbers.
         standardizer: the scaling of all other numbers; None for levels and for the toys.
         sigma_data: standard deviation of the scaled data, over all numbers.
@@ -52,10 +53,12 @@ class Problem:
         num_labels: the number of labels, 0 to `num_labels - 1`; None for an unconditional run.
         limits: the least and the largest of standardized data and of levels of `array`, in their
             own units, to show images by; None for all other recipes.
-        integers: the standardized features that are integers; None for none, and for levels.
+        integers: the standardized features that are integers, or multiples of another step; None
+            for none, and for levels.
         label_names: what the labels are called by the user; None in runs of earlier versions,
             where they are called by their numbers.
         mean: mean of the scaled data, `[...]` or 0, where the noise of the prior is centered.
+        kept: the columns that the network sees, where others are constant; None for all.
     """
 
     event_shape: tuple[int, ...]
@@ -69,6 +72,7 @@ class Problem:
     integers: _integers.Integers | None = None
     label_names: tuple[str, ...] | None = None
     mean: float | np.ndarray = 0.0
+    kept: tuple[int, ...] | None = None
 
     @property
     def num_dims(self) -> int:
@@ -94,13 +98,34 @@ class Problem:
         """
         if self.num_levels:
             return data.dequantize_log_det(self.num_levels, self.num_dims)
-        return float(self.standardizer.log_det) if self.standardizer else 0.0
+        cells = self.integers.log_det if self.integers else 0.0
+        return cells + (float(self.standardizer.log_det) if self.standardizer else 0.0)
+
+    @property
+    def real(self) -> np.ndarray:
+        """Which standardized features `[...]` are real numbers, neither integers nor left out."""
+        real = np.ones(np.shape(self.standardizer.mean), bool)
+        if self.integers:
+            real &= ~self.integers.where
+        return real & ~self.left_out
+
+    @property
+    def left_out(self) -> np.ndarray:
+        """Which standardized features `[...]` the network does not see, as they are constant."""
+        left_out = np.zeros(np.shape(self.standardizer.mean), bool)
+        if self.kept is not None:
+            left_out[:] = True
+            left_out[list(self.kept)] = False
+        return left_out
 
     def rows(self, x: np.ndarray) -> np.ndarray:
         """Returns stored examples as `fit` keeps them: levels, or standardized float32."""
         if self.standardizer:
-            x = self.standardizer(x)
+            x = self._kept(self.standardizer(x))
         return np.asarray(x, np.float32)
+
+    def _kept(self, x: np.ndarray) -> np.ndarray:
+        return x if self.kept is None else x[..., list(self.kept)]
 
     def batch(self, x: np.ndarray, labels: np.ndarray | None) -> Any:
         """Returns stored examples and their labels as the loss takes them: see `ScoreModel`."""
@@ -112,7 +137,9 @@ class Problem:
         if self.num_levels:
             return data.dequantize(rows, key, num_levels=self.num_levels)
         if self.integers:
-            return self.integers.dequantized(rows, key, self.standardizer.scale)
+            widths = self._kept(self.integers.widths(self.standardizer.scale))
+            widths = jnp.asarray(widths, rows.dtype)[None]
+            return rows + widths * jax.random.uniform(key, rows.shape, rows.dtype)
         return rows
 
     def unscaled(self, x: np.ndarray) -> np.ndarray:
@@ -121,6 +148,9 @@ class Problem:
         if self.num_levels:
             levels = np.asarray(data.quantize(x, num_levels=self.num_levels))
             return levels.astype(np.min_scalar_type(self.num_levels - 1))
+        if self.kept is not None:
+            seen, x = x, np.zeros((len(x), len(self.left_out)), x.dtype)
+            x[:, list(self.kept)] = seen
         x = self.standardizer.inverse(x) if self.standardizer else x
         return self.integers.rounded(x) if self.integers else x
 
@@ -145,7 +175,9 @@ class Problem:
         if standardizer is not None:
             standardizer = data.Standardizer.from_dict(standardizer)
         # Runs of earlier versions have none of these.
-        limits, integers, names = map(values.get, ("limits", "integers", "label_names"))
+        limits, integers, names, kept = map(
+            values.get, ("limits", "integers", "label_names", "kept")
+        )
         return cls(
             **values
             | {
@@ -155,6 +187,7 @@ class Problem:
                 "integers": None if integers is None else _integers.Integers.from_dict(integers),
                 "label_names": None if names is None else tuple(names),
                 "mean": np.asarray(values.get("mean", 0.0), np.float32),
+                "kept": None if kept is None else tuple(kept),
             }
         )
 
@@ -168,6 +201,8 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
     """
     x = examples.train
     explanation = []
+    if isinstance(config, Array):
+        _check_channels(x.shape[1:])
     problem = Problem(
         event_shape=x.shape[1:],
         num_levels=DIGIT_LEVELS if isinstance(config, Digits) else _num_levels(x),
@@ -202,6 +237,16 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
     return problem, "\n".join([*explanation, *without_density(problem, x), str(levels)])
 
 
+def _check_channels(shape: tuple[int, ...]) -> None:
+    """Warns of images that seem to have their channels first."""
+    if len(shape) == 3 and shape[0] in (1, 3, 4) and min(shape[1:]) >= 8:
+        warnings.warn(
+            f"the examples of --data have shape {shape}, as images with their channels first: they "
+            "are not taken as images. If they are, save x.transpose(0, 2, 3, 1) instead",
+            stacklevel=3,
+        )
+
+
 def _standardized(
     config: Config, problem: Problem, examples: Examples
 ) -> tuple[Problem, list[str]]:
@@ -212,33 +257,70 @@ def _standardized(
         raise ValueError(
             f"all {len(x)} training examples are the same: there is no density to learn"
         )
-    explanation, whole = [], np.zeros(x.shape[1:], bool)
+    explanation, step = [], np.zeros(x.shape[1:])
     if isinstance(config, Array) and config.data.integers == "dequantize":
-        whole = _integers.find(examples.parts) & ~one_value
-        if whole.any():
-            explanation.append(
-                f"{_integers.names(whole)}: integers, dequantized by uniform noise of their cells, "
-                "so that likelihoods are of probabilities (--integers real takes them as real)"
-            )
-    if one_value.any():
+        step = _integers.find(examples.parts)
+    kept = None
+    if one_value.any() and one_value.ndim == 1:
+        kept = tuple(np.flatnonzero(~one_value).tolist())
+        step = np.where(one_value, 0.0, step)
+    elif one_value.any():  # of images the network sees all numbers
+        step = np.where(one_value & (step == 0), 1.0, step)
+    integers = _integers.of(x, step)
+    whole = (step > 0) & ~one_value
+    if whole.any():
+        explanation += [f"{kind}, dequantized" for kind in _integers.kinds(integers, whole)]
         explanation.append(
-            f"{_integers.names(one_value)}: constant, and taken as certain: adds 0 nats"
+            "what is dequantized, by uniform noise of its cells, has likelihoods of probabilities "
+            "(--integers real takes it as real numbers)"
         )
-    integers = _integers.of(x, whole | one_value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of constant features, as just told
         standardizer = data.Standardizer.fit(x)
-    if integers:  # of what is added to an integer the mean is 1/2 and the variance 1/12
-        variance = np.var(x, axis=0, dtype=np.float64) + 1 / 12
+    if integers:  # of what is added, in units of the step, the mean is 1/2 and the variance 1/12
+        variance = np.var(x, axis=0, dtype=np.float64) + integers.step**2 / 12
         standardizer = data.Standardizer(
-            standardizer.mean + integers.where / 2,
+            standardizer.mean + np.where(integers.where, integers.step / 2, 0.0),
             np.where(integers.where, np.sqrt(variance), standardizer.scale),
         )
     limits = float(x.min()), float(x.max())
     problem = dataclasses.replace(
-        problem, standardizer=standardizer, limits=limits, integers=integers
+        problem,
+        event_shape=x.shape[1:] if kept is None else (len(kept),),
+        standardizer=standardizer,
+        limits=limits,
+        integers=integers,
+        kept=kept,
     )
-    return problem, explanation
+    return problem, explanation + _constants(problem, examples, one_value)
+
+
+def _constants(problem: Problem, examples: Examples, one_value: np.ndarray) -> list[str]:
+    """Returns what there is to say of features that are constant in the training examples."""
+    if not one_value.any():
+        return []
+    which = _integers.names(one_value)
+    if problem.kept is None:
+        return [f"{which}: constant, and dequantized: they add at most 0 nats"]
+    said = [f"{which}: constant, hence left out; samples have the one value"]
+    others = np.concatenate(examples.parts[1:])
+    if num := int(unforeseen(problem, others).sum()):
+        said.append(
+            f"{num} of {len(others)} examples that are not trained on have other values there: "
+            "their likelihood is zero. Leave these columns out of the data, or take another --seed"
+        )
+    return said
+
+
+def unforeseen(problem: Problem, x: np.ndarray) -> np.ndarray:
+    """Returns which examples `[N]` differ from the training examples where these are constant."""
+    if problem.kept is None:
+        return np.zeros(len(x), bool)
+    left_out = problem.left_out
+    values = np.asarray(problem.standardizer.mean)[left_out]
+    x = x[:, left_out]
+    eps = np.finfo(x.dtype).eps if x.dtype.kind == "f" else 0.0
+    return (abs(x.astype(np.float64) - values) > 4 * eps * abs(values)).any(axis=1)
 
 
 def without_density(problem: Problem, x: np.ndarray) -> list[str]:
@@ -250,19 +332,18 @@ def without_density(problem: Problem, x: np.ndarray) -> list[str]:
     """
     if problem.standardizer is None:
         return []
-    whole = np.zeros(problem.event_shape, bool)
-    if problem.integers:
-        whole = problem.integers.where
+    real = problem.real
     some = np.sort(x[:2000], axis=0)
     most = max(2, len(some) // 10)
-    repeated = (some[most:] == some[:-most]).any(axis=0) & ~whole
-    dependent = np.zeros_like(whole)
-    if whole.ndim == 1 and len(x) > 2 * len(whole):
-        order = np.argsort(~whole, kind="stable")  # integers first: what is a function of these
-        columns = np.column_stack([np.ones(len(x)), problem.rows(x)[:, order]])
+    repeated = (some[most:] == some[:-most]).any(axis=0) & real
+    dependent = np.zeros_like(real)
+    if real.ndim == 1 and len(x) > 2 * len(real):
+        order = np.argsort(real, kind="stable")  # integers first: what is a function of these
+        rows = np.asarray(problem.standardizer(x), np.float32)[:, order]
+        columns = np.column_stack([np.ones(len(x)), rows])
         left_over = abs(np.diag(np.linalg.qr(columns, mode="r")))[1:]  # of each by those before
         dependent[order] = left_over < problem.sigma_min * math.sqrt(len(x))
-        dependent &= ~whole
+        dependent &= real
     reasons = {
         "one value is in more than a tenth of the rows": repeated,
         "linear in other columns": dependent,

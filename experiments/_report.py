@@ -88,6 +88,12 @@ def verdict(results: dict[str, Any]) -> list[str]:
             "train on: all likelihoods are too high, unless examples of few possible values repeat "
             "by chance. Leave each row or image in the data once"
         )
+    if unforeseen := results.get("num_unforeseen"):
+        said.append(
+            f"{unforeseen} of {results['num_examples']} held-out examples have likelihood zero, "
+            "minus infinity nats: they differ where all training examples are the same. What is "
+            "reported is of the other columns only. Leave constant columns out of the data"
+        )
     for name, more in results.get("more_than_baselines", {}).items():
         nats, error, num = more["nats"], more["standard_error"], results["num_examples"]
         if nats > 2 * error:
@@ -131,9 +137,9 @@ def of_labels(results: dict[str, Any]) -> list[str]:
             for name in ("samples", "held out")
         )
         sentences.append(
-            f"Recognized as their label by the {seen['classifier']}: {samples} of "
-            f"{seen['samples']['num']} samples, {real} of {seen['held out']['num']} held-out "
-            "examples"
+            f"Recognized as their label by the {seen['classifier']}, all labels weighing alike: "
+            f"{samples} of {seen['samples']['num']} samples, {real} of "
+            f"{seen['held out']['num']} held-out examples"
         )
     return sentences
 

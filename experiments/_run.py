@@ -53,9 +53,9 @@ def load(directory: pathlib.Path) -> Run:
         ValueError: if the directory holds no run, one that is damaged or of another version, or one
             without a readable checkpoint.
     """
-    recipe, config, facts = _cli.read_config(directory)
+    recipe, config, _ = _cli.read_config(directory)
+    problem = load_problem(directory)
     with _cli.rebuilding(directory):
-        problem = _problem.Problem.from_dict(facts)
         model = _problem.build(config, problem)
     params = restore_params(directory, model.params)
     steps = [path.name for path in (directory.expanduser() / "checkpoints").iterdir()]
@@ -67,6 +67,17 @@ def load(directory: pathlib.Path) -> Run:
             stacklevel=2,
         )
     return Run(directory, recipe, config, problem, model, params)
+
+
+def load_problem(directory: pathlib.Path) -> _problem.Problem:
+    """Returns what a run decided from its data.
+
+    Raises:
+        ValueError: if the directory holds no run, or one that is damaged or of another version.
+    """
+    _, _, facts = _cli.read_config(directory)
+    with _cli.rebuilding(directory):
+        return _problem.Problem.from_dict(facts)
 
 
 def load_examples(run: Run) -> _examples.Examples:

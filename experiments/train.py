@@ -63,7 +63,10 @@ def prepare(recipe: str, config: _config.Config) -> tuple["Run", "Examples", dic
     if directory.expanduser().exists():  # what is wrong with it is to be known before the rest
         training.prepare_directory(directory, resume=config.run.resume)
     examples = _examples.load(config)
-    problem, explanation = _problem.examine(config, examples)
+    if config.run.resume and (directory.expanduser() / "config.json").exists():
+        problem, explanation = _run.load_problem(directory), ""
+    else:
+        problem, explanation = _problem.examine(config, examples)
     model = _problem.build(config, problem)
     facts = {
         "recipe": recipe,
@@ -76,7 +79,8 @@ def prepare(recipe: str, config: _config.Config) -> tuple["Run", "Examples", dic
     _run.write_config(directory, recipe, config, problem)
     labelled = f" with {problem.num_labels} labels" if problem.num_labels else ""
     print(
-        f"{recipe}: {len(examples.train):,} examples of shape {problem.event_shape}{labelled}; "
+        f"{recipe}: {len(examples.train):,} examples of shape {examples.train.shape[1:]}"
+        f"{labelled}; "
         f"run in {directory}"
     )
     if explanation:

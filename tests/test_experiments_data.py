@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import jax
@@ -44,37 +45,92 @@ def counts(num=400):
 
 
 def test_integers_are_dequantized_and_return(tmp_path, getkey):
-    """Also of a float array; a constant is certain. The way back is exact."""
+    """Also of a float array; a constant is left out. The way back is exact."""
     examples, problem, said = prepared(tmp_path, counts())
-    assert problem.integers.where.tolist() == [True, False, True, True]
+    assert problem.integers.where.tolist() == [True, False, False, True]
     assert "columns 1, 4: integers, dequantized" in said
-    assert "column 3: constant" in said
+    assert "column 3: constant, hence left out" in said
     stored = json.loads(json.dumps(problem.to_dict()))
     problem = _problem.Problem.from_dict(stored)
 
-    x = problem.scaled(problem.rows(examples.train), getkey())
-    units = problem.standardizer.inverse(np.asarray(x, np.float64)) - examples.train
+    x = np.asarray(problem.scaled(problem.rows(examples.train), getkey()), np.float64)
+    assert x.shape == (len(x), 3)
+    np.testing.assert_allclose(x.std(axis=0), 1, atol=0.02)
+    restored = np.insert(x, 2, 0.0, axis=1)
+    units = problem.standardizer.inverse(restored) - examples.train
     rounding = 1e-5 * np.array([1, 100, 1, 1])
-    assert (units[:, [0, 2, 3]] > -rounding[0]).all()
-    assert (units[:, [0, 2, 3]] < 1 + rounding[0]).all()
+    assert (units[:, [0, 3]] > -rounding[0]).all()
+    assert (units[:, [0, 3]] < 1 + rounding[0]).all()
     assert np.abs(units[:, 1]).max() < rounding[1] * 10
-    means = units[:, [0, 2, 3]].mean(axis=0)
+    means = units[:, [0, 3]].mean(axis=0)
     np.testing.assert_allclose(means, 0.5, atol=4.5 / (12 * len(x)) ** 0.5)
-    back = problem.unscaled(np.asarray(x, np.float64))
+    back = problem.unscaled(x)
     far = np.abs(units - np.round(units)) > 1e-4  # of an edge, where rounding may cross it
     np.testing.assert_array_equal(back[:, 0][far[:, 0]], examples.train[:, 0][far[:, 0]])
     np.testing.assert_array_equal(back[:, 2], 5.5)
 
 
-@pytest.mark.parametrize("dtype", [bool, np.int64, np.uint16, float])
-def test_likelihoods_of_integers_are_of_probabilities(dtype, tmp_path, getkey):
-    """The density that is uniform on the cells of Bernoulli(.3) has minus its entropy."""
-    x = (np.random.default_rng(1).random((5000, 1)) < 0.3).astype(dtype)
+Z = np.random.default_rng(2).normal(size=3000)
+LATTICES = {
+    "temperatures": (np.round(36.8 + 0.5 * Z, 1), 0.1),
+    "the same in float32": (np.round(36.8 + 0.5 * Z, 1).astype(np.float32), 0.1),
+    "fifths": (np.round(Z / 0.2) * 0.2, 0.2),
+    "halves": (np.round(3 * Z) * 0.5, 0.5),
+    "inches": (np.round(70 + 3 * Z) * 2.54, 2.54),
+    "pixels": (np.round(128 + 30 * Z) / 255, 1 / 255),
+    "decimals beside zero": (np.round(Z, 1) + 0.05, 0.1),
+    "gaps of two and three": (np.round(Z).clip(-1, 1) ** 2 * 0.3 + (Z > 0.1) * 0.2, 0.1),
+    "two values": (np.where(Z > 0, 7.1, 0.3), 6.8),
+    "thousands": (np.round(10 * Z).astype(int) * 1000, 1000),
+    "integers": (np.round(10 * Z).astype(int), 1),
+    "real numbers": (Z, 0),
+    "real numbers, repeated": (np.repeat(Z[:700], 4), 0),
+    "mostly zero": (np.where(Z > 0.7, Z, 0.0), 0),
+    "three values": (np.choose(np.arange(3000) % 3, [0.0, 1.0, np.pi]), 0),
+    "decimals, hardly tied": (np.round(Z, 5), 0),
+}
+
+
+@pytest.mark.parametrize("name", LATTICES)
+def test_steps_of_columns(name, tmp_path, getkey):
+    """Cells are as wide as the step, and samples come back to the lattice."""
+    x, step = LATTICES[name]
+    found = _integers.find([x[:2000, None], x[2000:, None]])
+    np.testing.assert_allclose(found, [step], rtol=1e-5)
+    examples, problem, said = prepared(tmp_path, x[:, None])
+    assert problem.real.tolist() == [step == 0]
+    if step:
+        assert ("integers, dequantized" if step == 1 else f" of {step:.6g}, dequantized") in said
+        back = problem.unscaled(problem.scaled(problem.rows(examples.train), getkey()))
+        rounding = 1e-5 if x.dtype == np.float32 else 1e-11
+        equal = abs(back - examples.train) <= rounding
+        assert equal.mean() > 0.999  # the others are at the edges of their cells
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "step"),
+    [
+        *((dtype, 0, 1) for dtype in (bool, np.int64, np.uint16, float)),
+        (np.int64, 0, 1000),
+        (float, 36.8, 0.1),
+        (np.float32, -0.5, 0.25),
+    ],
+)
+@pytest.mark.parametrize("num_constants", [0, 3])
+def test_likelihoods_of_integers_are_of_probabilities(
+    dtype, low, step, num_constants, tmp_path, getkey
+):
+    """The density that is uniform on the cells of Bernoulli(.3) has minus its entropy.
+
+    Constant columns beside it change nothing, in bits per dimension neither.
+    """
+    x = (low + step * (np.random.default_rng(1).random((5000, 1)) < 0.3)).astype(dtype)
+    x = np.concatenate([x, np.full((5000, num_constants), low, dtype)], axis=1)
     examples, problem, _ = prepared(tmp_path, x)
     y = np.asarray(problem.scaled(problem.rows(examples.train), getkey()))[:, 0]
-    width = 1 / problem.standardizer.scale[0]  # of a cell, in scaled units
-    one = y > (1 - problem.standardizer.mean[0]) * width
-    share = examples.train.astype(float).mean()
+    width = step / problem.standardizer.scale[0]  # of a cell, in scaled units
+    one = y > (low + step - problem.standardizer.mean[0]) / problem.standardizer.scale[0]
+    share = (examples.train[:, 0] > low).mean()
     np.testing.assert_allclose(one.mean(), share)
     log_probs = np.where(one, np.log(share), np.log(1 - share)) - np.log(width)
     entropy = -share * np.log(share) - (1 - share) * np.log(1 - share)
@@ -87,9 +143,13 @@ def test_what_counts_as_integers(tmp_path):
     image = np.random.default_rng(0).normal(size=(20, 4, 4))
     image[:, 0, 0] = np.arange(20)
     assert not _integers.find([image]).any()  # one pixel makes no integers of an image
-    assert _integers.find([image.astype(int)]).all()
+    assert (_integers.find([image.astype(int)]) == 1).all()
+    assert (_integers.find([2 * image.astype(int)]) == 2).all()  # of all pixels together
+    few = np.random.default_rng(0).integers(0, 9, (20, 4, 4))
+    few[:, :, 0] = 0
+    np.testing.assert_allclose(_integers.find([few / 255]), 1 / 255)
     x = np.arange(40.0).reshape(20, 2)
-    assert _integers.find([x, x + np.array([0, 0.5])]).tolist() == [True, False]
+    assert _integers.find([x, x + np.array([0, 0.5])]).tolist() == [2, 0]
     _, problem, _ = prepared(tmp_path, x, "--integers", "real")
     assert problem.integers is None
     with pytest.raises(ValueError, match=r"column 2 .*beyond 2\*\*52.*--integers real"):
@@ -107,6 +167,63 @@ def test_runs_of_versions_that_took_integers_for_real_numbers():
     assert _config.decisive(config)["data"] == options["data"]
     _, config = _cli.parse(["array", "--data", "x.npy"])
     assert _config.decisive(config)["data"]["integers"] == "dequantize"
+
+
+def test_constant_columns_are_left_out_and_come_back(tmp_path):
+    """By the command line; held-out rows that differ are told of."""
+    z = np.random.default_rng(0).normal(size=(60, 4))
+    x = np.stack([z[:, 0], np.full(60, 7.25), np.arange(60) % 3, z[:, 3]], axis=1)
+    examples, problem, said = prepared(tmp_path, x)
+    assert problem.kept == (0, 2, 3)
+    assert "column 2: constant, hence left out" in said
+    assert "other values there" not in said
+    _, order = np.unique(examples.held_out[:, 0], return_index=True)
+    x[np.isin(x[:, 0], examples.held_out[order[:2], 0]), 1] = 8.0
+    examples, problem, said = prepared(tmp_path, x)
+    assert "2 of 12 examples that are not trained on have other values there" in said
+    assert _problem.unforeseen(problem, examples.held_out).sum() == 2
+    assert not _problem.unforeseen(problem, examples.train).any()
+
+    args = [*TINY, "--data", str(tmp_path / "x.npy"), "--directory", str(tmp_path / "run")]
+    train.main(["array", *args, "--likelihood-examples", "6"])
+    results = results_of(tmp_path / "run")
+    assert results["num_unforeseen"] == 2
+    page = (tmp_path / "run/report.html").read_text()
+    assert "2 of 6 held-out examples have likelihood zero" in page
+    assert "They leave out column 2, constant in training." in page
+    row = results["log_likelihood"]["score model"]
+    np.testing.assert_allclose(row["bits_per_dim"], -row["nats"] / 3 / np.log(2), rtol=1e-5)
+    sample.main([str(tmp_path / "run"), "--num", "5"])
+    drawn = np.load(tmp_path / "run/samples-heun.npy")
+    assert drawn.shape == (5, 4)
+    np.testing.assert_array_equal(drawn[:, 1], 7.25)
+    assert set(drawn[:, 2]) <= {0, 1, 2}
+
+
+def test_constant_pixels_stay(tmp_path):
+    """The network of an image sees all of it."""
+    x = np.random.default_rng(0).normal(size=(40, 4, 4))
+    x[:, 0] = 5.5
+    _, problem, said = prepared(tmp_path, x)
+    assert problem.kept is None
+    assert problem.event_shape == (4, 4)
+    assert "4 of 16 numbers: constant, and dequantized: they add at most 0 nats" in said
+    assert "integers" not in said
+
+
+def test_problems_of_earlier_versions(tmp_path):
+    """Which knew integers of step 1 only, constants among them."""
+    _, problem, _ = prepared(tmp_path, counts()[:, :2])
+    stored = problem.to_dict()
+    del stored["kept"], stored["integers"]["step"]
+    earlier = _problem.Problem.from_dict(json.loads(json.dumps(stored)))
+    assert earlier.kept is None
+    np.testing.assert_array_equal(earlier.integers.step, [1, 1])
+    assert earlier.log_det == problem.log_det
+    y = np.random.default_rng(0).normal(size=(50, 2))
+    np.testing.assert_array_equal(earlier.unscaled(y), problem.unscaled(y))
+    constants = _integers.Integers(*np.array([[True], [5.5], [5.5]]), np.ones(1))
+    np.testing.assert_array_equal(constants.rounded(np.array([[5.1], [5.9], [6.4]])), 5.5)
 
 
 def test_8_bit_counts_far_from_the_middle(tmp_path):
@@ -206,6 +323,65 @@ def test_baselines_are_bounded_skipped_and_left_out(monkeypatch):
     assert left_out == dict.fromkeys(["Gaussian mixture", "kernel density"], "skipped, by Ctrl-C")
 
 
+def nearly_equal_columns(rng, num):
+    """Of correlation 1 - 5e-5, with their log-density."""
+    a, b = rng.normal(size=(2, num))
+    x = np.stack([a, a + 0.01 * b], axis=1)
+    return x, -(a**2 + b**2) / 2 - np.log(2 * np.pi * 0.01)
+
+
+def narrow_columns_far_apart(rng, num):
+    """8-bit numbers around 10 and 240, of standard deviation 2, scaled to [-1, 1]."""
+    z = rng.normal(size=(num, 2))
+    n = np.round(np.array([10, 240]) + 2 * z) + rng.random((num, 2))
+    return 2 * n / 256 - 1, -(z**2).sum(axis=1) / 2 - np.log(8 * np.pi / 128**2)
+
+
+def bits_beside_a_wide_column(rng, num):
+    """Three numbers of 0 and 1, dequantized, beside one of 0 to 199."""
+    n = np.column_stack([rng.integers(0, 200, num), rng.integers(0, 2, (num, 3))])
+    return n + rng.random((num, 4)), np.full(num, -np.log(200 * 2**3))
+
+
+@pytest.mark.parametrize(
+    ("draw", "mixture", "kernel"),
+    [
+        (nearly_equal_columns, 0.05, np.inf),
+        (narrow_columns_far_apart, 0.1, 0.3),
+        (bits_beside_a_wide_column, 0.8, 0.8),
+    ],
+)
+def test_baselines_see_what_is_narrow(draw, mixture, kernel):
+    """One floor for all columns cost 1.1, 0.7 and 2 nats of the mixture: it lost to the model."""
+    x, log_probs = draw(np.random.default_rng(0), 1300)
+    fitted, left_out = _baselines.fit(x[:1000], x[1000:])
+    assert not left_out
+    for name, within in (("Gaussian mixture", mixture), ("kernel density", kernel)):
+        missing = (log_probs[1000:] - fitted[name].log_probs).mean()
+        assert -0.1 < missing < within
+
+
+def test_baselines_have_the_units_of_their_data():
+    x = np.random.default_rng(0).normal(size=(120, 2))
+    scale = np.array([1e-3, 1e4])
+    fitted, _ = _baselines.fit(x[:90], x[90:])
+    scaled, _ = _baselines.fit(scale * x[:90] - 7, scale * x[90:] - 7)
+    for name, (log_probs, chosen) in fitted.items():
+        expected = log_probs - np.log(scale).sum()
+        np.testing.assert_allclose(scaled[name].log_probs, expected, rtol=1e-6)
+        assert scaled[name].chosen == chosen
+
+
+def test_a_choice_at_the_edge_is_told():
+    """Data of one value have no best bandwidth, the narrower the better."""
+    x = np.repeat(np.arange(3.0), 30)[:, None]
+    fitted, _ = _baselines.fit(x, x)
+    assert fitted["kernel density"].chosen == "bandwidth 0.005, the least tried"
+    assert fitted["Gaussian mixture"].chosen.endswith("regularization 1e-06, the least tried")
+    assert _baselines._in_words("bandwidth", [0.1, 0.2, 0.3], 1) == "bandwidth 0.2"
+    assert _baselines._in_words("bandwidth", [0.1, 0.3], 1) == "bandwidth 0.3, the largest tried"
+
+
 def test_words_where_the_model_is_not_better():
     def said(nats, error, num=100):
         more = {"baseline": {"nats": nats, "standard_error": error}}
@@ -264,6 +440,18 @@ def four(tmp_path_factory):
     args = [*TINY, "--data", str(folder / "x.npy"), "--directory", str(folder / "run")]
     train.main(["array", *args])
     return folder / "run"
+
+
+def test_a_run_goes_on_with_what_it_decided(four, tmp_path):
+    """Also where this version would decide otherwise from the same data."""
+    shutil.copytree(four, tmp_path / "run")
+    path = tmp_path / "run/config.json"
+    content = json.loads(path.read_text())
+    content["problem"]["sigma_max"] *= 2
+    path.write_text(json.dumps(content))
+    parsed = _cli.parse(["--resume", "--directory", str(tmp_path / "run")])
+    run, _, _ = train.prepare(*parsed)
+    assert run.problem.sigma_max == content["problem"]["sigma_max"]
 
 
 def test_four_rows_have_a_report(four):

@@ -222,6 +222,20 @@ def test_the_loss_is_shown_from_its_first_record_on(drawn, tmp_path):
         np.testing.assert_allclose(bounds.get_ydata(), [bound])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_with_channels_first_are_told_of(dtype, channels, tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (20, channels, 8, 9)).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    _, config = _cli.parse(["array", "--data", str(tmp_path / "x.npy")])
+    with pytest.warns(UserWarning, match=rf"shape \({channels}, 8, 9\).*transpose\(0, 2, 3, 1\)"):
+        problem, _ = _problem.examine(config, _examples.load(config))
+    assert _problem.network_kind(config, problem) == "mlp"
+    np.save(tmp_path / "x.npy", x.transpose(0, 2, 3, 1))  # the remedy, and no warning
+    problem, _ = _problem.examine(config, _examples.load(config))
+    assert _problem.network_kind(config, problem) == "unet"
+
+
 # --- networks -------------------------------------------------------------------------------------
 
 
