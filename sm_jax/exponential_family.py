@@ -92,7 +92,7 @@ def fit_exponential_family(
             shape; or (where these are not traced) ``x`` is not finite, ``weight`` is negative, the
             statistics have no finite derivatives at the data, or ``K`` is singular to rounding:
             some combination of the statistics does not vary over the data, or hardly. Under
-            ``jit`` such a fit is NaN.
+            ``jit`` such a fit is NaN. Also if there are more statistics than numbers in ``x``.
 
     Example:
         >>> x = jnp.array([0.5, 1.0, 3.0])  # exponential of rate -theta, on x >= 0
@@ -150,6 +150,11 @@ def _solve(xp, slopes, bends, h, h_slope, *, precision: float):
     if xp is np:
         _check_finite_derivatives(slopes, bends)
     flat = (xp.sqrt(h) * slopes).reshape(-1, num)
+    if len(flat) < num:
+        raise ValueError(
+            f"{num} statistics are linearly dependent over n D = {len(flat)} numbers: pass more "
+            "data."
+        )
     sizes = xp.sqrt((flat**2).mean(axis=0) * (len(flat) / n))
     if xp is np:
         _check_constants(sizes)

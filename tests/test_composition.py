@@ -71,6 +71,7 @@ def test_product_of_a_mixture_and_a_gaussian(getkey):
     np.testing.assert_allclose(score_fn(x), exact.score(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_mixture_is_normalized_by_the_normalizers_that_it_is_given(getkey):
     """Energies without their constants, and weights that do not sum to one."""
     exact = densities.gaussian_mixture([2.0, 6.0], *map(np.stack, zip(*MOMENTS, strict=True)))
@@ -191,6 +192,7 @@ def test_the_sum_of_noised_scores_is_not_the_score_of_the_noised_product(getkey)
     assert np.abs(sharp - (1.0 - x) / (0.5 / 4.0 + 1.0)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_markov_chains_sample_the_product_and_reverse_diffusions_do_not(getkey):
     """For equal factors: the reverse SDE ends with v / 3, the flow with 0, and v / 2 is right."""
     n, v, process = 8_000, 1.5, processes.VE()

@@ -72,6 +72,7 @@ def test_contrastive_divergence_is_unbiased_at_the_truth(getkey):
     assert_mean(slopes, np.zeros(2))
 
 
+@pytest.mark.slow
 def test_long_chains_give_the_gradient_of_the_likelihood(getkey):
     """Data of variance 4 under a model of variance 1 / theta: the precision must come down."""
     theta = jnp.array([1.0, 0.0])

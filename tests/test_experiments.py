@@ -103,6 +103,7 @@ def test_sample(digits, tmp_path, sampler):
     assert output.with_suffix(".png").exists()
 
 
+@pytest.mark.slow
 def test_resume_continues(digits, tmp_path, capsys):
     directory = tmp_path / "run"
     shutil.copytree(digits, directory)

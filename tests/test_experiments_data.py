@@ -248,6 +248,7 @@ def test_8_bit_counts_far_from_the_middle(tmp_path):
     assert samples.max() < 20
 
 
+@pytest.mark.slow
 def test_columns_without_a_density_are_told_of(tmp_path):
     """Zeros among real numbers, and linear functions of other columns, also of integers."""
     rng = np.random.default_rng(0)

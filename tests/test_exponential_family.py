@@ -189,6 +189,14 @@ def test_data_too_far_from_zero_are_refused_and_nan_under_jit():
     assert np.all(np.isnan(run(x - 1e6 + 1e3)))
 
 
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_more_statistics_than_numbers_are_refused(wrap):
+    with pytest.raises(
+        ValueError, match="2 statistics are linearly dependent over n D = 1 numbers"
+    ):
+        wrap(lambda x: fit_exponential_family(powers, x))(jnp.array([1.5]))
+
+
 @pytest.mark.parametrize("offset", [0.0, 30.0, -300.0])
 @pytest.mark.parametrize("num", [400, 40_000])
 def test_under_jit_in_float32_data_may_lie_300_deviations_from_zero(num, offset):

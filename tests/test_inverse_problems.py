@@ -53,6 +53,7 @@ def points(process, key):
     return scale[:, None] * jax.random.normal(key, (7, 3), jnp.float64), t
 
 
+@pytest.mark.slow
 def test_pseudo_inverse_is_exact_for_isotropic_data(getkey):
     """Processes, times, noise; a mean that the method is not told; a full operator."""
     mean, std = np.array([0.4, -0.3, 0.1]), 1.6
@@ -79,6 +80,7 @@ def noised_scores_of(process, x, t, mean, variance):
     return -(x - alpha * mean[None]) / (alpha**2 * variance + sigma**2)
 
 
+@pytest.mark.slow
 def test_moment_matching_is_exact_for_gaussian_data(getkey):
     """Where pseudo-inverse guidance, which knows one variance only, is not."""
     with jax.enable_x64(True):

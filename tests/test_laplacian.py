@@ -153,6 +153,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2, 5])  # written out, and in a loop
 def test_losses_and_gradients_agree_with_those_of_the_bare_score(dims, getkey):
     """The bare score, which does not carry its energy, takes the generic way."""

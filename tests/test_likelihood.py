@@ -120,6 +120,7 @@ def test_mixture_in_one_dimension():
         np.testing.assert_allclose(value, exact, atol=6e-3)
 
 
+@pytest.mark.slow
 def test_stochastic_divergences_and_their_standard_error(x, getkey):
     """Unbiased, with an error bar that covers: over many keys the z-scores have unit spread."""
     process = PROCESSES["VPLinear"]

@@ -56,6 +56,7 @@ def test_nuts_finds_the_moments_of_a_banana(getkey):
     assert len(np.unique(np.asarray(other)[:, 0])) == 4
 
 
+@pytest.mark.slow
 def test_mclmc_finds_the_moments_of_a_gaussian(getkey):
     x = jax.random.normal(getkey(), (4, 3))
     run = jax.jit(

@@ -10,6 +10,7 @@ from sm_jax import models
 from sm_jax.divergence import rows_are_independent
 
 
+@pytest.mark.slow
 def test_level_mlp(getkey):
     """Equal weights at first; then bias + features basis, with gradients to all parameters."""
     apply, params = models.functional(

@@ -162,7 +162,7 @@ def test_derivatives_by_the_edges(ratio, getkey):
                 logits, x, ratio, process=processes.VE(1e-3, 1e3), edges=edges
             )
 
-        check_grads(eps, (logits, jnp.asarray(EDGES)), order=2, eps=1e-5 * ratio**0.5)
+        check_grads(eps, (logits, jnp.asarray(EDGES)), order=1, eps=1e-5 * ratio**0.5)
 
 
 @pytest.mark.parametrize("edge", [-0.5, 0.0, 0.5])

@@ -312,6 +312,7 @@ def test_adaptive_sde_has_noise_of_its_own_in_each_row_and_step(getkey):
     assert np.all(np.abs(neighbors) < 4.5 / np.sqrt(n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", BOTH)
 def test_the_relative_tolerance_is_of_the_noise(sampler):
     """With the scale of the problem in r, y and D multiplied, rtol alone takes the same steps."""
@@ -345,6 +346,7 @@ def test_the_absolute_tolerance_is_in_units_of_the_data(sampler):
 # Both.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", BOTH)
 def test_a_bound_that_is_hit_is_reported(sampler, getkey):
     """The row that needs more steps is NaN and not finished; the other is as it would be alone."""

@@ -462,7 +462,7 @@ def test_default_number_of_steps(sampler, num, getkey):
     call = partial(sampler, lambda x, t: -x, process=processes.VE(), trajectory=True)
     _, path = jax.eval_shape(call, jnp.ones((1, 1)), getkey())
     assert len(path) == num + 1
-    assert f"{num} by default" in inspect.getdoc(sampler)
+    assert f"{num} or more by default" in inspect.getdoc(sampler)
 
 
 def test_the_default_grid_of_multistep_methods_is_nearly_even():

@@ -120,6 +120,34 @@ def test_steps_at_the_scale_of_the_data_are_no_longer_than_usual():
         assert longest(process) < 1.4 * usual, name
 
 
+@each_wide
+def test_a_traced_process_has_the_same_grid(process):
+    grid = processes.time_grid(process, 40)
+    traced = jax.jit(partial(processes.time_grid, num_steps=40))(process)
+    np.testing.assert_allclose(traced, grid, rtol=1e-3)
+    solver = partial(_derived.solver_grid, num_steps=None, default=32)
+    inside = jax.jit(lambda: solver(process))()
+    np.testing.assert_allclose(inside, solver(process), rtol=1e-3)
+    assert len(jax.eval_shape(solver, process).shape) == 1
+
+
+def test_a_process_without_signal_at_its_end_is_refused():
+    class Flow:
+        t_min, t_max = 1e-3, 1.0
+
+        def alpha(self, t):
+            return 1.0 - jnp.asarray(t)
+
+        def sigma(self, t):
+            return jnp.asarray(t)
+
+        def time(self, ratio):
+            return ratio / (1.0 + ratio)
+
+    with pytest.raises(ValueError, match=r"alpha is 0 at t_max=1.0, all noise: lower t_max"):
+        processes.time_grid(Flow(), 4)
+
+
 def test_given_numbers_and_exponents_are_taken_as_given():
     process = WIDE["VPLinear 100"]
     r = processes.noise_ratio(process, processes.time_grid(process, 10, rho=7.0))

@@ -90,8 +90,9 @@ def log_prob(
             a value off by a factor of 100 costs 0.01 to 0.02 nats for each number of ``x``: a call
             with concrete ``x`` and fewer than 128 steps warns beyond a factor of 10.
         num_steps: steps of the grid ``processes.time_grid`` (``rho=20``), by default 32, or, of a
-            process that is not traced and whose ``log r`` spans ``L > 12``, ``32 L / 12``; the
-            score and its divergence are taken together at its ``num_steps + 1`` times.
+            process that is not traced and whose ``log r`` spans ``L > 12``, ``32 L / 12``, with
+            ``rho=20 (L / 12)^2``; the score and its divergence are taken together at its
+            ``num_steps + 1`` times.
         num_substeps: steps of Heun's method within each, two evaluations of the score alone, but
             one for the first.
         times: instead of ``num_steps``: strictly decreasing times from ``t_max`` to ``t_min``.

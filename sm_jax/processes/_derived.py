@@ -192,16 +192,15 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float | None = None)
         process: any process.
         num_steps: number of steps, at least 1.
         rho: 1 is equal spacing; 7 puts many steps at small noise; towards infinity, geometric. By
-            default 7, and of a process that is not traced and whose ``log r`` spans ``L > 12``,
-            ``7 (L / 12)^2``.
+            default 7, and of a process whose ``log r`` spans ``L > 12``, ``7 (L / 12)^2``.
 
     Returns:
         ``[num_steps + 1]`` strictly decreasing times.
 
     Raises:
         ValueError: ``num_steps < 1``, ``rho`` is not positive, or (where the process is not traced)
-            ``rho`` is so small that ``r^(1 / rho)`` overflows, or rounding makes times equal, as it
-            does of many steps near ``alpha = 0``.
+            ``alpha`` is 0 at ``t_max``, ``rho`` is so small that ``r^(1 / rho)`` overflows, or
+            rounding makes times equal, as it does of many steps near ``alpha = 0``.
 
     Example:
         >>> from sm_jax.processes import VE
@@ -219,6 +218,8 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float | None = None)
     times = jnp.concatenate([ends[0][None], process.time(inner), ends[1][None]])
     known = _checks.concrete(times)
     if known is not None and not np.all(np.isfinite(known)):
+        if np.isinf(_checks.concrete(noise_ratio(process, process.t_max))):
+            raise ValueError(f"alpha is 0 at t_max={process.t_max}, all noise: lower t_max.")
         raise ValueError(
             f"rho={rho} takes r^(1 / rho) out of the range of {times.dtype}: raise it."
         )
@@ -238,22 +239,22 @@ def solver_grid(
     The default numbers of steps and ``rho`` are made for a ``log r`` that spans up to 12, as that
     of `VPLinear` does. With them over a wider one (``VPLinear(beta_max=100)`` spans 32) a solver
     would jump over what sets the data apart. As many times more steps, with the square of this
-    factor on ``rho``, leave the steps at the scale of the data as long as they were.
+    factor on ``rho``, leave the steps at the scale of the data as long as they were. The number
+    cannot depend on a traced process, for which it is the default.
     """
     factor = _stretch(process)
     if num_steps is None:
-        num_steps = math.ceil(default * factor)
+        with jax.ensure_compile_time_eval():  # known under jit too
+            known = _checks.concrete(_stretch(process))
+        num_steps = default if known is None else math.ceil(default * float(known))
     return time_grid(process, num_steps, rho=rho * factor**2)
 
 
-def _stretch(process: ProcessLike) -> float:
-    """Return by what factor ``log r`` spans more than usual; 1 for less, or a traced process."""
-    with jax.ensure_compile_time_eval():  # known under jit too
-        ratios = [noise_ratio(process, t) for t in (process.t_min, process.t_max)]
-    low, high = map(_checks.concrete, ratios)
-    if low is None or high is None or not 0.0 < low < high < math.inf:
-        return 1.0
-    return max(1.0, (math.log(high) - math.log(low)) / _USUAL_SPAN)
+def _stretch(process: ProcessLike) -> jax.Array:
+    """Return by what factor ``log r`` spans more than usual, 1 for less."""
+    low, high = (jnp.log(noise_ratio(process, t)) for t in (process.t_min, process.t_max))
+    factor = jnp.maximum(1.0, (high - low) / _USUAL_SPAN)
+    return jnp.where(jnp.isfinite(factor), factor, 1.0)
 
 
 def check_times(process: ProcessLike, times: ArrayLike) -> jax.Array:

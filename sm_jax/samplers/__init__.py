@@ -6,8 +6,10 @@
 `mala`, which accepts and rejects, returns both in a `Chain`, with its acceptance rate.
 `probability_flow` and `adaptive_sde`, which choose their steps, return an `AdaptiveSample`.
 Their default numbers of steps are made for processes whose ``log(sigma / alpha)`` spans up to 12;
-over a wider span (``VPLinear(beta_max=100)``: 32; unless it is traced) there are as many times
-more, and nearer to geometric.
+over a wider span ``L`` (``VPLinear(beta_max=100)``: 32) there are ``L / 12`` times more, on
+`processes.time_grid` with ``rho`` times ``(L / 12)^2``, as it is for given numbers of steps too.
+The number cannot depend on a process that is itself an argument of ``jax.jit`` or differentiated:
+give ``num_steps`` there.
 `generate` draws any number of samples, which do not depend on batches or devices.
 
 A sampler need not be jitted: the first call compiles its loop, and later ones find it again. The

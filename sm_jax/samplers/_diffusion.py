@@ -207,7 +207,7 @@ def heun(
     raised, t_raised = ratios[:-1], times[:-1]
     if not silent:
         # Never above the largest level, where the score was not trained.
-        largest = noise_ratio(process, process.t_max).astype(raised.dtype)
+        largest = jnp.asarray(noise_ratio(process, process.t_max), raised.dtype)
         growth = jnp.minimum(churn / count, 2.0**0.5 - 1.0).astype(raised.dtype)
         raised = jnp.minimum(raised * (1.0 + growth), largest)
         if churn_interval is not None:
