@@ -89,8 +89,9 @@ def _step(x: np.ndarray) -> float:
 
 def _step_of_reals(values: np.ndarray) -> float:
     """Returns the step of increasing numbers, up to their rounding; 0 for none."""
-    if (values == values.astype(np.float32)).all():
-        values = values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    values = single if (single == values).all() else values
     rounding = 2.0 * np.finfo(values.dtype).eps * float(abs(values).max())
     heights = values.astype(np.float64) - values[0]
     distances = np.diff(heights)
