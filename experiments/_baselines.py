@@ -20,7 +20,7 @@ import numpy as np
 MOST_ROWS = 5000
 _FOLDS = 5
 # In units of standardized columns.
-_REGULARIZATIONS = (1e-3, 1e-4, 1e-5, 1e-6)
+_REGULARIZATIONS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _BANDWIDTHS = np.geomspace(0.005, 1.0, 20)
 
 

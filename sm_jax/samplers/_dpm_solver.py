@@ -131,8 +131,8 @@ def dpm_solver_pp(
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
         key: not used; taken so that all samplers are called alike.
         process: the process that the score was trained for.
-        num_steps: number of steps on ``processes.time_grid`` (``rho`` 100 or more), 24 or more by
-            default; each is one evaluation, and the denoising one more.
+        num_steps: number of steps on ``processes.time_grid`` (``rho`` 100 or more),
+            24 or more by default; each is one evaluation, and the denoising one more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         order: 2 (2M) or 3 (3M); 1 would be `ddim`.
         denoise: end with the denoiser at the last time.
@@ -186,8 +186,8 @@ def dpm_solver_sde(
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
         key: a random key.
         process: the process that the score was trained for.
-        num_steps: number of steps on ``processes.time_grid`` (``rho`` 100 or more), 64 or more by
-            default; each is one evaluation, and the denoising one more.
+        num_steps: number of steps on ``processes.time_grid`` (``rho`` 100 or more),
+            64 or more by default; each is one evaluation, and the denoising one more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         denoise: end with the denoiser at the last time.
         trajectory: also return the path.
