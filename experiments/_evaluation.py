@@ -13,7 +13,8 @@ from experiments import _baselines, _integers
 from experiments._config import Array, Evaluation
 from experiments._examples import Examples
 from experiments._keys import named
-from experiments._problem import Problem, ScoreModel, unforeseen, without_density
+from experiments._model import ScoreModel
+from experiments._problem import Problem, unforeseen, without_density
 from experiments._run import Run
 from sm_jax import data, divergence, likelihood, losses, samplers
 from sm_jax.processes import perturb, prior_sample, time_grid

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import _cli, _config, _examples, _problem
+from experiments import _cli, _config, _examples, _model, _problem
 from sm_jax import training
 from sm_jax.training import checkpoints
 from sm_jax.typing import NoiseScoreFn
@@ -33,7 +33,7 @@ class Run(NamedTuple):
     recipe: str
     config: _config.Config
     problem: _problem.Problem
-    model: _problem.ScoreModel
+    model: _model.ScoreModel
     params: Any
 
     @property
@@ -56,7 +56,7 @@ def load(directory: pathlib.Path) -> Run:
     recipe, config, _ = _cli.read_config(directory)
     problem = load_problem(directory)
     with _cli.rebuilding(directory):
-        model = _problem.build(config, problem)
+        model = _model.build(config, problem)
     params = restore_params(directory, model.params)
     steps = [path.name for path in (directory.expanduser() / "checkpoints").iterdir()]
     last, num_steps = max(map(int, filter(str.isdecimal, steps))), config.training.num_steps

@@ -275,10 +275,10 @@ def _labels(run: "Run", options: Sample) -> "np.ndarray":
     """Returns the labels asked for, or what stands for none."""
     import numpy as np
 
-    from experiments import _problem
+    from experiments import _model
 
     if not options.label:
-        return np.array([_problem.NO_LABEL])
+        return np.array([_model.NO_LABEL])
     names = run.problem.labels
     if not names:
         raise ValueError(

@@ -49,7 +49,7 @@ def prepare(recipe: str, config: _config.Config) -> tuple["Run", "Examples", dic
     """
     import jax  # and all else that is slow to import, now that the options are known to be right
 
-    from experiments import _examples, _problem, _run
+    from experiments import _examples, _model, _problem, _run
     from sm_jax import training
 
     num_devices = training.data_mesh().size
@@ -67,7 +67,7 @@ def prepare(recipe: str, config: _config.Config) -> tuple["Run", "Examples", dic
         problem, explanation = _run.load_problem(directory), ""
     else:
         problem, explanation = _problem.examine(config, examples)
-    model = _problem.build(config, problem)
+    model = _model.build(config, problem)
     facts = {
         "recipe": recipe,
         "checksum": _run.checksum(problem, examples),
@@ -86,7 +86,7 @@ def prepare(recipe: str, config: _config.Config) -> tuple["Run", "Examples", dic
     if explanation:
         print(explanation)
     size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    print(f"network {_problem.network_kind(config, problem)} of {size:,} parameters")
+    print(f"network {_model.network_kind(config, problem)} of {size:,} parameters")
     return _run.Run(directory, recipe, config, problem, model, model.params), examples, facts
 
 

@@ -16,7 +16,7 @@ from experiments import (
     _config,
     _evaluation,
     _examples,
-    _problem,
+    _model,
     _run,
     evaluate,
     sample,
@@ -228,7 +228,7 @@ def test_tfds_quick(data_dir, tmp_path):
 
 def test_shifted_tells_what_it_did(getkey):
     images = np.arange(1.0, 10.0, dtype=np.float32).reshape(1, 3, 3).repeat(64, axis=0)
-    out, told = map(np.asarray, _problem.shifted(images, getkey(), 1))
+    out, told = map(np.asarray, _model.shifted(images, getkey(), 1))
     assert {tuple(row) for row in told} == {(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)}
     for image, (down, right) in zip(out, told.astype(int), strict=True):
         expected = np.zeros((5, 5))

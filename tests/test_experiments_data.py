@@ -305,7 +305,6 @@ def test_a_label_without_examples_is_refused():
 def test_baselines_are_bounded_skipped_and_left_out(monkeypatch):
     x = np.random.default_rng(0).normal(size=(_baselines.MOST_ROWS + 1, 1))
     assert len(np.unique(_baselines.subset(x), axis=0)) == _baselines.MOST_ROWS
-    assert _baselines.subset(x[1:]) is not None
     np.testing.assert_array_equal(_baselines.subset(x[1:]), x[1:])
 
     fitted, left_out = _baselines.fit(x[:2], x[:3])

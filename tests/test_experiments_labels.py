@@ -17,6 +17,7 @@ from experiments import (
     _config,
     _evaluation,
     _examples,
+    _model,
     _problem,
     _report,
     _run,
@@ -69,7 +70,7 @@ def network():
     def build(rate):
         args = f"digits --conditional --width 8 --depth 1 --label-dropout {rate}".split()
         config, examples, problem = problem_of(*args)
-        model = _problem.build(config, problem)
+        model = _model.build(config, problem)
         leaves, tree = jax.tree.flatten(model.params)  # some of the initial ones are zero
         keys = jax.random.split(key, len(leaves))
         drawn = [0.3 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)]
@@ -86,7 +87,7 @@ def test_labels_reach_the_network(network):
     score, params, _, _, examples = network(0.5)
     x = jnp.tile(jnp.asarray(examples.train[:1], jnp.float32) / 8 - 1, (11, 1, 1))
     t = jnp.full(11, 0.7)
-    labels = jnp.arange(11).at[10].set(_problem.NO_LABEL)
+    labels = jnp.arange(11).at[10].set(_model.NO_LABEL)
     given = jax.jit(lambda labels: score(params, labels)(x, t))(labels)
     distances = np.abs(given[:, None] - given[None]).max(axis=(2, 3))
     assert distances[~np.eye(11, dtype=bool)].min() > 1e-3
@@ -103,7 +104,7 @@ def test_the_loss_withholds_labels_and_keeps_them_with_their_rows(network, getke
         return np.asarray(loss(params, problem.batch(examples.train[:num], labels), key))
 
     labels = network(0.5)[-1].train_labels[:num]
-    none = np.full(num, _problem.NO_LABEL, np.int32)
+    none = np.full(num, _model.NO_LABEL, np.int32)
     given, withheld, half = losses(1e-9, labels), losses(1e-9, none), losses(0.5, labels)
     told = np.abs(given - withheld) > 1e-4 * np.abs(given)
     assert told.mean() > 0.9
@@ -148,7 +149,7 @@ def test_labels_of_tfds(data_dir):
         np.testing.assert_array_equal(getattr(examples, name), images)
         names = np.array(examples.label_names)[getattr(examples, f"{name}_labels")]
         np.testing.assert_array_equal(names, labels.astype(str))
-    model = _problem.build(config, problem)
+    model = _model.build(config, problem)
     batch = problem.batch(examples.train, examples.train_labels)
     loss = jax.eval_shape(model.loss, model.params, batch, jax.random.key(0))
     assert loss.shape == (30,)
@@ -378,7 +379,7 @@ def test_inpainting_of_your_own_images_is_in_their_units(dtype, tmp_path):
     run = types.SimpleNamespace(problem=problem, score_fn=lambda x, t: -x / (1 + t[0] ** 2))
     files = tmp_path / "out.npy", tmp_path / "out.png"
     options = sample.Sample(tmp_path, num=4, inpaint="left", completions=3, num_steps=4)
-    labels = np.array([_problem.NO_LABEL])
+    labels = np.array([_model.NO_LABEL])
     sample.inpaint(options, sample.Prepared(run, labels, examples.held_out, None, *files))
     completed = np.load(files[0])
     assert completed.shape == (4, 3, 4, 5)

@@ -23,6 +23,7 @@ from experiments import (
     _examples,
     _images,
     _keys,
+    _model,
     _plots,
     _problem,
     _report,
@@ -230,10 +231,10 @@ def test_images_with_channels_first_are_told_of(dtype, channels, tmp_path):
     _, config = _cli.parse(["array", "--data", str(tmp_path / "x.npy")])
     with pytest.warns(UserWarning, match=rf"shape \({channels}, 8, 9\).*transpose\(0, 2, 3, 1\)"):
         problem, _ = _problem.examine(config, _examples.load(config))
-    assert _problem.network_kind(config, problem) == "mlp"
+    assert _model.network_kind(config, problem) == "mlp"
     np.save(tmp_path / "x.npy", x.transpose(0, 2, 3, 1))  # the remedy, and no warning
     problem, _ = _problem.examine(config, _examples.load(config))
-    assert _problem.network_kind(config, problem) == "unet"
+    assert _model.network_kind(config, problem) == "unet"
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ def problem_of_shape(*shape):
 )
 def test_auto_is_what_its_help_says(shape, kind):
     _, config = _cli.parse(["array", "--data", "x.npy"])
-    assert _problem.network_kind(config, problem_of_shape(*shape)) == kind
+    assert _model.network_kind(config, problem_of_shape(*shape)) == kind
 
 
 def test_a_unet_of_images_without_channels_is_that_of_one_channel(getkey, monkeypatch):
@@ -268,7 +269,7 @@ def test_a_unet_of_images_without_channels_is_that_of_one_channel(getkey, monkey
     x, c_noise = jax.random.normal(getkey(), (2, 8, 9)), jnp.array([0.1, 0.5])
     cond = jnp.array([[1.0], [2.0]])
     outputs = [
-        _problem._network(config, problem_of_shape(*shape))(x.reshape(2, *shape), c_noise, cond)
+        _model._network(config, problem_of_shape(*shape))(x.reshape(2, *shape), c_noise, cond)
         for shape in ((8, 9), (8, 9, 1))
     ]
     assert [output.shape for output in outputs] == [(2, 8, 9), (2, 8, 9, 1)]
@@ -280,7 +281,7 @@ def test_a_unet_of_images_without_channels_is_that_of_one_channel(getkey, monkey
 def test_a_unet_of_vectors_is_refused():
     _, config = _cli.parse(["moons", "--network", "unet"])
     with pytest.raises(ValueError, match=r"examples have shape \(2,\): take mlp"):
-        _problem.build(config, problem_of_shape(2))
+        _model.build(config, problem_of_shape(2))
 
 
 # --- keys -----------------------------------------------------------------------------------------
