@@ -634,17 +634,28 @@ def test_any_units_and_offset(name, exponent, offset):
 def test_float32_data_under_x64(name):
     if name.startswith("noise_levels"):
         pytest.skip("noise levels are computed in float64 in any case")
+
     with jax.enable_x64(True):
         value = CASES[name].call(
             World(np.float64(1.0), np.float64(0.0)), _grid_points(), jax.random.key(3)
         )
-    assert np.shape(value) == _in_the_unit_world(name).shape
-    if not CASES[name].noised:
-        np.testing.assert_allclose(value, _in_the_unit_world(name), rtol=1e-4, atol=1e-4)
-    elif CASES[name].there is _points_like:
+    right = _in_the_unit_world(name)
+    assert np.shape(value) == right.shape
+    if CASES[name].noised and CASES[name].there is _points_like:
         assert value.dtype == np.float32  # other numbers may be drawn; the points stay as they were
-    else:
+    elif name in _DRAWS_OTHERS:
         assert np.all(np.isfinite(value))
+    else:
+        np.testing.assert_allclose(value, right, rtol=1e-4, atol=1e-4)
+
+
+# Some of their numbers are drawn in 64 bits, and so are others; their laws are tested elsewhere.
+_DRAWS_OTHERS = {
+    "losses.noise_conditional",
+    "losses.noise_conditional_sliced",
+    "losses.second_order_denoising",
+    "likelihood.annealed_importance",
+}
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.noised])
