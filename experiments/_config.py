@@ -22,7 +22,7 @@ from experiments import _limits
 class Model:
     """The network."""
 
-    network: Literal["mlp", "energy", "levels", "unet", "auto"] = "mlp"
+    network: Literal["mlp", "energy", "bins", "unet", "auto"] = "mlp"
     """Residual MLP; one whose score is the gradient of an energy; one with a head that knows the
     levels of integer data; U-Net; auto takes the U-Net for images, [H, W] or [H, W, C], of 8 x 8
     pixels or more, else the MLP."""
@@ -120,7 +120,7 @@ class Digits:
 
     data: DigitsData = DigitsData()
     conditioning: Conditioning = Conditioning()
-    model: Model = Model(network="levels", dropout=0.3)
+    model: Model = Model(network="bins", dropout=0.3)
     training: Training = Training(num_steps=4000)
     evaluation: Evaluation = Evaluation()
     run: Execution = Execution()

@@ -41,7 +41,9 @@ def validation(
 
     @jax.jit
     def bound(params):
-        result = likelihood.elbo(model.score(params), problem.process, x, noise_key, num_samples=32)
+        result = likelihood.elbo(
+            model.score(params), x, noise_key, process=problem.process, num_samples=32
+        )
         return result.value.mean()
 
     return lambda params, _: {"validation_elbo": float(bound(params)) + problem.log_det}
@@ -134,7 +136,7 @@ def _compared(
 
 def _num_repeated(problem: Problem, examples: Examples, num: int) -> int:
     """How many held-out examples are among the others too; not of rows of integers, often alike."""
-    whole = problem.num_levels or (problem.standardizer and not problem.real.any())
+    whole = problem.num_values or (problem.standardizer and not problem.real.any())
     if whole and len(problem.event_shape) < 2:
         return 0
     train, held_out, *validation = examples.parts
@@ -144,10 +146,10 @@ def _num_repeated(problem: Problem, examples: Examples, num: int) -> int:
 
 def _units(run: Run, examples: Examples) -> str:
     problem, config = run.problem, run.config
-    if problem.num_levels:
+    if problem.num_values:
         return (
             f"Nats are of the dequantized data scaled to [-1, 1], bits of the integer data "
-            f"(0 to {problem.num_levels - 1}), which they bound."
+            f"(0 to {problem.num_values - 1}), which they bound."
         )
     words = "Nats and bits are of the data in their own units."
     if problem.integers:
@@ -170,7 +172,7 @@ def _units(run: Run, examples: Examples) -> str:
 def _row(problem: Problem, log_probs: np.ndarray, errors: np.ndarray | None = None) -> dict:
     """Mean log-density in nats, in the units that the recipe reports, and in bits per dimension."""
     scale = problem.num_dims * math.log(2)
-    in_units = log_probs + (0.0 if problem.num_levels else problem.log_det)
+    in_units = log_probs + (0.0 if problem.num_values else problem.log_det)
     row = {
         "nats": float(in_units.mean()),
         "standard_error": _standard_error(in_units),
@@ -228,9 +230,9 @@ def log_likelihood(
     def log_prob(x, labels, key):
         return likelihood.log_prob(
             run.score_given(labels),
-            problem.process,
             x,
             None if exact else key,
+            process=problem.process,
             divergence=divergence.exact if exact else divergence.hutchinson,
             num_estimates=1 if exact else options.num_estimates,
             sigma_data=problem.sigma_data,

@@ -24,7 +24,7 @@ def grey(problem: Problem, x: np.ndarray) -> np.ndarray:
         x = (x + 1) / 2
         if problem.limits:  # a level is the cell above it
             low, high = problem.limits
-            x = (problem.num_levels * x - low) / (high + 1 - low)
+            x = (problem.num_values * x - low) / (high + 1 - low)
     return np.clip(x[..., 0] if problem.event_shape[2:] == (1,) else x, 0, 1)
 
 

@@ -45,9 +45,9 @@ def build(config: Config, problem: Problem) -> ScoreModel:
     options, process = config.training, problem.process
     apply, params = models.functional(_network(config, problem))
 
-    if config.model.network == "levels":
-        edges = quantized.level_edges(problem.num_levels)
-        precondition = functools.partial(quantized.precondition, edges=edges)
+    if config.model.network == "bins":
+        edges = quantized.uniform_bin_edges(problem.num_values)
+        precondition = functools.partial(quantized.precondition, bin_edges=edges)
     elif config.model.network == "energy":
         precondition = _precondition_energy
     else:
@@ -66,7 +66,7 @@ def build(config: Config, problem: Problem) -> ScoreModel:
         def network(x, c_noise):
             return apply(params, x, c_noise, features(labels, shifts), key=key)
 
-        return precondition(network, process, sigma_data=problem.sigma_data)
+        return precondition(network, process=process, sigma_data=problem.sigma_data)
 
     loss_at = functools.partial(
         losses.diffusion,
@@ -75,8 +75,8 @@ def build(config: Config, problem: Problem) -> ScoreModel:
     )
     # The user's own data may be of any scale; that of the other recipes is known.
     unit = problem.sigma_data if isinstance(config, Array) else 1.0
-    sample_t = functools.partial(
-        losses.log_normal_t,
+    sample_times = functools.partial(
+        losses.log_normal_times,
         mean=options.log_sigma_mean + math.log(unit),
         std=options.log_sigma_std,
         uniform=losses.low_discrepancy,
@@ -96,7 +96,7 @@ def build(config: Config, problem: Problem) -> ScoreModel:
             rows, shifts = shifted(rows, shift_key, shift)
         x = problem.scaled(rows, scale_key)
         score_fn = score(params, labels, shifts, dropout_key)
-        return loss_at(score_fn, x, loss_key, sample_t=sample_t)
+        return loss_at(score_fn, x, loss_key, sample_times=sample_times)
 
     levels = np.geomspace(
         max(problem.sigma_min, 0.01 * unit), min(problem.sigma_max, 20.0 * unit), 12
@@ -111,7 +111,7 @@ def build(config: Config, problem: Problem) -> ScoreModel:
             def fixed(process, key, shape, dtype):
                 return jnp.full(shape, sigma, dtype), jnp.ones(shape, dtype)
 
-            return loss_at(score(params, labels), x, loss_key, sample_t=fixed).mean()
+            return loss_at(score(params, labels), x, loss_key, sample_times=fixed).mean()
 
         return jax.lax.map(at, jnp.asarray(levels, jnp.float32))
 
@@ -163,13 +163,15 @@ def _network(config: Config, problem: Problem) -> nnx.Module:
     sizes |= {"width": model.width, "depth": model.depth}
     if kind in ("mlp", "energy"):
         return {"mlp": models.MLP, "energy": models.EnergyMLP}[kind](shape, **sizes)
-    if problem.num_levels is None:
-        raise ValueError("--network levels is for integer data only: take mlp")
-    return models.LevelMLP(shape, problem.num_levels, **sizes)
+    if problem.num_values is None:
+        raise ValueError("--network bins is for integer data only: take mlp")
+    return models.BinMLP(shape, problem.num_values, **sizes)
 
 
 def _precondition_energy(network, process, *, sigma_data):
-    energy_fn = parameterization.precondition_energy(network, process, sigma_data=sigma_data)
+    energy_fn = parameterization.precondition_energy(
+        network, process=process, sigma_data=sigma_data
+    )
     return parameterization.score_from_energy(energy_fn)
 
 

@@ -50,7 +50,7 @@ def loss_curve(directory: pathlib.Path, problem: Problem) -> None:
         log_scale(top)
         if validated:
             steps = [record["step"] for record in validated]
-            unit = problem.log_det if problem.num_levels else 0.0
+            unit = problem.log_det if problem.num_values else 0.0
             bounds = [record["eval/validation_elbo"] - unit for record in validated]
             bottom.plot(steps, bounds, color=ORANGE, marker=".")
             bottom.set_ylabel("validation bound\n(nats)")
@@ -82,7 +82,7 @@ def samples(
         grid = _images.tiles(_images.grey(problem, x))
         _images.to_pil(grid, _images.enlargement(problem, len(x))).save(path)
     elif problem.event_shape == (2,) and not (
-        problem.integers or problem.num_levels or problem.kept
+        problem.integers or problem.num_values or problem.kept
     ):
         _plane(path, problem, x, examples)
     else:
@@ -178,7 +178,7 @@ def _scores_of_images(path, run, examples, results, key):
         sigma = sigmas.reshape(-1, *[1] * len(problem.event_shape))
         clean = problem.scaled(row, scale_key)
         noised = clean + sigma * jax.random.normal(noise_key, clean.shape)
-        denoised = denoiser_from_score(run.score_fn, problem.process)(noised, sigmas)
+        denoised = denoiser_from_score(run.score_fn, process=problem.process)(noised, sigmas)
         spread = jnp.sqrt(1 + (sigma / problem.sigma_data) ** 2)  # brings all to one range
         mean = jnp.broadcast_to(jnp.asarray(problem.mean), problem.event_shape)[None]
         return mean + (noised - mean) / spread, sigma * run.score_fn(noised, sigmas), denoised
@@ -309,7 +309,7 @@ def _marginals(
 ) -> None:
     flat = _units(problem, x)
     data = None if examples is None else examples.held_out.reshape(len(examples.held_out), -1)
-    steps = np.full(flat.shape[1], float(bool(problem.num_levels)))  # 0 for real numbers
+    steps = np.full(flat.shape[1], float(bool(problem.num_values)))  # 0 for real numbers
     if problem.integers:
         steps = np.where(problem.integers.where, problem.integers.step, 0.0).ravel()
     shown = min(flat.shape[1], 12)

@@ -26,7 +26,7 @@ from sm_jax import (
     processes,
 )
 
-DIGIT_LEVELS, IMAGE_LEVELS = 17, 256
+DIGIT_VALUES, IMAGE_VALUES = 17, 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Problem:
 
     Attributes:
         event_shape: the shape of one example, as the network sees it.
-        num_levels: the number of levels of 8-bit data and digits; None for all other numbers.
+        num_values: the number of levels of 8-bit data and digits; None for all other numbers.
         standardizer: the scaling of all other numbers; None for levels and for the toys.
         sigma_data: standard deviation of the scaled data, over all numbers.
         sigma_min: the smallest noise level, in units of the scaled data.
@@ -52,7 +52,7 @@ class Problem:
     """
 
     event_shape: tuple[int, ...]
-    num_levels: int | None
+    num_values: int | None
     standardizer: data.Standardizer | None
     sigma_data: float
     sigma_min: float
@@ -86,8 +86,8 @@ class Problem:
 
         The unit of an integer is its cell, so that its log-density bounds a log-probability.
         """
-        if self.num_levels:
-            return data.dequantize_log_det(self.num_levels, self.num_dims)
+        if self.num_values:
+            return data.dequantize_log_det(self.num_values, self.num_dims)
         cells = self.integers.log_det if self.integers else 0.0
         return cells + (float(self.standardizer.log_det) if self.standardizer else 0.0)
 
@@ -124,8 +124,8 @@ class Problem:
 
     def scaled(self, rows: jax.Array, key: jax.Array) -> jax.Array:
         """Returns rows as the network sees them; integers are dequantized with fresh noise."""
-        if self.num_levels:
-            return data.dequantize(rows, key, num_levels=self.num_levels)
+        if self.num_values:
+            return data.dequantize(rows, key, num_values=self.num_values)
         if self.integers:
             widths = self._kept(self.integers.widths(self.standardizer.scale))
             widths = jnp.asarray(widths, rows.dtype)[None]
@@ -135,9 +135,9 @@ class Problem:
     def unscaled(self, x: np.ndarray) -> np.ndarray:
         """Returns scaled numbers, such as samples, in the units of the data."""
         x = np.asarray(x)
-        if self.num_levels:
-            levels = np.asarray(data.quantize(x, num_levels=self.num_levels))
-            return levels.astype(np.min_scalar_type(self.num_levels - 1))
+        if self.num_values:
+            levels = np.asarray(data.quantize(x, num_values=self.num_values))
+            return levels.astype(np.min_scalar_type(self.num_values - 1))
         if self.kept is not None:
             seen, x = x, np.zeros((len(x), len(self.left_out)), x.dtype)
             x[:, list(self.kept)] = seen
@@ -195,7 +195,7 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
         _check_channels(x.shape[1:])
     problem = Problem(
         event_shape=x.shape[1:],
-        num_levels=DIGIT_LEVELS if isinstance(config, Digits) else _num_levels(x),
+        num_values=DIGIT_VALUES if isinstance(config, Digits) else _num_values(x),
         standardizer=None,
         sigma_data=1.0,
         sigma_min=0.002,
@@ -205,9 +205,9 @@ def examine(config: Config, examples: Examples) -> tuple[Problem, str]:
     )
     if isinstance(config, Toy):
         return dataclasses.replace(problem, sigma_min=0.005, sigma_max=50.0), ""
-    if problem.num_levels:
+    if problem.num_values:
         # Dequantization adds the mean and the variance of a uniform cell of width 2 / levels.
-        width, mean = 2 / problem.num_levels, 0.0
+        width, mean = 2 / problem.num_values, 0.0
         variance = np.var(x, dtype=np.float64)
         if isinstance(config, Array):  # of each number, as their common mean may be far off
             variance = np.var(x, axis=0, dtype=np.float64).mean()
@@ -346,5 +346,5 @@ def without_density(problem: Problem, x: np.ndarray) -> list[str]:
     ]
 
 
-def _num_levels(x: np.ndarray) -> int | None:
-    return IMAGE_LEVELS if x.dtype == np.uint8 else None
+def _num_values(x: np.ndarray) -> int | None:
+    return IMAGE_VALUES if x.dtype == np.uint8 else None

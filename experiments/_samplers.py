@@ -15,16 +15,16 @@ SAMPLERS = {
     "heun": "Heun's method on the probability flow",
     "dpm_solver_pp": "DPM-Solver++ on the same, for the fewest evaluations",
     "ddim": "Euler's method on the same",
-    "probability_flow": "the same by adaptive steps, with diffrax",
+    "adaptive_ode": "the same by adaptive steps, with diffrax",
     "ancestral": "the reverse SDE in the steps of DDPM and NCSN",
-    "dpm_solver_sde": "DPM-Solver++ on the reverse SDE",
-    "reverse_sde": "Euler-Maruyama on the same",
+    "dpm_solver_pp_sde": "DPM-Solver++ on the reverse SDE",
+    "euler_maruyama": "Euler-Maruyama on the same",
     "reverse_diffusion": "the same, discretized as the forward process is",
     "adaptive_sde": "the same by adaptive steps",
     "predictor_corrector": "reverse_diffusion, with a step of Langevin after each of its own",
     "annealed_langevin": "Langevin, level by level",
 }
-_ADAPTIVE = ("probability_flow", "adaptive_sde")
+_ADAPTIVE = ("adaptive_ode", "adaptive_sde")
 
 
 def choose(run: "Run", name: str, num_steps: int | None, churn: float) -> tuple[Callable, dict]:
@@ -58,11 +58,11 @@ def _annealed_langevin(run: "Run", num_steps: int) -> Callable:
     from sm_jax import noise_levels, samplers
 
     sigmas = _ladder(run)
-    step_size = noise_levels.langevin_step_size(sigmas, num_steps)
+    step_size = noise_levels.langevin_step_size(sigmas, steps_per_level=num_steps)
 
     def sampler(score_fn, x, key, *, process):
         return samplers.annealed_langevin(
-            score_fn, x, key, sigmas=sigmas, step_size=step_size, num_steps=num_steps
+            score_fn, x, key, sigmas=sigmas, step_size=step_size, steps_per_level=num_steps
         )
 
     return sampler
@@ -73,5 +73,9 @@ def _ladder(run: "Run") -> "Array":
     from sm_jax import noise_levels
 
     low, high = run.problem.sigma_min, run.problem.sigma_max
-    ratio = min(noise_levels.level_ratio(run.problem.num_dims), 1.5)
-    return noise_levels.geometric(high, low, noise_levels.num_levels(high, low, ratio))
+    ratio = min(noise_levels.sigma_ratio(run.problem.num_dims), 1.5)
+    return noise_levels.geometric(
+        sigma_max=high,
+        sigma_min=low,
+        num_levels=noise_levels.num_levels(sigma_max=high, sigma_min=low, ratio=ratio),
+    )

@@ -68,11 +68,11 @@ class _Block(nn.Module):
 class UNet(nn.Module):
     """`unet(x [B, C, H, W], c_noise [B]) -> [B, C, H, W]`; the arguments are those of ours."""
 
-    def __init__(self, image_shape, *, channels, multipliers=(1, 2, 2), attention_levels=1):
+    def __init__(self, image_shape, *, channels, multipliers=(1, 2, 2), attention_resolutions=1):
         super().__init__()
         embed_dims = 4 * channels
         widths = [channels * multiplier for multiplier in multipliers]
-        attends = [level >= len(widths) - attention_levels for level in range(len(widths))]
+        attends = [level >= len(widths) - attention_resolutions for level in range(len(widths))]
         self.embedding = _Embedding(embed_dims)
         self.inputs = nn.Conv2d(image_shape[-1], channels, 3, padding=1)
         skips = [channels]

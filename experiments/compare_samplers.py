@@ -43,7 +43,7 @@ class Compare:
     budgets: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     """Evaluations of the score; samplers of several a step take the steps that fit."""
     tolerances: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 0.003)
-    """Relative tolerances of `adaptive_sde`; `probability_flow` is asked for a thirtieth."""
+    """Relative tolerances of `adaptive_sde`; `adaptive_ode` is asked for a thirtieth."""
     only: str = ""
     """Run the samplers whose name contains this text."""
     write: bool = False
@@ -104,29 +104,29 @@ def all_samplers() -> list[Sampler]:
 
         return draw
 
-    flow = adaptive(samplers.probability_flow, 1 / 30)
+    flow = adaptive(samplers.adaptive_ode, 1 / 30)
 
     def churned(num_steps):
         return fixed(samplers.heun, churn=0.3 * num_steps)(num_steps)
 
     def annealed(num_levels):
-        sigmas = noise_levels.geometric(100.0, 0.01, num_levels)
-        step_size = noise_levels.langevin_step_size(sigmas, _LEVEL_STEPS)
+        sigmas = noise_levels.geometric(sigma_max=100.0, sigma_min=0.01, num_levels=num_levels)
+        step_size = noise_levels.langevin_step_size(sigmas, steps_per_level=_LEVEL_STEPS)
         return partial(
             samplers.annealed_langevin,
-            change_process(score_fn, PROCESS, LADDER),
+            change_process(score_fn, source=PROCESS, target=LADDER),
             sigmas=sigmas,
             step_size=step_size,
-            num_steps=_LEVEL_STEPS,
+            steps_per_level=_LEVEL_STEPS,
         )
 
     def consistent(num_steps):
-        sigmas = noise_levels.geometric(100.0, 0.01, num_steps + 1)
+        sigmas = noise_levels.geometric(sigma_max=100.0, sigma_min=0.01, num_levels=num_steps + 1)
         # all that the level before has too much of, and a little more
         shrink = 1.0 - float(sigmas[1] / sigmas[0])
         return partial(
             samplers.consistent_annealed,
-            change_process(score_fn, PROCESS, LADDER),
+            change_process(score_fn, source=PROCESS, target=LADDER),
             sigmas=sigmas,
             step_size=1.5 * shrink * 0.01**2,
         )
@@ -136,13 +136,13 @@ def all_samplers() -> list[Sampler]:
         Sampler("heun", False, fixed(samplers.heun), per_step=2),
         Sampler("dpm_solver_pp, order 2", False, fixed(samplers.dpm_solver_pp)),
         Sampler("dpm_solver_pp, order 3", False, fixed(samplers.dpm_solver_pp, order=3)),
-        Sampler("probability_flow", False, flow, adaptive=True),
-        Sampler("reverse_sde", True, fixed(samplers.reverse_sde)),
+        Sampler("adaptive_ode", False, flow, adaptive=True),
+        Sampler("euler_maruyama", True, fixed(samplers.euler_maruyama)),
         Sampler("reverse_diffusion", True, fixed(samplers.reverse_diffusion)),
         Sampler("predictor_corrector", True, fixed(samplers.predictor_corrector), per_step=2),
         Sampler("ancestral", True, fixed(samplers.ancestral)),
         Sampler("heun, churn", True, churned, per_step=2),
-        Sampler("dpm_solver_sde", True, fixed(samplers.dpm_solver_sde)),
+        Sampler("dpm_solver_pp_sde", True, fixed(samplers.dpm_solver_pp_sde)),
         Sampler("adaptive_sde", True, adaptive(samplers.adaptive_sde, 1.0), adaptive=True),
         Sampler("annealed_langevin", True, annealed, per_step=_LEVEL_STEPS, least=2, langevin=True),
         Sampler("consistent_annealed", True, consistent, langevin=True),

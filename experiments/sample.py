@@ -305,7 +305,7 @@ def _score_fn(run: "Run", options: Sample, labels: "jax.Array") -> "NoiseScoreFn
         return score_fn
     interval = options.guidance_interval
     if interval is not None:
-        interval = tuple(run.problem.process.time(sigma) for sigma in interval)
+        interval = tuple(run.problem.process.time_at(sigma) for sigma in interval)
     return guidance.classifier_free(
         score_fn, run.score_fn, scale=options.guidance, interval=interval
     )

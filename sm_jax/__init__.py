@@ -1,22 +1,20 @@
 """Score matching in JAX: losses, samplers, likelihoods, and the training around them.
 
-The core needs only JAX, and is imported with the package:
+The core needs JAX, NumPy and SciPy, and is imported with the package:
 
     losses            score-matching losses, un-reduced [B], for any callable score
     divergence        tr(grad s): exact, Hutchinson, Hutch++
     processes         Gaussian noising processes: VE, VP, sub-VP, cosine, EDM
     parameterization  score, noise, clean data, v, velocity; EDM preconditioning; energies
     noise_levels      ladders of noise levels, and levels computed from data
-    samplers          Langevin family, reverse SDEs, probability-flow ODEs, batches of any size
+    samplers          Langevin family, reverse SDEs, probability-flow ODEs, NUTS, MCLMC and SMC
     guidance          labels, classifiers, inpainting, linear inverse problems
     composition       products, powers, quotients and mixtures of energies and scores
     exponential_family  score matching in closed form, also of data with boundaries
-    diagnostics       asymmetry of the Jacobian of a score
     likelihood        log-densities by the probability flow, bounds, normalizers of energies
-    mcmc              energies under blackjax (NUTS, MCLMC, SMC); diagnostics of chains
-    quantized         denoising of data that have levels, such as pixels
+    quantized         denoising of quantized data, such as pixels
     densities         analytic densities, before and after noising
-    metrics           sliced Wasserstein distance
+    metrics           distances between samples, convergence of chains, curl of a score
     data              sources, scaling with its log-determinant, batches by (key, step)
 
 `sm_jax.models` (Flax) and `sm_jax.training` (Flax, Optax, Orbax) are imported by name and need
@@ -27,13 +25,11 @@ from sm_jax import (
     composition,
     data,
     densities,
-    diagnostics,
     divergence,
     exponential_family,
     guidance,
     likelihood,
     losses,
-    mcmc,
     metrics,
     noise_levels,
     parameterization,
@@ -48,13 +44,11 @@ __all__ = [
     "composition",
     "data",
     "densities",
-    "diagnostics",
     "divergence",
     "exponential_family",
     "guidance",
     "likelihood",
     "losses",
-    "mcmc",
     "metrics",
     "noise_levels",
     "parameterization",

@@ -6,7 +6,7 @@ With ``p_i ∝ exp(-E_i)`` and ``s_i = -grad E_i``,
     sum_i w_i p_i / Z_i      E = -log sum_i exp(log w_i - log Z_i - E_i),              (2)
                              s = sum_i r_i s_i,    r = softmax(log w - log Z - E).     (3)
 
-`product` is (1), for energies and for scores alike; `temper` and `negate` are two cases of it.
+`product` is (1), for energies and for scores alike; `temper` and `divide` are two cases of it.
 `mixture` is (2), and `mixture_score` (3), for which scores alone do not suffice.
 
 At a noise level, where densities are noised and functions take ``(x, t)``:
@@ -18,7 +18,7 @@ At a noise level, where densities are noised and functions take ``(x, t)``:
   has another result. For two factors ``N(0, v)``, whose product has the variance ``v / 2``, the
   variance exploding reverse SDE ends with ``v / 3``, and the probability flow with 0.
 
-So what `product`, `temper` and `negate` return refuses to be called with a level unless it was made
+So what `product`, `temper` and `divide` return refuses to be called with a level unless it was made
 with ``annealed=True``.
 
 References: Hinton 2002, https://doi.org/10.1162/089976602760128018; Du et al. 2020,
@@ -35,7 +35,7 @@ from jax.typing import ArrayLike
 from sm_jax import _checks
 from sm_jax.typing import EnergyFn, NoiseScoreFn, ScoreFn
 
-__all__ = ["mixture", "mixture_score", "negate", "product", "temper"]
+__all__ = ["divide", "mixture", "mixture_score", "product", "temper"]
 
 # An energy or a score, of one density or noise-conditional.
 _Fn = Callable[..., jax.Array]
@@ -91,32 +91,34 @@ def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: b
     return composed
 
 
-def temper(fn: _Fn, *, beta: ArrayLike, annealed: bool = False) -> _Fn:
-    """Return the energy, or the score, of the power ``p^beta``, eq. (1) with one factor.
+def temper(fn: _Fn, *, inverse_temperature: ArrayLike, annealed: bool = False) -> _Fn:
+    """Return the energy, or the score, of the power ``p^b``, eq. (1) with one factor.
 
     Args:
         fn: an energy or a score, also with a noise level.
-        beta: inverse temperature: above 1 sharpens the density, below 1 flattens it.
+        inverse_temperature: ``b``: above 1 sharpens the density, below 1 flattens it.
         annealed: as in `product`: a power of noised densities is not the noised power.
 
     Returns:
-        A function of the kind of ``fn``: ``beta`` times its value.
+        A function of the kind of ``fn``: ``inverse_temperature`` times its value.
 
     Raises:
-        ValueError: ``beta`` is not one finite number; or, at a call, a level is given without
-            ``annealed``.
+        ValueError: ``inverse_temperature`` is not one finite number; or, at a call, a level is
+            given without ``annealed``.
 
     Example:
-        >>> print(temper(lambda x: -x, beta=2.0)(jnp.array([3.0])))
+        >>> print(temper(lambda x: -x, inverse_temperature=2.0)(jnp.array([3.0])))
         [-6.]
     """
-    if np.shape(beta) != ():
-        raise ValueError(f"beta must be a scalar, got shape {np.shape(beta)}.")
-    _check_finite("beta", beta)
-    return product([fn], weights=jnp.asarray(beta)[None], annealed=annealed)
+    if np.shape(inverse_temperature) != ():
+        raise ValueError(
+            f"inverse_temperature must be a scalar, got shape {np.shape(inverse_temperature)}."
+        )
+    _check_finite("inverse_temperature", inverse_temperature)
+    return product([fn], weights=jnp.asarray(inverse_temperature)[None], annealed=annealed)
 
 
-def negate(fn: _Fn, other: _Fn, *, strength: ArrayLike, annealed: bool = False) -> _Fn:
+def divide(fn: _Fn, other: _Fn, *, strength: ArrayLike, annealed: bool = False) -> _Fn:
     """Return the energy, or the score, of ``p / q^strength``: what ``p`` has and ``q`` has not.
 
     Eq. (1) with the weights ``(1, -strength)``. It is a density only where ``p`` falls off faster
@@ -137,7 +139,7 @@ def negate(fn: _Fn, other: _Fn, *, strength: ArrayLike, annealed: bool = False) 
             different shapes, or a level is given without ``annealed``.
 
     Example:
-        >>> print(negate(lambda x: -x, lambda x: 1.0 - x, strength=0.5)(jnp.array([2.0])))
+        >>> print(divide(lambda x: -x, lambda x: 1.0 - x, strength=0.5)(jnp.array([2.0])))
         [-1.5]
 
     Reference: Du et al. 2020, https://arxiv.org/abs/2004.06030

@@ -163,20 +163,20 @@ def hutchpp(
     x: ArrayLike,
     key: jax.Array,
     *,
-    num_matvecs: int = 6,
+    num_products: int = 6,
     probe: RandomFn = jax.random.rademacher,
 ) -> Divergence:
     """Return the score and the Hutch++ estimate of its divergence, eq. (3).
 
     It beats `hutchinson` at equal cost where a few directions carry most of the Jacobian, and is
-    exact, up to rounding, if its rank is at most ``num_matvecs // 3``: the sketch takes normal
+    exact, up to rounding, if its rank is at most ``num_products // 3``: the sketch takes normal
     vectors, which span the range with probability one (random signs do not).
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
         x: points ``[B, ...]``.
         key: a random key.
-        num_matvecs: products ``J v`` per row, a third each for the sketch, for the exact part and
+        num_products: products ``J v`` per row, a third each for the sketch, for the exact part and
             for the residual; at least 3, at most three times the dimension.
         probe: probes of the residual, as in `hutchinson`.
 
@@ -186,22 +186,23 @@ def hutchpp(
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, or ``num_matvecs`` is out of range.
+        ValueError: ``x`` is empty, the score has another shape, or ``num_products`` is out of
+            range.
 
     Example:
         >>> x, key = jnp.ones((1, 3)), jax.random.key(0)
-        >>> score, divergence = hutchpp(lambda x: -2.0 * x, x, key, num_matvecs=9)
+        >>> score, divergence = hutchpp(lambda x: -2.0 * x, x, key, num_products=9)
         >>> print(jnp.round(divergence))
         [-6.]
     """
     x = _checks.check_data(x)
-    _checks.check_count("num_matvecs", num_matvecs, minimum=3)
+    _checks.check_count("num_products", num_products, minimum=3)
     _checks.check_key("hutchpp", key)
-    num, dims = num_matvecs // 3, _checks.num_dims(x)
+    num, dims = num_products // 3, _checks.num_dims(x)
     if num > dims:
         raise ValueError(
-            f"num_matvecs must be at most three times the dimension, 3 x {dims}, got "
-            f"{num_matvecs}: use exact, which needs {dims} products."
+            f"num_products must be at most three times the dimension, 3 x {dims}, got "
+            f"{num_products}: use exact, which needs {dims} products."
         )
     key_sketch, key_residual = jax.random.split(key)
     score, push = jax.linearize(_checks.checked(score_fn, x), x)

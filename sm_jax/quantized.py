@@ -1,6 +1,6 @@
-r"""Denoising of quantised data: the network names the level, the arithmetic does the rest.
+r"""Denoising of quantized data: the network names the level, the arithmetic does the rest.
 
-Dequantised data are uniform within known cells (see sm_jax.data.dequantize). At low noise their
+Dequantized data are uniform within known cells (see sm_jax.data.dequantize). At low noise their
 score changes within a fraction of a cell, which a smooth network learns badly. So let the network
 predict log-weights ``l_k`` of the cells ``[e_k, e_{k+1}]`` of every number, given all the noised
 numbers, and let the score follow exactly. With ``y = x_t / alpha``, ``r = sigma / alpha``,
@@ -33,7 +33,7 @@ from sm_jax import _checks
 from sm_jax.processes import data_mean, noise_ratio
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
-__all__ = ["level_edges", "noise_from_levels", "precondition"]
+__all__ = ["eps_from_logits", "precondition", "uniform_bin_edges"]
 
 # Further than so many noise levels outside the range of the data, the prediction of the clean data
 # stays what it is there: beyond, the masses of all cells underflow. A sample gets there with
@@ -44,30 +44,30 @@ _FAR = 5.6
 _RULE = [(float(s), float(w)) for s, w in zip(*np.polynomial.legendre.leggauss(5), strict=True)]
 
 
-def level_edges(num_levels: int) -> jax.Array:
-    """Return the edges of the cells that `sm_jax.data.dequantize` makes of ``0 .. num_levels - 1``.
+def uniform_bin_edges(num_values: int) -> jax.Array:
+    """Return the edges of the cells that `sm_jax.data.dequantize` makes of ``0 .. num_values - 1``.
 
     Args:
-        num_levels: ``K``, the number of levels.
+        num_values: ``K``, the number of values.
 
     Returns:
         ``[K + 1]``, from -1 to 1.
 
     Raises:
-        ValueError: ``num_levels < 1``.
+        ValueError: ``num_values < 1``.
 
     Example:
-        >>> print(level_edges(4))
+        >>> print(uniform_bin_edges(4))
         [-1.  -0.5  0.   0.5  1. ]
     """
-    _checks.check_count("num_levels", num_levels)
-    return jnp.linspace(-1.0, 1.0, num_levels + 1)
+    _checks.check_count("num_values", num_values)
+    return jnp.linspace(-1.0, 1.0, num_values + 1)
 
 
-def noise_from_levels(
-    logits: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike, edges: ArrayLike
+def eps_from_logits(
+    logits: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike, bin_edges: ArrayLike
 ) -> jax.Array:
-    """Return the noise prediction ``eps`` of data with given weights of their levels, eq. (2).
+    """Return the noise prediction ``eps`` of data with given weights of their values, eq. (2).
 
     Args:
         logits: log-weights of the cells for every number of ``x``, ``[B, ..., K]``, up to a
@@ -75,7 +75,7 @@ def noise_from_levels(
         x: noised data ``x_t [B, ...]``.
         t: times, a scalar or ``[B]``.
         process: any process.
-        edges: increasing edges of the cells ``[K + 1]``, in units of the data.
+        bin_edges: increasing edges of the cells ``[K + 1]``, in units of the data.
 
     Returns:
         ``[B, ...]``, of unit scale: the exact ``E[z | x_t]`` if the numbers of ``x_0`` were
@@ -86,42 +86,42 @@ def noise_from_levels(
 
     Raises:
         TypeError: ``x`` is not floating.
-        ValueError: the edges are not an increasing vector, or the logits have another shape.
+        ValueError: the bin_edges are not an increasing vector, or the logits have another shape.
 
     Example:
         >>> from sm_jax import processes
-        >>> eps = noise_from_levels(
+        >>> eps = eps_from_logits(
         ...     jnp.zeros((1, 1, 2)), jnp.zeros((1, 1)), 1.0, process=processes.VE(),
-        ...     edges=level_edges(2))
+        ...     bin_edges=uniform_bin_edges(2))
         >>> print(jnp.abs(eps).round(3))
         [[0.]]
     """
     x = _checks.check_data(x)
     t = _checks.check_per_example("t", t, x)
-    edges, logits = _check_edges(edges), _checks.as_floating(logits)
-    shape = (*x.shape, edges.shape[0] - 1)
+    bin_edges, logits = _check_edges(bin_edges), _checks.as_floating(logits)
+    shape = (*x.shape, bin_edges.shape[0] - 1)
     if logits.shape != shape:
         raise ValueError(
             f"logits must have the shape of x and one number per cell, {shape}, got {logits.shape}."
         )
     y = _checks.accumulated(x) / _checks.expand_like(process.alpha(t), x)
     r = jnp.broadcast_to(_checks.expand_like(noise_ratio(process, t), x), x.shape)
-    near = jnp.clip(y, edges[0] - _FAR * r, edges[-1] + _FAR * r)
-    logits = _checks.accumulated(logits) - jnp.log(jnp.diff(edges)).reshape(
+    near = jnp.clip(y, bin_edges[0] - _FAR * r, bin_edges[-1] + _FAR * r)
+    logits = _checks.accumulated(logits) - jnp.log(jnp.diff(bin_edges)).reshape(
         (1,) * x.ndim + (-1,)
     ).astype(y.dtype)
-    eps = (y - near) / r - _first_moment(logits, near, r, edges.astype(y.dtype))
+    eps = (y - near) / r - _first_moment(logits, near, r, bin_edges.astype(y.dtype))
     return eps.astype(x.dtype)
 
 
 def precondition(
     network: Callable[[jax.Array, jax.Array], jax.Array],
-    process: ProcessLike,
     *,
-    edges: ArrayLike,
-    sigma_data: ArrayLike = 0.5,
+    process: ProcessLike,
+    bin_edges: ArrayLike,
+    sigma_data: ArrayLike,
 ) -> NoiseScoreFn:
-    """Return the score function of a network that predicts log-weights of levels, for any process.
+    """Return the score function of a network that predicts log-weights of values, for any process.
 
     The inputs of the network are centered and scaled and its noise labels are made as in
     `sm_jax.parameterization.precondition`, in whose place this stands.
@@ -130,7 +130,7 @@ def precondition(
         network: maps inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to log-weights
             ``[B, ..., K]``.
         process: any process; its ``mean``, that of the data, is zero if it has none.
-        edges: increasing edges of the cells ``[K + 1]``, e.g. `level_edges`.
+        bin_edges: increasing edges of the cells ``[K + 1]``, e.g. `uniform_bin_edges`.
         sigma_data: standard deviation of the data, one number, as there.
 
     Returns:
@@ -138,19 +138,20 @@ def precondition(
 
     Raises:
         TypeError: at a call, if ``x_t`` is not floating.
-        ValueError: ``sigma_data`` is not one positive number, the edges are not an increasing
+        ValueError: ``sigma_data`` is not one positive number, the bin_edges are not an increasing
             vector, or (at the first call) the network returns another shape.
 
     Example:
         >>> from sm_jax import processes
         >>> score_fn = precondition(
-        ...     lambda x, c: jnp.zeros((*x.shape, 4)), processes.VE(), edges=level_edges(4))
+        ...     lambda x, c: jnp.zeros((*x.shape, 4)), process=processes.VE(),
+        ...     bin_edges=uniform_bin_edges(4), sigma_data=0.5)
         >>> print(jnp.abs(score_fn(jnp.zeros((1, 2)), jnp.array([2.0]))).round(3))
         [[0. 0.]]
     """
     _checks.check_scalar("sigma_data", sigma_data)
     _checks.check_positive("sigma_data", sigma_data)
-    _check_edges(edges)
+    _check_edges(bin_edges)
 
     def score_fn(x: jax.Array, t: jax.Array) -> jax.Array:
         x = _checks.check_data(x)
@@ -161,26 +162,28 @@ def precondition(
         y = y - data_mean(process, x.shape[1:], y.dtype)[None]
         scale = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2) / alpha  # its square may overflow
         logits = network((y / scale).astype(x.dtype), 0.25 * jnp.log(ratio))
-        eps = noise_from_levels(logits, x, t, process=process, edges=edges)
+        eps = eps_from_logits(logits, x, t, process=process, bin_edges=bin_edges)
         return (-eps / sigma).astype(x.dtype)
 
     return score_fn
 
 
-def _check_edges(edges: ArrayLike) -> jax.Array:
-    edges = _checks.as_floating(edges)
-    known = _checks.concrete(edges)
-    if edges.ndim != 1 or edges.shape[0] < 2:
-        raise ValueError(f"edges must be a vector of at least two numbers, got {edges.shape}.")
+def _check_edges(bin_edges: ArrayLike) -> jax.Array:
+    bin_edges = _checks.as_floating(bin_edges)
+    known = _checks.concrete(bin_edges)
+    if bin_edges.ndim != 1 or bin_edges.shape[0] < 2:
+        raise ValueError(
+            f"bin_edges must be a vector of at least two numbers, got {bin_edges.shape}."
+        )
     if known is not None and not np.all(np.diff(known) > 0):
-        raise ValueError(f"edges must increase, got {known}: sort them and drop repeated ones.")
-    return edges
+        raise ValueError(f"bin_edges must increase, got {known}: sort them and drop repeated ones.")
+    return bin_edges
 
 
-def _integrals(y, r, edges, highest):
+def _integrals(y, r, bin_edges, highest):
     """Return ``int a^n phi(a) da`` over every cell, ``[..., K]``, for ``n = 0 .. highest``."""
-    a = (edges.reshape((1,) * y.ndim + (-1,)) - y[..., None]) / r[..., None]
-    half = 0.5 * jnp.diff(edges).reshape((1,) * y.ndim + (-1,)) / r[..., None]
+    a = (bin_edges.reshape((1,) * y.ndim + (-1,)) - y[..., None]) / r[..., None]
+    half = 0.5 * jnp.diff(bin_edges).reshape((1,) * y.ndim + (-1,)) / r[..., None]
     center = 0.5 * (a[..., :-1] + a[..., 1:])
     phi = _phi(a)
 
@@ -220,17 +223,17 @@ def _shares(logits, mass):
 
 
 @jax.custom_jvp
-def _first_moment(logits, y, r, edges):
-    mass, first = _integrals(y, r, edges, 1)
+def _first_moment(logits, y, r, bin_edges):
+    mass, first = _integrals(y, r, bin_edges, 1)
     return jnp.sum(_shares(logits, mass) * first, axis=-1)
 
 
 @partial(_first_moment.defjvp, symbolic_zeros=True)
 def _first_moment_jvp(primals, tangents):
-    logits, y, r, edges = primals
-    fixed = isinstance(tangents[3], SymbolicZero)  # the edges mostly are, and cost nothing then
+    logits, y, r, bin_edges = primals
+    fixed = isinstance(tangents[3], SymbolicZero)  # the bin_edges mostly are, and cost nothing then
     d_logits, d_y, d_r, d_edges = map(_instantiated, tangents)
-    integrals = _integrals(y, r, edges, 3)
+    integrals = _integrals(y, r, bin_edges, 3)
     weights = _shares(logits, integrals[0])
     first, second, third = (jnp.sum(weights * i, axis=-1) for i in integrals[1:])
     slope = weights * (integrals[1] - integrals[0] * first[..., None])
@@ -238,7 +241,7 @@ def _first_moment_jvp(primals, tangents):
     change += (second - first**2 - 1.0) / r * d_y
     change += (third - first * second - first) / r * d_r
     if not fixed:
-        a = (edges.reshape((1,) * y.ndim + (-1,)) - y[..., None]) / r[..., None]
+        a = (bin_edges.reshape((1,) * y.ndim + (-1,)) - y[..., None]) / r[..., None]
         moved = (a - first[..., None]) * _phi(a) * d_edges.reshape((1,) * y.ndim + (-1,))
         change += jnp.sum(weights * jnp.diff(moved, axis=-1), axis=-1) / r
     return first, change

@@ -123,7 +123,7 @@ class ProcessLike(Protocol):
         """Return the standard deviation of the noise at time ``t``."""
         ...
 
-    def time(self, ratio: ArrayLike, /) -> jax.Array:
+    def time_at(self, ratio: ArrayLike, /) -> jax.Array:
         """Return the time at which ``sigma(t) / alpha(t)`` equals ``ratio``."""
         ...
 

@@ -42,7 +42,9 @@ def test_noise_ratios_whose_square_overflows():
         return 0.5 * process.alpha(t) ** 2 + process.sigma(t) ** 2
 
     x = jnp.array([[0.3, -0.7]])
-    result = likelihood.adaptive_log_prob(lambda x, t: -x / variance(t)[:, None], process, x)
+    result = likelihood.adaptive_log_prob(
+        lambda x, t: -x / variance(t)[:, None], x, process=process
+    )
     last = float(variance(process.t_min))
     expected = -(0.3**2 + 0.7**2) / (2 * last) - np.log(2 * np.pi * last)
     np.testing.assert_allclose(result.value, [expected], atol=2e-3)
@@ -74,7 +76,7 @@ def test_each_example_takes_steps_of_its_own_and_tolerance_is_kept(getkey):
 
     row_score = jax.vmap(jax.grad(log_density))
     x = jnp.array([-2.0, -1.0, 0.001, 0.9])
-    reference = likelihood.log_prob(row_score, process, x, num_steps=2000).value
+    reference = likelihood.log_prob(row_score, x, process=process, num_steps=2000).value
     loose, tight = (
         jax.jit(partial(adaptive, row_score, process, rtol=tolerance, atol=tolerance))
         for tolerance in (1e-3, 1e-6)

@@ -76,7 +76,7 @@ def test_bounds_are_biased_to_either_side(getkey):
             step_size=0.3,
             num_chains=n,
             num_temperatures=4,
-            num_steps=2,
+            steps_per_temperature=2,
             samples=samples,
         )
 
@@ -171,7 +171,9 @@ def test_annealed_importance_evaluations_and_keys(getkey):
         return jnp.sum(x**2, axis=-1)
 
     options = {"base": BASE, "step_size": 0.1, "num_chains": 2}
-    run = jax.jit(partial(annealed_importance, energy, num_temperatures=4, num_steps=2, **options))
+    run = jax.jit(
+        partial(annealed_importance, energy, num_temperatures=4, steps_per_temperature=2, **options)
+    )
     result = jax.block_until_ready(run(getkey()))
     jax.effects_barrier()
     assert len(calls) == 7
@@ -198,7 +200,7 @@ def test_default_schedule(getkey):
     ("options", "error", "message"),
     [
         ({"num_chains": 1}, ValueError, "num_chains must be at least 2"),
-        ({"num_steps": 0}, ValueError, "num_steps must be at least 1"),
+        ({"steps_per_temperature": 0}, ValueError, "steps_per_temperature must be at least 1"),
         ({"num_temperatures": 1}, ValueError, "num_temperatures must be at least 2"),
         ({"step_size": -1.0}, ValueError, "step_size must be positive"),
         (

@@ -18,13 +18,11 @@ from sm_jax import (
     composition,
     data,
     densities,
-    diagnostics,
     divergence,
     exponential_family,
     guidance,
     likelihood,
     losses,
-    mcmc,
     metrics,
     noise_levels,
     parameterization,
@@ -133,9 +131,9 @@ def _standardized(x):
     return fitted(x), fitted.inverse(x), fitted.log_det
 
 
-_conversion = {name: Y for name in ("clean_from_noise", "noise_from_clean", "noise_from_score")}
-_conversion |= {name: Y for name in ("noise_from_v", "noise_from_velocity", "score_from_noise")}
-_conversion |= {name: Y for name in ("v_from_noise", "velocity_from_noise")}
+_conversion = {name: Y for name in ("x0_from_eps", "eps_from_x0", "eps_from_score")}
+_conversion |= {name: Y for name in ("eps_from_v", "eps_from_velocity", "score_from_eps")}
+_conversion |= {name: Y for name in ("v_from_eps", "velocity_from_eps")}
 
 CALLS = {
     "composition.mixture": _composed(
@@ -148,21 +146,21 @@ CALLS = {
         weights=WEIGHTS,
         log_normalizers=VARIANCES,
     ),
-    "composition.negate": _composed(composition.negate, score, score, strength=0.5),
+    "composition.divide": _composed(composition.divide, score, score, strength=0.5),
     "composition.product": _composed(composition.product, [score, score], weights=WEIGHTS),
-    "composition.temper": _composed(composition.temper, score, beta=0.5),
+    "composition.temper": _composed(composition.temper, score, inverse_temperature=0.5),
     "data.constant_features": _call(data.constant_features, X),
-    "data.dequantize": _call(data.dequantize, COUNTS, KEY, num_levels=4),
-    "data.quantize": _call(data.quantize, X, num_levels=4),
+    "data.dequantize": _call(data.dequantize, COUNTS, KEY, num_values=4),
+    "data.quantize": _call(data.quantize, X, num_values=4),
     "data.Standardizer": _call(_standardized, X),
     "densities.empirical": _density(densities.empirical, X),
     "densities.gaussian": _density(densities.gaussian, MEANS[0], np.diag(VARIANCES)),
     "densities.gaussian_mixture": _density(densities.gaussian_mixture, WEIGHTS, MEANS, VARIANCES),
-    "diagnostics.asymmetry": _shape(diagnostics.asymmetry, score, X, KEY),
+    "metrics.curl": _shape(metrics.curl, score, X, KEY),
     "divergence.estimate": _shape(divergence.estimate, score, X, KEY),
     "divergence.exact": _call(divergence.exact, score, X),
     "divergence.hutchinson": _call(divergence.hutchinson, score, X, KEY),
-    "divergence.hutchpp": _shape(divergence.hutchpp, score, X, KEY, num_matvecs=6),
+    "divergence.hutchpp": _shape(divergence.hutchpp, score, X, KEY, num_products=6),
     "divergence.rows_are_independent": _call(divergence.rows_are_independent, score, X, KEY),
     "exponential_family.fit_exponential_family": _shape(
         exponential_family.fit_exponential_family,
@@ -196,11 +194,13 @@ CALLS = {
             process=PROCESS,
             operator=first,
             observation=OBSERVATION,
-            **({"noise_std": 0.5} if name == "posterior_sampling" else {}),
+            **({"noise_std": 0.5} if name == "dps" else {}),
         )
-        for name in ("moment_matching", "posterior_sampling", "pseudo_inverse")
+        for name in ("mmps", "dps", "pigdm")
     },
-    "likelihood.adaptive_log_prob": _shape(likelihood.adaptive_log_prob, noised_score, PROCESS, X),
+    "likelihood.adaptive_log_prob": _shape(
+        likelihood.adaptive_log_prob, noised_score, X, process=PROCESS
+    ),
     "likelihood.annealed_importance": _shape(
         likelihood.annealed_importance,
         energy,
@@ -213,20 +213,22 @@ CALLS = {
     ),
     "likelihood.bits_per_dim": _call(likelihood.bits_per_dim, T, 2, log_det=1.0),
     "likelihood.discrete_log_prob": _call(
-        likelihood.discrete_log_prob, lambda y: -energy(y), COUNTS, KEY, num_levels=4
+        likelihood.discrete_log_prob, lambda y: -energy(y), COUNTS, KEY, num_values=4
     ),
-    "likelihood.elbo": _shape(likelihood.elbo, noised_score, PROCESS, X, KEY),
-    "likelihood.log_prob": _shape(likelihood.log_prob, noised_score, PROCESS, X, times=TIMES),
+    "likelihood.elbo": _shape(likelihood.elbo, noised_score, X, KEY, process=PROCESS),
+    "likelihood.log_prob": _shape(
+        likelihood.log_prob, noised_score, X, process=PROCESS, times=TIMES
+    ),
     "likelihood.thermodynamic_integration": _shape(
         likelihood.thermodynamic_integration, noised_energy, X, KEY, process=PROCESS, times=TIMES
     ),
-    "likelihood.uniform_dequantizer": _call(likelihood.uniform_dequantizer, KEY, X),
+    "likelihood.uniform_dequantizer": _call(likelihood.uniform_dequantizer, X, KEY),
     "losses.contrastive_divergence": _shape(
         losses.contrastive_divergence, energy, X, KEY, step_size=0.1, num_steps=2
     ),
     "losses.denoising": _call(losses.denoising, score, X, KEY, sigma=T),
     "losses.diffusion": _shape(losses.diffusion, noised_score, X, KEY, process=PROCESS),
-    "losses.edm_weight": _call(losses.edm_weight, PROCESS, T),
+    "losses.edm_weight": _call(losses.edm_weight, PROCESS, T, sigma_data=0.5),
     "losses.explicit": _call(losses.explicit, score, X, Y),
     "losses.finite_difference_sliced": _shape(
         losses.finite_difference_sliced, score, X, KEY, epsilon=0.125
@@ -266,16 +268,18 @@ CALLS = {
     ),
     "losses.sliced": _call(losses.sliced, score, X, KEY),
     "losses.unit_weight": _call(losses.unit_weight, PROCESS, T),
-    "mcmc.diagnostics": _shape(mcmc.diagnostics, X.reshape(-1, 1, 2)),
-    "mcmc.mclmc": _shape(mcmc.mclmc, energy, X, KEY, num_samples=2, num_warmup=10),
-    "mcmc.nuts": _shape(mcmc.nuts, energy, X, KEY, num_samples=2, num_warmup=10),
+    "metrics.chain_diagnostics": _shape(metrics.chain_diagnostics, X.reshape(-1, 1, 2)),
+    "samplers.mclmc": _shape(samplers.mclmc, energy, X, KEY, num_samples=2, num_warmup=10),
+    "samplers.nuts": _shape(samplers.nuts, energy, X, KEY, num_samples=2, num_warmup=10),
     "metrics.sliced_wasserstein": _shape(metrics.sliced_wasserstein, X, Y, KEY),
-    "noise_levels.langevin_step_size": _call(noise_levels.langevin_step_size, SIGMAS, 5),
-    "noise_levels.largest_level": _call(noise_levels.largest_level, X, KEY, max_points=4),
+    "noise_levels.langevin_step_size": _call(
+        noise_levels.langevin_step_size, SIGMAS, steps_per_level=5
+    ),
+    "noise_levels.largest_sigma": _call(noise_levels.largest_sigma, X, KEY, max_points=4),
     "noise_levels.noise_levels_from_data": _call(
         noise_levels.noise_levels_from_data, X, KEY, max_points=4
     ),
-    "noise_levels.smallest_level": _call(noise_levels.smallest_level, X, KEY, max_points=4),
+    "noise_levels.smallest_sigma": _call(noise_levels.smallest_sigma, X, KEY, max_points=4),
     "parameterization.change_process": _made(
         parameterization.change_process,
         noised_score,
@@ -289,16 +293,19 @@ CALLS = {
         for name, predicted in _conversion.items()
     },
     "parameterization.denoiser_from_score": _made(
-        parameterization.denoiser_from_score, noised_score, PROCESS
+        parameterization.denoiser_from_score, noised_score, process=PROCESS
     ),
-    "parameterization.precondition": _made(parameterization.precondition, network, PROCESS),
+    "parameterization.precondition": _made(
+        parameterization.precondition, network, process=PROCESS, sigma_data=0.5
+    ),
     "parameterization.precondition_energy": _made(
         parameterization.precondition_energy,
         lambda x, c: jnp.sum(jnp.tanh(x), axis=1),
-        PROCESS,
+        process=PROCESS,
+        sigma_data=0.5,
     ),
     "parameterization.score_from_denoiser": _made(
-        parameterization.score_from_denoiser, lambda x, t: 0.5 * x, PROCESS
+        parameterization.score_from_denoiser, lambda x, t: 0.5 * x, process=PROCESS
     ),
     "parameterization.score_from_energy": _composed(parameterization.score_from_energy, energy),
     "processes.check_times": _call(processes.check_times, PROCESS, TIMES),
@@ -312,7 +319,8 @@ CALLS = {
     "processes.prior_log_prob": _call(processes.prior_log_prob, PROCESS, X),
     **{
         f"processes.{type(process).__name__}": _call(
-            lambda t, process=process: (process.alpha(t), process.sigma(t), process.time(t)), T / 8
+            lambda t, process=process: (process.alpha(t), process.sigma(t), process.time_at(t)),
+            T / 8,
         )
         for process in (
             processes.VE(),
@@ -323,19 +331,20 @@ CALLS = {
             processes.Cosine(),
         )
     },
-    "quantized.noise_from_levels": _shape(
-        quantized.noise_from_levels,
+    "quantized.eps_from_logits": _shape(
+        quantized.eps_from_logits,
         np.zeros((6, 2, 4), np.float32),
         X,
         T,
         process=PROCESS,
-        edges=np.asarray(quantized.level_edges(4)),
+        bin_edges=np.asarray(quantized.uniform_bin_edges(4)),
     ),
     "quantized.precondition": _made(
         quantized.precondition,
         lambda x, c: jnp.stack([x, -x, x, x], axis=-1),
-        PROCESS,
-        edges=np.asarray(quantized.level_edges(4)),
+        process=PROCESS,
+        sigma_data=0.5,
+        bin_edges=np.asarray(quantized.uniform_bin_edges(4)),
     ),
     "samplers.adapt_step_size": _shape(
         samplers.adapt_step_size, score, X, KEY, step_size=0.1, num_steps=2
@@ -349,24 +358,26 @@ CALLS = {
         KEY,
         sigmas=SIGMAS,
         step_size=0.001,
-        num_steps=2,
+        steps_per_level=2,
     ),
     "samplers.consistent_annealed": _shape(
         samplers.consistent_annealed, noised_score, X, KEY, sigmas=SIGMAS, step_size=0.015
     ),
     "samplers.ddim": _sampler(samplers.ddim),
     "samplers.dpm_solver_pp": _sampler(samplers.dpm_solver_pp),
-    "samplers.dpm_solver_sde": _sampler(samplers.dpm_solver_sde),
+    "samplers.dpm_solver_pp_sde": _sampler(samplers.dpm_solver_pp_sde),
     "samplers.heun": _sampler(samplers.heun, churn=1.0),
     "samplers.langevin": _shape(samplers.langevin, score, X, KEY, step_size=0.1, num_steps=2),
     "samplers.mala": _shape(samplers.mala, score, X, KEY, step_size=0.1, num_steps=2),
-    "samplers.mode_seeking": _shape(samplers.mode_seeking, score, X, step_size=0.1, num_steps=2),
+    "samplers.gradient_ascent": _shape(
+        samplers.gradient_ascent, score, X, step_size=0.1, num_steps=2
+    ),
     "samplers.predictor_corrector": _sampler(samplers.predictor_corrector),
-    "samplers.probability_flow": _shape(
-        samplers.probability_flow, noised_score, X, process=PROCESS, times=TIMES
+    "samplers.adaptive_ode": _shape(
+        samplers.adaptive_ode, noised_score, X, process=PROCESS, times=TIMES
     ),
     "samplers.reverse_diffusion": _sampler(samplers.reverse_diffusion),
-    "samplers.reverse_sde": _sampler(samplers.reverse_sde),
+    "samplers.euler_maruyama": _sampler(samplers.euler_maruyama),
     "samplers.tempered_langevin": _shape(
         samplers.tempered_langevin,
         score,
@@ -374,7 +385,7 @@ CALLS = {
         KEY,
         inverse_temperatures=np.float32([0.5, 1.0]),
         step_size=0.1,
-        num_steps=2,
+        steps_per_temperature=2,
     ),
     "samplers.underdamped": _shape(
         samplers.underdamped, score, X, KEY, step_size=0.1, num_steps=2, velocity=Y
@@ -406,16 +417,20 @@ _ELSEWHERE = {
     "guidance": {"drop_labels": _PYTREES},
     "likelihood": {"logit_normal_dequantizer": "a function"},
     "losses": dict.fromkeys(
-        ("likelihood_t", "log_normal_t", "low_discrepancy", "uniform_t"), _NUMBERS
+        ("likelihood_times", "log_normal_times", "low_discrepancy", "uniform_times"), _NUMBERS
     ),
-    "mcmc": {"log_density": "minus an energy of the user's own", "smc": "no points of the user's"},
     "models": {"functional": "a module"},
     "noise_levels": dict.fromkeys(
-        ("geometric", "karras", "langevin_variance", "level_ratio", "num_levels"), _NUMBERS
+        ("geometric", "karras", "langevin_variance", "sigma_ratio", "num_levels"), _NUMBERS
     ),
     "processes": {"prior_sample": _NUMBERS, "time_grid": _NUMBERS},
-    "quantized": {"level_edges": _NUMBERS},
-    "samplers": {"generate": "a function and numbers", "one_sample": "a function and numbers"},
+    "quantized": {"uniform_bin_edges": _NUMBERS},
+    "samplers": {
+        "log_density": "minus an energy of the user's own",
+        "smc": "no points of the user's",
+        "generate": "a function and numbers",
+        "one_sample": "a function and numbers",
+    },
     "training.checkpoints": dict.fromkeys(checkpoints.__all__, "states and directories"),
     "training": {"adamw": _NUMBERS, "data_mesh": "devices"}
     | dict.fromkeys(

@@ -47,16 +47,16 @@ def test_product_of_gaussians(weights, getkey):
         score_from_energy(energy_fn)(x), exact.score(x), rtol=1e-4, atol=1e-4
     )
     if weights[1] < 0:
-        negated = composition.negate(FIRST.score, SECOND.score, strength=0.3)
+        negated = composition.divide(FIRST.score, SECOND.score, strength=0.3)
         np.testing.assert_allclose(negated(x), exact.score(x), rtol=1e-4, atol=1e-4)
 
 
 def test_tempering_divides_the_covariance(getkey):
     x = jax.random.normal(getkey(), (5, 2))
     exact = densities.gaussian(MOMENTS[0][0], MOMENTS[0][1] / 2.5)
-    score_fn = composition.temper(FIRST.score, beta=2.5)
+    score_fn = composition.temper(FIRST.score, inverse_temperature=2.5)
     np.testing.assert_allclose(score_fn(x), exact.score(x), rtol=1e-4, atol=1e-4)
-    energies = composition.temper(energy_of(FIRST), beta=2.5)(x)
+    energies = composition.temper(energy_of(FIRST), inverse_temperature=2.5)(x)
     np.testing.assert_allclose(energies, 2.5 * energy_of(FIRST)(x), rtol=1e-6)
 
 
@@ -188,7 +188,9 @@ def test_the_sum_of_noised_scores_is_not_the_score_of_the_noised_product(getkey)
         else:
             assert np.abs(value - exact).max() > 0.1
     # the noised power is not the power of the noised, either
-    sharp = composition.temper(gaussian_scores()[0], beta=4.0, annealed=True)(x, jnp.ones(5))
+    sharp = composition.temper(gaussian_scores()[0], inverse_temperature=4.0, annealed=True)(
+        x, jnp.ones(5)
+    )
     assert np.abs(sharp - (1.0 - x) / (0.5 / 4.0 + 1.0)).max() > 0.1
 
 
@@ -210,7 +212,7 @@ def test_markov_chains_sample_the_product_and_reverse_diffusions_do_not(getkey):
         getkey(),
         sigmas=levels,
         step_size=2e-5,
-        num_steps=20,
+        steps_per_level=20,
         denoise=False,
     )
     last = (v + levels[-1] ** 2) / 2
@@ -224,7 +226,7 @@ def test_markov_chains_sample_the_product_and_reverse_diffusions_do_not(getkey):
     assert abs(out.var() / (v / 2) - 1) < error + 0.08
 
     x = processes.prior_sample(process, getkey(), (n, 1))
-    sde = samplers.reverse_sde(composed, x, getkey(), process=process, num_steps=400)
+    sde = samplers.euler_maruyama(composed, x, getkey(), process=process, num_steps=400)
     assert abs(sde.var() / (v / 3) - 1) < error + 0.03  # and 0.02 of the finite steps
     flow = samplers.heun(composed, x, process=process, num_steps=60)
     assert flow.var() < 0.01 * v
@@ -236,13 +238,13 @@ def test_noised_compositions_must_be_declared(getkey):
     for make in (
         lambda **options: composition.product([one, two], **options),
         lambda **options: composition.product(gaussian_energies(), **options),
-        lambda **options: composition.temper(one, beta=2.0, **options),
-        lambda **options: composition.negate(one, two, strength=0.1, **options),
+        lambda **options: composition.temper(one, inverse_temperature=2.0, **options),
+        lambda **options: composition.divide(one, two, strength=0.1, **options),
     ):
         with pytest.raises(ValueError, match=r"not the noised product.*annealed=True"):
             make()(x, t)
         assert make(annealed=True)(x, t).shape in ((2, 1), (2,))
-    negated = composition.negate(one, two, strength=0.1, annealed=True)(x, t)
+    negated = composition.divide(one, two, strength=0.1, annealed=True)(x, t)
     np.testing.assert_allclose(negated, one(x, t) - 0.1 * two(x, t), rtol=1e-6)
 
 
@@ -250,7 +252,7 @@ def test_any_event_dtype_and_traced_weights(getkey):
     @jax.jit
     def composed(x, weights):
         score_fn = composition.product([lambda x: -x, lambda x: 1.0 - x], weights=weights)
-        negated = composition.negate(score_fn, lambda x: x, strength=weights[0])
+        negated = composition.divide(score_fn, lambda x: x, strength=weights[0])
         mixed = composition.mixture_score(
             [lambda x: -x, lambda x: -2.0 * x],
             [lambda x: jnp.zeros(x.shape[0]), lambda x: jnp.zeros(x.shape[0])],
@@ -287,13 +289,16 @@ def energy(x):
             lambda x: composition.product([linear, energy])(x),
             r"one shape, got \[\(2, 3\), \(2,\)\]: compose energies with energies",
         ),
-        (lambda x: composition.temper(linear, beta=[1.0]), r"beta must be a scalar, got .*\(1,\)"),
         (
-            lambda x: composition.negate(linear, linear, strength=[1.0]),
+            lambda x: composition.temper(linear, inverse_temperature=[1.0]),
+            r"inverse_temperature must be a scalar, got .*\(1,\)",
+        ),
+        (
+            lambda x: composition.divide(linear, linear, strength=[1.0]),
             r"strength must be a scalar, got shape \(1,\)",
         ),
         (
-            lambda x: composition.negate(linear, linear, strength=-1.0),
+            lambda x: composition.divide(linear, linear, strength=-1.0),
             "strength must be positive",
         ),
         (lambda x: composition.mixture([]), "energy_fns must be a sequence"),
@@ -320,7 +325,10 @@ def energy(x):
             lambda x: composition.product([energy] * 2, weights=[1.0, np.inf]),
             r"weights must be finite, got \[1.0, inf\]",
         ),
-        (lambda x: composition.temper(energy, beta=np.nan), "beta must be finite, got nan"),
+        (
+            lambda x: composition.temper(energy, inverse_temperature=np.nan),
+            "inverse_temperature must be finite, got nan",
+        ),
         (lambda x: composition.mixture_score([], []), "score_fns must be a sequence"),
         (
             lambda x: composition.mixture_score([linear], [energy, energy]),

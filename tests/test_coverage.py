@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sm_jax import densities, divergence, likelihood, mcmc, metrics, processes
-from tests.test_mcmc import autoregressive
+from sm_jax import densities, divergence, likelihood, metrics, processes
+from tests.test_samplers_blackjax import autoregressive
 from tests.test_thermodynamic import gaussian_energy
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,7 @@ def test_log_prob(name, getkey):
 
 @pytest.mark.parametrize("options", [{}, {"num_steps": 24}])
 def test_elbo(options, getkey):
-    elbo = partial(likelihood.elbo, score_fn, PROCESS, X, num_samples=24, **options)
+    elbo = partial(likelihood.elbo, score_fn, X, process=PROCESS, num_samples=24, **options)
     result = elbo(getkey(), num_estimates=8)
     truth = np.asarray(elbo(getkey(), num_estimates=32).value, np.float64).mean()
     assert_covers(result.value, result.standard_error, truth, num_estimates=8, bias=0.015)
@@ -84,7 +84,7 @@ def test_thermodynamic_integration(chains, getkey):
             x = jnp.sqrt(noised(times))[:, None, None] * jax.random.normal(key, (5, 100, 1))
             key = None
         return likelihood.thermodynamic_integration(
-            energy, x, key, process=process, times=times, sigma_data=0.1, num_steps=3
+            energy, x, key, process=process, times=times, sigma_data=0.1, steps_per_level=3
         )
 
     many = jax.jit(jax.vmap(one))(jax.random.split(getkey(), 1_000))
@@ -125,7 +125,9 @@ def test_effective_sample_size_of_a_mean(rho, getkey):
 
     def one(key):
         path = autoregressive(key, (300, 4), rho)
-        return path.mean(), path.std() / jnp.sqrt(mcmc.diagnostics(path).effective_sample_size)
+        return path.mean(), path.std() / jnp.sqrt(
+            metrics.chain_diagnostics(path).effective_sample_size
+        )
 
     means, errors = jax.jit(jax.vmap(one))(jax.random.split(getkey(), 1_000))
     assert_covers(means, errors, 0.0, bias=0.015)

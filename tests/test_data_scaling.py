@@ -214,7 +214,7 @@ def test_dequantize_is_the_formula_of_the_digits():
     key = jax.random.key(3)
     x = np.arange(17, dtype=np.float64)[:, None] * np.ones(5)
     u = jax.random.uniform(key, x.shape, jnp.float32)
-    found = dequantize(x, key, num_levels=17)
+    found = dequantize(x, key, num_values=17)
     np.testing.assert_allclose(found, (x + np.asarray(u)) / 17 * 2 - 1, atol=2e-7)
     assert found.dtype == jnp.float32
 
@@ -222,33 +222,33 @@ def test_dequantize_is_the_formula_of_the_digits():
 def test_dequantize_covers_the_interval_uniformly(getkey):
     """All levels equally often give U[-1, 1): mean 0, variance 1/3, within 5 standard errors."""
     x = jnp.tile(jnp.arange(16), 5000)
-    y = np.asarray(dequantize(x, getkey(), num_levels=16), np.float64)
+    y = np.asarray(dequantize(x, getkey(), num_values=16), np.float64)
     assert -1 <= y.min() < -0.999
     assert 0.999 < y.max() <= 1
     assert abs(y.mean()) < 5 * math.sqrt(1 / 3 / y.size)
     assert abs((y**2).mean() - 1 / 3) < 5 * math.sqrt(4 / 45 / y.size)
-    assert np.any(y != np.asarray(dequantize(x, getkey(), num_levels=16)))
+    assert np.any(y != np.asarray(dequantize(x, getkey(), num_values=16)))
 
 
-@pytest.mark.parametrize("num_levels", [2, 17, 256])
+@pytest.mark.parametrize("num_values", [2, 17, 256])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float32])
-def test_quantize_undoes_dequantize(num_levels, dtype, getkey):
-    x = np.tile(np.arange(num_levels).astype(dtype), (40, 1))
-    y = dequantize(x, getkey(), num_levels=num_levels)
-    found = quantize(y, num_levels=num_levels)
+def test_quantize_undoes_dequantize(num_values, dtype, getkey):
+    x = np.tile(np.arange(num_values).astype(dtype), (40, 1))
+    y = dequantize(x, getkey(), num_values=num_values)
+    found = quantize(y, num_values=num_values)
     assert found.dtype == jnp.int32
     np.testing.assert_array_equal(found, x)
 
 
 def test_quantize_at_the_edges():
     y = jnp.array([-3.0, -1.0, -0.5001, -0.5, 0.4999, 0.5, 1.0, 3.0])
-    assert quantize(y, num_levels=4).tolist() == [0, 0, 0, 1, 2, 3, 3, 3]
+    assert quantize(y, num_values=4).tolist() == [0, 0, 0, 1, 2, 3, 3, 3]
 
 
 def test_nan_is_no_level():
     with pytest.raises(ValueError, match="y holds 2 NaN, which are no levels"):
-        quantize(jnp.array([0.1, jnp.nan, jnp.inf, jnp.nan]), num_levels=256)
-    assert quantize(jnp.array([-jnp.inf, jnp.inf]), num_levels=256).tolist() == [0, 255]
+        quantize(jnp.array([0.1, jnp.nan, jnp.inf, jnp.nan]), num_values=256)
+    assert quantize(jnp.array([-jnp.inf, jnp.inf]), num_values=256).tolist() == [0, 255]
 
 
 def test_dequantize_noise_and_precision():
@@ -260,19 +260,19 @@ def test_dequantize_noise_and_precision():
         return jnp.full(shape, 0.5, dtype)
 
     key = jax.random.key(0)
-    found = dequantize(x, key, num_levels=256, noise=noise)
+    found = dequantize(x, key, num_values=256, noise=noise)
     np.testing.assert_allclose(found, [[1 / 256 - 1, 1 - 1 / 256]], rtol=1e-6)
     assert calls == [(key, (1, 2), jnp.float32)]
-    bfloat = dequantize(jnp.asarray(x, jnp.bfloat16), key, num_levels=256, noise=noise)
+    bfloat = dequantize(jnp.asarray(x, jnp.bfloat16), key, num_values=256, noise=noise)
     np.testing.assert_array_equal(bfloat, found, strict=True)
     with jax.enable_x64(True):
-        assert dequantize(x.astype(float), key, num_levels=256).dtype == jnp.float64
+        assert dequantize(x.astype(float), key, num_values=256).dtype == jnp.float64
 
 
 def test_dequantize_under_jit_and_vmap(getkey):
     keys = jax.random.split(getkey(), 3)
     x = jnp.arange(12).reshape(3, 4)
-    transform = lambda x, key: dequantize(x, key, num_levels=12)  # noqa: E731
+    transform = lambda x, key: dequantize(x, key, num_values=12)  # noqa: E731
     found = jax.jit(jax.vmap(transform))(x, keys)
     for row, values, key in zip(found, x, keys, strict=True):
         np.testing.assert_allclose(row, transform(values, key), atol=2e-7)
@@ -281,30 +281,30 @@ def test_dequantize_under_jit_and_vmap(getkey):
 def test_dequantize_log_det_is_that_of_the_jacobian():
     key = jax.random.key(0)
     noise = lambda *_: jnp.array([0.1, 0.2, 0.7])  # noqa: E731
-    jacobian = jax.jacfwd(lambda x: dequantize(x, key, num_levels=17, noise=noise))
+    jacobian = jax.jacfwd(lambda x: dequantize(x, key, num_values=17, noise=noise))
     _, log_det = jnp.linalg.slogdet(jacobian(jnp.array([1.0, 2.0, 3.0])))
     np.testing.assert_allclose(dequantize_log_det(17, 3), log_det, rtol=1e-6)
 
 
 def test_a_uniform_model_costs_log2_of_the_levels():
     """The density 1/2 per dimension on [-1, 1) gives every level the probability 1/K."""
-    log_prob = 5 * math.log(1 / 2) + dequantize_log_det(num_levels=32, num_dims=5)
+    log_prob = 5 * math.log(1 / 2) + dequantize_log_det(num_values=32, num_dims=5)
     np.testing.assert_allclose(-log_prob / math.log(2) / 5, 5.0, rtol=1e-14)
 
 
 def test_bad_levels(getkey):
     for x, value in [([0, 17], 17), ([-1, 3], -1), ([0.25, 1.0], 0.25), ([np.nan, 1.0], "nan")]:
-        with pytest.raises(ValueError, match=f"whole levels 0 to 16, got {value}.*num_levels"):
-            dequantize(np.array(x), getkey(), num_levels=17)
-    with pytest.raises(ValueError, match="num_levels must be at least 2, got 1"):
-        dequantize(np.array([0]), getkey(), num_levels=1)
-    with pytest.raises(TypeError, match=r"num_levels must be a Python int.*got 17\.0"):
-        quantize(jnp.zeros(2), num_levels=17.0)
-    with pytest.raises(ValueError, match="num_levels must be at least 2, got 1"):
-        quantize(jnp.zeros(2), num_levels=1)
+        with pytest.raises(ValueError, match=f"whole levels 0 to 16, got {value}.*num_values"):
+            dequantize(np.array(x), getkey(), num_values=17)
+    with pytest.raises(ValueError, match="num_values must be at least 2, got 1"):
+        dequantize(np.array([0]), getkey(), num_values=1)
+    with pytest.raises(TypeError, match=r"num_values must be a Python int.*got 17\.0"):
+        quantize(jnp.zeros(2), num_values=17.0)
+    with pytest.raises(ValueError, match="num_values must be at least 2, got 1"):
+        quantize(jnp.zeros(2), num_values=1)
     with pytest.raises(TypeError, match="floating dtype, got int32: it is not dequantized"):
-        quantize(jnp.zeros(2, jnp.int32), num_levels=4)
-    with pytest.raises(ValueError, match="num_levels must be at least 2, got 0"):
+        quantize(jnp.zeros(2, jnp.int32), num_values=4)
+    with pytest.raises(ValueError, match="num_values must be at least 2, got 0"):
         dequantize_log_det(0, 3)
     with pytest.raises(ValueError, match="num_dims must be at least 1, got 0"):
         dequantize_log_det(17, 0)

@@ -31,7 +31,7 @@ X = jnp.array([[0.0, 3.0], [2.0, 1.0], [3.0, 3.0]])
 
 
 def bounds(key, **options):
-    value = partial(likelihood.discrete_log_prob, gaussian, X, num_levels=LEVELS, **options)
+    value = partial(likelihood.discrete_log_prob, gaussian, X, num_values=LEVELS, **options)
     return jax.jit(jax.vmap(value))(jax.random.split(key, 4000))
 
 
@@ -54,12 +54,12 @@ def test_more_samples_raise_the_bound_to_the_log_probability(getkey):
     np.testing.assert_array_less(np.abs(many - (truth - variance / 128)), error + 2e-3)
 
 
-@pytest.mark.parametrize("num_levels", [256, 65_536])
+@pytest.mark.parametrize("num_values", [256, 65_536])
 @pytest.mark.parametrize("level", ["first", "middle", "last"])
-def test_bounds_of_many_levels_in_float32(num_levels, level, getkey):
+def test_bounds_of_many_levels_in_float32(num_values, level, getkey):
     """A density as narrow as a cell, also in those at the ends: below the truth, and then at it."""
-    x = {"first": 0, "middle": num_levels // 2, "last": num_levels - 1}[level]
-    width = 2 / num_levels
+    x = {"first": 0, "middle": num_values // 2, "last": num_values - 1}[level]
+    width = 2 / num_values
     place, scale = (x + 0.3) * width - 1, 0.5 * width
 
     def log_prob(y):
@@ -70,7 +70,7 @@ def test_bounds_of_many_levels_in_float32(num_levels, level, getkey):
             likelihood.discrete_log_prob,
             log_prob,
             jnp.full((1, 1), x, jnp.float32),
-            num_levels=num_levels,
+            num_values=num_values,
             num_samples=num_samples,
         )
         return np.asarray(jax.jit(jax.vmap(value))(jax.random.split(getkey(), 4_000)), np.float64)
@@ -78,7 +78,7 @@ def test_bounds_of_many_levels_in_float32(num_levels, level, getkey):
     u = (np.arange(10_000) + 0.5) / 10_000
     log_density = stats.norm.logpdf(u, 0.3, 0.5)
     truth = np.log(stats.norm.cdf(1.4) - stats.norm.cdf(-0.6))
-    rounding = 0.02 if num_levels == 65_536 else 1e-3  # y is rounded to 1/512 of a cell, at most
+    rounding = 0.02 if num_values == 65_536 else 1e-3  # y is rounded to 1/512 of a cell, at most
     one, many = bound(1), bound(64)
     assert abs(one.mean() - log_density.mean()) < 4.5 * one.std() / np.sqrt(4_000) + rounding
     assert one.mean() < truth - 0.02
@@ -106,7 +106,7 @@ def test_noise_in_proportion_to_the_density_makes_the_bound_tight(getkey):
     with jax.enable_x64(True):
         x = jnp.asarray(np.asarray(X), jnp.float64)
         value = likelihood.discrete_log_prob(
-            log_prob, x, getkey(), num_levels=LEVELS, dequantizer=dequantizer, num_samples=3
+            log_prob, x, getkey(), num_values=LEVELS, dequantizer=dequantizer, num_samples=3
         )
     expected = np.log(np.asarray(probabilities)[np.asarray(X, int)]).sum(-1)
     np.testing.assert_allclose(value, expected, atol=1e-5)
@@ -125,7 +125,7 @@ def test_the_dequantizer_can_be_trained(getkey):
             likelihood.discrete_log_prob,
             lambda y: gaussian(3 * y),
             x,
-            num_levels=LEVELS,
+            num_values=LEVELS,
             dequantizer=dequantizer,
         )
         return jax.vmap(value)(keys).mean()
@@ -152,10 +152,10 @@ def test_noise_is_fresh_and_stays_below_the_next_level(getkey):
     almost_one = jnp.nextafter(jnp.float32(1.0), jnp.float32(0.0))
     for dequantizer in (
         likelihood.uniform_dequantizer,
-        lambda key, x: (jnp.full_like(x, almost_one), jnp.zeros(1)),
+        lambda x, key: (jnp.full_like(x, almost_one), jnp.zeros(1)),
     ):
         likelihood.discrete_log_prob(
-            log_prob, x, getkey(), num_levels=256, dequantizer=dequantizer, num_samples=2
+            log_prob, x, getkey(), num_values=256, dequantizer=dequantizer, num_samples=2
         )
     jax.effects_barrier()
     levels = (np.concatenate(seen) + 1) * 128
@@ -171,7 +171,7 @@ def test_levels_in_bfloat16_are_dequantized_in_float32(getkey):
         return jnp.sum(-0.5 * away**2 - jnp.log(0.05 * np.sqrt(2 * np.pi)) + jnp.log(128.0), -1)
 
     x = jnp.full((1, 1), 200.0, jnp.bfloat16)
-    value = likelihood.discrete_log_prob(log_prob, x, getkey(), num_levels=256, num_samples=20_000)
+    value = likelihood.discrete_log_prob(log_prob, x, getkey(), num_values=256, num_samples=20_000)
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, np.log(0.5), atol=0.1)
 
@@ -181,7 +181,7 @@ def test_noise_for_levels_in_bfloat16_is_uniform(getkey):
     x = jnp.zeros((100_000, 10), jnp.bfloat16)
     logistic = likelihood.logit_normal_dequantizer(lambda x: (jnp.zeros_like(x),) * 2)
     for dequantizer in (likelihood.uniform_dequantizer, logistic):
-        u, _ = dequantizer(getkey(), x)
+        u, _ = dequantizer(x, getkey())
         assert_mean(u.mean(axis=1), 0.5)
         assert u.dtype == jnp.float32
         assert u.max() < 1
@@ -191,28 +191,28 @@ def test_noise_for_levels_in_bfloat16_is_uniform(getkey):
     ("log_prob_fn", "dequantizer", "message"),
     [
         (lambda y: y, likelihood.uniform_dequantizer, r"log_prob_fn .*\(3,\), got shape \(3, 1\)"),
-        (lambda y: y[:, 0], lambda key, x: (x, x), r"dequantizer .*\(3,\), got shape \(3, 1\)"),
+        (lambda y: y[:, 0], lambda x, key: (x, x), r"dequantizer .*\(3,\), got shape \(3, 1\)"),
     ],
 )
 def test_a_log_density_is_one_number_per_example(log_prob_fn, dequantizer, message, getkey):
     """Shapes [B, 1] and [B] would broadcast to [B, B], each example with the noise of another."""
     with jax.numpy_rank_promotion("allow"), pytest.raises(ValueError, match=message):
         likelihood.discrete_log_prob(
-            log_prob_fn, jnp.zeros((3, 1)), getkey(), num_levels=4, dequantizer=dequantizer
+            log_prob_fn, jnp.zeros((3, 1)), getkey(), num_values=4, dequantizer=dequantizer
         )
 
 
 def test_bad_input(getkey):
     value = partial(likelihood.discrete_log_prob, gaussian, key=getkey())
-    with pytest.raises(ValueError, match=r"levels 0, 1, ..., num_levels - 1 = 3.*to 4"):
-        value(jnp.array([[0.0, 4.0]]), num_levels=4)
-    with pytest.raises(ValueError, match="the levels 0, 1"):
-        value(jnp.array([[-1.0, 0.0]]), num_levels=4)
+    with pytest.raises(ValueError, match=r"values 0, 1, ..., num_values - 1 = 3.*to 4"):
+        value(jnp.array([[0.0, 4.0]]), num_values=4)
+    with pytest.raises(ValueError, match="the values 0, 1"):
+        value(jnp.array([[-1.0, 0.0]]), num_values=4)
     with pytest.raises(ValueError, match="the integers themselves, not scaled data"):
-        value(jnp.array([[0.0, 0.5, 1.0]]), num_levels=256)
+        value(jnp.array([[0.0, 0.5, 1.0]]), num_values=256)
     with pytest.raises(TypeError, match="float"):
-        value(jnp.array([[0, 1]]), num_levels=4)
-    with pytest.raises(ValueError, match="num_levels"):
-        value(jnp.array([[0.0, 0.0]]), num_levels=1)
+        value(jnp.array([[0, 1]]), num_values=4)
+    with pytest.raises(ValueError, match="num_values"):
+        value(jnp.array([[0.0, 0.0]]), num_values=1)
     with pytest.raises(ValueError, match="num_samples"):
-        value(jnp.array([[0.0, 0.0]]), num_levels=4, num_samples=0)
+        value(jnp.array([[0.0, 0.0]]), num_values=4, num_samples=0)

@@ -106,7 +106,7 @@ def test_sphere(getkey):
 
 def test_hutchpp_is_exact_where_the_sketch_spans_everything(getkey):
     x = jax.random.normal(getkey(), (4, 3))
-    score, value = divergence.hutchpp(nonlinear_score, x, getkey(), num_matvecs=9)
+    score, value = divergence.hutchpp(nonlinear_score, x, getkey(), num_products=9)
     np.testing.assert_allclose(score, nonlinear_score(x), rtol=1e-6)
     np.testing.assert_allclose(value, truth(nonlinear_score, x), rtol=1e-4)
     u, v = jax.random.normal(getkey(), (2, 6))
@@ -115,8 +115,8 @@ def test_hutchpp_is_exact_where_the_sketch_spans_everything(getkey):
 
 
 @pytest.mark.parametrize("probe", [jax.random.rademacher, jax.random.normal])
-@pytest.mark.parametrize(("rank", "num_matvecs"), [(1, 3), (1, 6), (2, 6), (0, 6)])
-def test_hutchpp_is_exact_up_to_its_rank_for_every_key(rank, num_matvecs, probe, getkey):
+@pytest.mark.parametrize(("rank", "num_products"), [(1, 3), (1, 6), (2, 6), (0, 6)])
+def test_hutchpp_is_exact_up_to_its_rank_for_every_key(rank, num_products, probe, getkey):
     """Random signs are a singular sketch of ones(4, 4) for 37 % of the keys; also dependent ones.
 
     The error of a sketch of two columns grows with its condition, which exceeds 1e4 in 1e-4 of
@@ -128,7 +128,7 @@ def test_hutchpp_is_exact_up_to_its_rank_for_every_key(rank, num_matvecs, probe,
     def trace(key, matrix):
         x = jnp.zeros((1, 4))
         return divergence.hutchpp(
-            lambda x: x @ matrix, x, key, num_matvecs=num_matvecs, probe=probe
+            lambda x: x @ matrix, x, key, num_products=num_products, probe=probe
         ).divergence[0]
 
     # The matrix is an argument: of a constant of ones, XLA on CPU gets products in loops wrong.
@@ -229,7 +229,7 @@ def test_hutchpp_is_unbiased_in_value_and_gradient(getkey):
 
     def value(scale):
         _, trace = divergence.hutchpp(
-            lambda x: scale * linear_score(x) + scale**2 * x, x, key, num_matvecs=3
+            lambda x: scale * linear_score(x) + scale**2 * x, x, key, num_products=3
         )
         return trace
 
@@ -246,7 +246,7 @@ def test_hutchpp_beats_hutchinson_on_a_dominant_direction(getkey):
     matrix = rotation @ jnp.diag(spectrum) @ rotation.T
     x = jnp.zeros((2_000, 6))
     plain = divergence.hutchinson(lambda x: x @ matrix, x, getkey(), num_probes=6).divergence
-    sketched = divergence.hutchpp(lambda x: x @ matrix, x, getkey(), num_matvecs=6).divergence
+    sketched = divergence.hutchpp(lambda x: x @ matrix, x, getkey(), num_products=6).divergence
     assert abs(float(sketched.mean()) - 105.0) < 4.5 * float(sketched.std()) / np.sqrt(2_000)
     assert sketched.std() < plain.std() / 5
 
@@ -282,7 +282,7 @@ def test_estimate_gives_the_standard_error(getkey):
         divergence.exact,
         partial(divergence.hutchinson, num_probes=5),
         partial(divergence.hutchinson, num_probes=5, probe=divergence.sphere),
-        partial(divergence.hutchpp, num_matvecs=6),
+        partial(divergence.hutchpp, num_products=6),
         divergence.estimate,
     ],
 )
@@ -407,12 +407,12 @@ def test_every_pair_of_rows_is_told_apart(num, getkey):
             "num_probes must be at least 1, got 0",
         ),
         (
-            lambda k: divergence.hutchpp(lambda x: x, jnp.ones((2, 3)), k, num_matvecs=2),
+            lambda k: divergence.hutchpp(lambda x: x, jnp.ones((2, 3)), k, num_products=2),
             ValueError,
-            "num_matvecs must be at least 3, got 2",
+            "num_products must be at least 3, got 2",
         ),
         (
-            lambda k: divergence.hutchpp(lambda x: x, jnp.ones((2, 3)), k, num_matvecs=12),
+            lambda k: divergence.hutchpp(lambda x: x, jnp.ones((2, 3)), k, num_products=12),
             ValueError,
             "at most three times the dimension, 3 x 3, got 12",
         ),
@@ -422,7 +422,7 @@ def test_every_pair_of_rows_is_told_apart(num, getkey):
             "probe draws random numbers: pass a key",
         ),
         (
-            lambda k: divergence.hutchpp(lambda x: x, jnp.ones((2, 3)), None, num_matvecs=3),
+            lambda k: divergence.hutchpp(lambda x: x, jnp.ones((2, 3)), None, num_products=3),
             TypeError,
             "hutchpp draws random numbers: pass a key",
         ),

@@ -60,7 +60,7 @@ def test_closed_form(process, num_steps, num_samples, getkey):
     """
     n, point = 10_000, np.array([3.0, -2.0])
     x = jnp.broadcast_to(jnp.asarray(point, jnp.float32), (n, 2))
-    estimate = partial(elbo, score_fn_of(process), process)
+    estimate = partial(elbo, score_fn_of(process), process=process)
     result = jax.jit(partial(estimate, num_steps=num_steps, num_samples=num_samples))(x, getkey())
     exact = exact_bound(process, np.sum(point**2), 2, num_steps)
     value = np.asarray(result.value, np.float64)
@@ -83,7 +83,9 @@ def test_the_bound_tightens_to_the_entropy(getkey):
     assert 1.8 < (gaps[0] - gaps[3]) / (gaps[1] - gaps[3]) < 2.2  # first order in the steps
     # and the estimator has this mean over data
     x = np.sqrt(V) * jax.random.normal(getkey(), (40_000, 1))
-    value = np.asarray(jax.jit(partial(elbo, score_fn_of(process), process))(x, getkey()).value)
+    value = np.asarray(
+        jax.jit(partial(elbo, score_fn_of(process), process=process))(x, getkey()).value
+    )
     assert abs(value.mean() + entropy + gaps[3]) < 4.5 * value.std() / np.sqrt(40_000)
 
 
@@ -92,10 +94,10 @@ def test_it_agrees_with_the_probability_flow(getkey):
     process, n = processes.VE(sigma_min=0.01, sigma_max=50.0), 3_000
     x = jax.random.multivariate_normal(getkey(), MEAN, COV, (n,))
     score_fn = gaussian_noised_score(process)
-    bound = jax.jit(partial(elbo, score_fn, process))(x, getkey())
+    bound = jax.jit(partial(elbo, score_fn, process=process))(x, getkey())
     difference = np.asarray(bound.value) - gaussian_log_prob(x, MEAN, COV)
     assert abs(difference.mean()) < 4.5 * difference.std() / np.sqrt(n) + 0.01
-    flow = log_prob(score_fn, process, x[:20]).value
+    flow = log_prob(score_fn, x[:20], process=process).value
     assert abs(np.mean(flow - gaussian_log_prob(x[:20], MEAN, COV))) < 0.02
 
 
@@ -104,17 +106,17 @@ def test_standard_error_and_stratification(getkey):
     process, n = processes.VPLinear(), 2_000
     x = jnp.broadcast_to(jnp.array([0.9, -0.4]), (n, 2))
     options = {"num_samples": 16, "num_estimates": 6}
-    result = jax.jit(partial(elbo, score_fn_of(process), process, **options))(x, getkey())
+    result = jax.jit(partial(elbo, score_fn_of(process), process=process, **options))(x, getkey())
     value, error = np.asarray(result.value), np.asarray(result.standard_error)
     assert abs(value.std() / np.sqrt(np.mean(error**2)) - 1) < 0.1
     assert result.num_evaluations == 6 * 17
-    one = jax.jit(partial(elbo, score_fn_of(process), process, num_samples=16))(x, getkey())
+    one = jax.jit(partial(elbo, score_fn_of(process), process=process, num_samples=16))(x, getkey())
     assert abs(np.asarray(one.value).std() / value.std() / np.sqrt(6) - 1) < 0.1
     assert np.all(np.isnan(one.standard_error))
     # every step once, in each estimate: with no noise in the data and none in the score there is
     # no randomness left but that of z, whose mean square is 1 per number
     wide = jnp.zeros((2, 2_000))
-    flat = elbo(lambda x, t: 0.0 * x, process, wide, getkey(), num_steps=12)
+    flat = elbo(lambda x, t: 0.0 * x, wide, getkey(), process=process, num_steps=12)
     ratios = np.asarray(processes.noise_ratio(process, processes.time_grid(process, 12, rho=20.0)))
     weights = np.append(0.5 * (ratios[:-1] ** 2 / ratios[1:] ** 2 - 1), 0.5)
     volume = 0.5 * 2_000 * np.log(2 * np.pi * ratios[-1] ** 2)
@@ -128,12 +130,12 @@ def test_contract(getkey):
 
     @jax.jit
     def bound(process, x, key):
-        return elbo(score_fn_of(process), process, x, key, num_samples=4, num_estimates=2)
+        return elbo(score_fn_of(process), x, key, process=process, num_samples=4, num_estimates=2)
 
     value, error, _ = bound(process, x, key)
     assert value.shape == error.shape == (3,)
     assert np.all(bound(process, x, getkey()).value != value)
-    half = elbo(lambda x, t: -x, process, jnp.ones(2, jnp.bfloat16), key, num_samples=2)
+    half = elbo(lambda x, t: -x, jnp.ones(2, jnp.bfloat16), key, process=process, num_samples=2)
     assert half.value.dtype == jnp.float32
     with jax.debug_key_reuse(True):
         bound(process, x[:2], getkey())
@@ -143,8 +145,8 @@ def test_contract(getkey):
 def test_bad_input(option, getkey):
     process = processes.VE()
     with pytest.raises(ValueError, match=f"{option} must be at least 1, got 0"):
-        elbo(lambda x, t: -x, process, jnp.ones((2, 3)), getkey(), **{option: 0})
+        elbo(lambda x, t: -x, jnp.ones((2, 3)), getkey(), process=process, **{option: 0})
     with pytest.raises(ValueError, match=r"shape of x, \(2, 3\), got \(1, 3\)"):
-        elbo(lambda x, t: x[:1], process, jnp.ones((2, 3)), getkey())
+        elbo(lambda x, t: x[:1], jnp.ones((2, 3)), getkey(), process=process)
     with pytest.raises(TypeError, match="floating dtype"):
-        elbo(lambda x, t: -x, process, jnp.ones((2, 3), int), getkey())
+        elbo(lambda x, t: -x, jnp.ones((2, 3), int), getkey(), process=process)

@@ -22,7 +22,7 @@ def test_an_energy_network_learns_a_mixture(getkey):
     apply, params = models.functional(models.EnergyMLP(1, width=32, depth=2, rngs=nnx.Rngs(0)))
 
     def energy_of(params):
-        return precondition_energy(partial(apply, params), PROCESS, sigma_data=1.0)
+        return precondition_energy(partial(apply, params), process=PROCESS, sigma_data=1.0)
 
     optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, 600))
 
@@ -37,7 +37,7 @@ def test_an_energy_network_learns_a_mixture(getkey):
             key_loss,
             process=PROCESS,
             weight=weight,
-            sample_t=partial(losses.log_normal_t, mean=-0.7, std=1.2),
+            sample_times=partial(losses.log_normal_times, mean=-0.7, std=1.2),
         ).mean()
 
     def step(state, key):

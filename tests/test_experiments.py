@@ -22,7 +22,7 @@ from experiments import (
     sample,
     train,
 )
-from sm_jax import diagnostics
+from sm_jax import metrics
 
 _TINY = (
     "--num-steps 4 --batch-size 8 --width 8 --depth 1 --every 2 --num-samples 4 "
@@ -90,7 +90,7 @@ def test_evaluate_finds_the_same_likelihood(digits, capsys):
         np.testing.assert_allclose(again[name]["nats"], row["nats"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", ["heun", "reverse_sde", "annealed_langevin"])
+@pytest.mark.parametrize("sampler", ["heun", "euler_maruyama", "annealed_langevin"])
 def test_sample(digits, tmp_path, sampler):
     output = tmp_path / "x"
     args = f"--num 3 --sampler {sampler} --num-steps 2 --output {output}".split()
@@ -157,7 +157,7 @@ def test_an_energy_network_has_the_score_of_its_energy(tmp_path, getkey):
     energy_fn = run.score_fn.energy_fn
     gradient = jax.grad(lambda x: energy_fn(x, t).sum())(x)
     np.testing.assert_allclose(score, -gradient, rtol=1e-5)
-    asymmetry = diagnostics.asymmetry(lambda x: run.score_fn(x, t), x, getkey())
+    asymmetry = metrics.curl(lambda x: run.score_fn(x, t), x, getkey())
     np.testing.assert_array_less(asymmetry.share, 1e-6)
 
 

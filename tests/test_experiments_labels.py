@@ -284,7 +284,7 @@ def test_recognized_samples_one_of_each_label():
 @pytest.mark.parametrize("name", _samplers.SAMPLERS)
 def test_every_sampler_of_the_table(signs, name):
     run, _ = signs
-    steps = None if name in ("probability_flow", "adaptive_sde") else 3
+    steps = None if name in ("adaptive_ode", "adaptive_sde") else 3
     sampler, settings = _samplers.choose(run, name, steps, 0.0)
     draw = samplers.one_sample(
         sampler, run.score_fn, process=run.problem.process, event_shape=(1,), **settings

@@ -214,7 +214,7 @@ def test_the_loss_is_shown_from_its_first_record_on(drawn, tmp_path):
     levels = problem_of_shape(4, 4)
     for problem, bound in (
         (levels, -70 + 16 * math.log(128)),
-        (dataclasses.replace(levels, num_levels=None), -70),
+        (dataclasses.replace(levels, num_values=None), -70),
     ):
         _plots.loss_curve(tmp_path, problem)
         loss, bounds = (axes.lines[0] for axes in drawn[-1].axes)
@@ -472,7 +472,7 @@ def test_an_error_of_the_program_shows_where_it_is(images, monkeypatch, tmp_path
     assert (error, code) == ("error: the loss is nan\n", 1)
 
 
-@pytest.mark.parametrize("args", ["array --data nowhere.npy", "array --data {x} --network levels"])
+@pytest.mark.parametrize("args", ["array --data nowhere.npy", "array --data {x} --network bins"])
 def test_a_mistake_leaves_no_directory(args, tmp_path, capsys):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(30, 2)))
     args = args.format(x=tmp_path / "x.npy").split()

@@ -90,15 +90,15 @@ def test_classifier_free_is_classifier_guidance_by_the_implied_classifier(getkey
     label = densities.gaussian(MEANS[1], COVS[1])
     x, t = 2.0 * jax.random.normal(getkey(), (6, 2)), jnp.linspace(0.05, 0.9, 6)
 
-    def log_prob_fn(x, t):
+    def log_likelihood_fn(x, t):
         return np.log(0.7) + noised(label, "log_prob")(x, t) - noised(joint, "log_prob")(x, t)
 
     scale = np.linspace(0.0, 4.0, 6)
     free = guidance.classifier_free(noised(label, "score"), noised(joint, "score"), scale=scale)
-    by_classifier = guidance.classifier(noised(joint, "score"), log_prob_fn, scale=scale)
+    by_classifier = guidance.classifier(noised(joint, "score"), log_likelihood_fn, scale=scale)
     free, by_classifier = jax.jit(free)(x, t), jax.jit(by_classifier)(x, t)
     np.testing.assert_allclose(by_classifier, free, rtol=2e-4, atol=2e-4)
-    bayes = guidance.classifier(noised(joint, "score"), log_prob_fn)
+    bayes = guidance.classifier(noised(joint, "score"), log_likelihood_fn)
     exact = jax.jit(noised(label, "score"))(x, t)
     np.testing.assert_allclose(jax.jit(bayes)(x, t), exact, rtol=2e-4, atol=2e-4)
 
@@ -182,9 +182,9 @@ def _energies(process):
 
 
 _TRANSFORMS = {
-    "posterior_sampling": _observed("posterior_sampling", ["noise_std", "scale"]),
-    "pseudo_inverse": _observed("pseudo_inverse", ["noise_std", "sigma_data"]),
-    "moment_matching": _observed("moment_matching", ["noise_std"]),
+    "dps": _observed("dps", ["noise_std", "scale"]),
+    "pigdm": _observed("pigdm", ["noise_std", "sigma_data"]),
+    "mmps": _observed("mmps", ["noise_std"]),
     "classifier_free": lambda process, p: guidance.classifier_free(
         *_pair(process), scale=p["scale"], interval=(0.01, 100.0)
     ),
@@ -197,7 +197,7 @@ _TRANSFORMS = {
     "temper": lambda process, p: composition.temper(
         _score(process, 0.2), beta=p["scale"], annealed=True
     ),
-    "negate": lambda process, p: composition.negate(
+    "negate": lambda process, p: composition.divide(
         *_pair(process), strength=p["scale"], annealed=True
     ),
     "mixture": lambda process, p: composition.mixture(
@@ -283,7 +283,7 @@ def test_derivatives_by_every_argument(transform):
 )
 @pytest.mark.parametrize("transform", _TRANSFORMS)
 def test_derivatives_at_the_edges(transform, name, where, edge):
-    if (transform, edge) in {("posterior_sampling", "no noise"), ("negate", "no weight")}:
+    if (transform, edge) in {("dps", "no noise"), ("negate", "no weight")}:
         pytest.skip("refuses it")
     with jax.enable_x64(True):
         assert_derivatives(transform, name, where, _EDGES.get(edge, {}))
@@ -291,7 +291,7 @@ def test_derivatives_at_the_edges(transform, name, where, edge):
 
 @pytest.mark.parametrize("shape", [(1,), (3, 2, 2, 1)])
 def test_any_event_and_dtype(shape):
-    def log_prob_fn(x, t):
+    def log_likelihood_fn(x, t):
         return jnp.sum(x.reshape(x.shape[0], -1), axis=-1)
 
     def zero(x, t):
@@ -300,7 +300,7 @@ def test_any_event_and_dtype(shape):
     for dtype in (jnp.float32, jnp.bfloat16):
         x, t = jnp.ones(shape, dtype), jnp.ones(shape[0])
         for guided in (
-            guidance.classifier(zero, log_prob_fn, scale=2.0),
+            guidance.classifier(zero, log_likelihood_fn, scale=2.0),
             guidance.classifier_free(lambda x, t: 2.0 * x, zero, scale=1.0, interval=(0.5, 2.0)),
         ):
             out = jax.jit(guided)(x, t)

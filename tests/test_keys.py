@@ -8,7 +8,6 @@ import pytest
 
 from sm_jax import (
     densities,
-    diagnostics,
     divergence,
     guidance,
     likelihood,
@@ -61,18 +60,18 @@ CALLS = {
         losses.diffusion,
         score_fn,
         process=VP,
-        sample_t=partial(losses.likelihood_t, uniform=losses.low_discrepancy),
+        sample_times=partial(losses.likelihood_times, uniform=losses.low_discrepancy),
     ),
     "perturb": lambda x, key: processes.perturb(VP, x, 0.5, key),
     "langevin": partial(samplers.langevin, score_fn, step_size=0.1, num_steps=2),
     "annealed_langevin": partial(
-        samplers.annealed_langevin, score_fn, sigmas=SIGMAS, step_size=0.1, num_steps=2
+        samplers.annealed_langevin, score_fn, sigmas=SIGMAS, step_size=0.1, steps_per_level=2
     ),
-    "reverse_sde": partial(samplers.reverse_sde, score_fn, process=VP, num_steps=2),
+    "euler_maruyama": partial(samplers.euler_maruyama, score_fn, process=VP, num_steps=2),
     "heun": partial(samplers.heun, score_fn, process=VP, num_steps=2, churn=1.0),
     **{
         name: partial(getattr(samplers, name), score_fn, process=VP, num_steps=2)
-        for name in ("ancestral", "dpm_solver_sde", "predictor_corrector", "reverse_diffusion")
+        for name in ("ancestral", "dpm_solver_pp_sde", "predictor_corrector", "reverse_diffusion")
     },
     "predictor_corrector with ddim": partial(
         samplers.predictor_corrector,
@@ -93,7 +92,7 @@ CALLS = {
         score_fn,
         inverse_temperatures=[0.5, 1.0],
         step_size=0.1,
-        num_steps=2,
+        steps_per_temperature=2,
     ),
     "adapt_step_size": partial(samplers.adapt_step_size, score_fn, step_size=0.1, num_steps=2),
     "generate's one_sample": lambda x, key: samplers.one_sample(
@@ -103,7 +102,7 @@ CALLS = {
         score_fn, x, key, known=x, mask=x > 0, process=VP, num_steps=3, num_resamples=2
     ),
     "drop_labels": partial(guidance.drop_labels, rate=0.5, null=jnp.zeros(2)),
-    "asymmetry": partial(diagnostics.asymmetry, score_fn, num_probes=2),
+    "asymmetry": partial(metrics.curl, score_fn, num_probes=2),
     "sliced_wasserstein": lambda x, key: metrics.sliced_wasserstein(x, x + 1.0, key),
     "contrastive_divergence": partial(
         losses.contrastive_divergence, energy_fn, step_size=0.1, num_steps=2
@@ -128,7 +127,7 @@ CALLS = {
         energy_fn,
         x,
         key,
-        num_levels=2,
+        num_values=2,
         dequantizer=likelihood.logit_normal_dequantizer(lambda x: (x, x)),
         num_samples=2,
     ),

@@ -85,7 +85,9 @@ def test_tempered_langevin_follows_its_transition_law(getkey):
     """A Gaussian at b has variance v / b, and with a step h / b the chain that over 1 - h / 2v."""
     v, h, n = 0.5, 0.2, 3
     start = jnp.full((20_000, 1), 2.0)
-    run = partial(samplers.tempered_langevin, lambda x: (0.3 - x) / v, step_size=h, num_steps=n)
+    run = partial(
+        samplers.tempered_langevin, lambda x: (0.3 - x) / v, step_size=h, steps_per_temperature=n
+    )
     schedule = [0.25, 0.5, 1.0]
     out, path = run(start, getkey(), inverse_temperatures=schedule, trajectory=True)
     assert path.shape == (10, 20_000, 1)
@@ -102,11 +104,11 @@ def test_tempered_langevin_follows_its_transition_law(getkey):
     assert_normal(run(x, getkey(), inverse_temperatures=b), 0.3, variance)
 
 
-def test_mode_seeking_contracts_to_the_mode():
+def test_gradient_ascent_contracts_to_the_mode():
     x = jnp.array([[2.0, -1.0, 0.5]])
     h, n = 0.2, 6
     score_fn = partial(gaussian_score, mean=MEAN, cov=COV)
-    out, path = samplers.mode_seeking(score_fn, x, step_size=h, num_steps=n, trajectory=True)
+    out, path = samplers.gradient_ascent(score_fn, x, step_size=h, num_steps=n, trajectory=True)
     step = np.eye(3) - h * PRECISION
     expected = MEAN + (np.asarray(x) - MEAN) @ np.linalg.matrix_power(step, n).T
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
@@ -168,7 +170,7 @@ CALLS = {
         lambda x: -x,
         inverse_temperatures=[0.5],
         step_size=0.3,
-        num_steps=5,
+        steps_per_temperature=5,
     ),
     "consistent": partial(
         samplers.consistent_annealed, lambda x, s: -x, sigmas=SIGMAS[:6], step_size=0.6 * 0.5
@@ -186,7 +188,7 @@ def test_contract(name, getkey):
     def jitted(x, key):
         traces.append(x)
         out = sampler(x, key, trajectory=True)
-        return (out.x, out.path) if isinstance(out, samplers.Chain) else out
+        return (out.x, out.trajectory) if isinstance(out, samplers.Chain) else out
 
     x = jax.random.normal(getkey(), (3, 2, 2, 1))
     with jax.debug_key_reuse(True):
@@ -198,7 +200,7 @@ def test_contract(name, getkey):
     assert np.abs(other - out).max() > 1e-3
     alone = sampler(x, key)
     if isinstance(alone, samplers.Chain):
-        assert alone.path is None
+        assert alone.trajectory is None
         assert alone.acceptance_rate.shape == (3,)
         alone = alone.x
     np.testing.assert_allclose(alone, out, rtol=1e-4, atol=1e-5)
@@ -219,7 +221,8 @@ FLAT = {
 def test_noise_is_fresh_at_every_step_and_in_every_row(name, getkey):
     """Increments left by a score of zero do not correlate from step to step or row to row."""
     options = {"velocity": jnp.zeros((2, 4_000))} if name == "underdamped" else {}
-    out = FLAT[name](jnp.zeros((2, 4_000)), getkey(), num_steps=9, trajectory=True, **options)
+    options["steps_per_temperature" if name == "tempered" else "num_steps"] = 9
+    out = FLAT[name](jnp.zeros((2, 4_000)), getkey(), trajectory=True, **options)
     increments = np.diff(np.asarray(out[-1]), axis=0)
     if name == "underdamped":  # each is the sum of the velocities before and after
         for n in range(1, 9):
@@ -249,9 +252,9 @@ def test_number_of_evaluations(getkey):
     assert count_evaluations(samplers.mala, key, num_panels=4, **options) == 33
     assert count_evaluations(samplers.mala, key, energy=True, **options) == 5
     assert count_evaluations(samplers.underdamped, key, **options) == 5
-    assert count_evaluations(samplers.mode_seeking, **options) == 4
-    schedule = {"inverse_temperatures": [0.5, 1.0]}
-    assert count_evaluations(samplers.tempered_langevin, key, **options, **schedule) == 8
+    assert count_evaluations(samplers.gradient_ascent, **options) == 4
+    schedule = {"inverse_temperatures": [0.5, 1.0], "steps_per_temperature": 4, "step_size": 0.3}
+    assert count_evaluations(samplers.tempered_langevin, key, **schedule) == 8
     ladder = {"sigmas": SIGMAS, "step_size": 0.6 / 16}
     assert count_evaluations(samplers.consistent_annealed, key, **ladder) == 9
 
@@ -328,7 +331,7 @@ def test_number_of_evaluations(getkey):
                 lambda x: x,
                 inverse_temperatures=[0.0, 1.0],
                 step_size=0.1,
-                num_steps=1,
+                steps_per_temperature=1,
             ),
             ValueError,
             "inverse_temperatures must be positive",
@@ -339,13 +342,13 @@ def test_number_of_evaluations(getkey):
                 lambda x: x,
                 inverse_temperatures=np.ones((2, 2)),
                 step_size=0.1,
-                num_steps=1,
+                steps_per_temperature=1,
             ),
             ValueError,
             r"scalar or a vector, got shape \(2, 2\)",
         ),
         (
-            lambda x, k: samplers.mode_seeking(lambda x: x, x, step_size=-1.0, num_steps=1),
+            lambda x, k: samplers.gradient_ascent(lambda x: x, x, step_size=-1.0, num_steps=1),
             ValueError,
             "step_size must be positive",
         ),

@@ -41,7 +41,7 @@ def x(getkey):
 
 @each_process
 def test_closed_form(process, x):
-    result = log_prob(gaussian_noised_score(process), process, x, num_steps=64)
+    result = log_prob(gaussian_noised_score(process), x, process=process, num_steps=64)
     assert result.num_evaluations == 65 * 6
     np.testing.assert_allclose(result.value, flow_log_prob(process, x), atol=2e-3)
     np.testing.assert_array_equal(result.standard_error, np.zeros(8))
@@ -66,7 +66,7 @@ def test_second_order_in_the_steps(process, x, sigma_data):
 
 
 def value(score_fn, process, x, num_steps, sigma_data):
-    return log_prob(score_fn, process, x, num_steps=num_steps, sigma_data=sigma_data).value
+    return log_prob(score_fn, x, process=process, num_steps=num_steps, sigma_data=sigma_data).value
 
 
 @each_process
@@ -79,7 +79,7 @@ def test_a_gaussian_of_the_stated_scale_is_exact_in_few_steps(process, getkey):
         variance = (process.alpha(t) * d) ** 2 + process.sigma(t) ** 2
         return -x / variance[:, None, None]
 
-    value = log_prob(score_fn, process, x, num_steps=3, sigma_data=d).value
+    value = log_prob(score_fn, x, process=process, num_steps=3, sigma_data=d).value
     start, end = (
         float(jnp.sqrt((process.alpha(t) * d) ** 2 + process.sigma(t) ** 2))
         for t in (process.t_min, process.t_max)
@@ -116,7 +116,7 @@ def test_mixture_in_one_dimension():
         t = jnp.full(9, process.t_min)
         logits, _, variance = parts(x, t)
         exact = jax.scipy.special.logsumexp(logits - 0.5 * jnp.log(2 * jnp.pi * variance), axis=1)
-        value = log_prob(score_fn, process, x, num_steps=96).value
+        value = log_prob(score_fn, x, process=process, num_steps=96).value
         np.testing.assert_allclose(value, exact, atol=6e-3)
 
 
@@ -125,16 +125,16 @@ def test_stochastic_divergences_and_their_standard_error(x, getkey):
     """Unbiased, with an error bar that covers: over many keys the z-scores have unit spread."""
     process = PROCESSES["VPLinear"]
     score_fn = gaussian_noised_score(process)
-    exact = log_prob(score_fn, process, x, num_steps=24).value
+    exact = log_prob(score_fn, x, process=process, num_steps=24).value
 
     @jax.jit
     @jax.vmap
     def estimates(key):
         return log_prob(
             score_fn,
-            process,
             x,
             key,
+            process=process,
             divergence=divergence.hutchinson,
             num_estimates=8,
             num_steps=24,
@@ -148,7 +148,9 @@ def test_stochastic_divergences_and_their_standard_error(x, getkey):
     assert np.all(result.standard_error > 0)
     claimed = np.sqrt((np.asarray(result.standard_error, np.float64) ** 2).mean())
     assert abs(claimed / spread - 1) < 0.15
-    single = log_prob(score_fn, process, x, getkey(), divergence=divergence.hutchinson, num_steps=4)
+    single = log_prob(
+        score_fn, x, getkey(), process=process, divergence=divergence.hutchinson, num_steps=4
+    )
     assert np.all(np.isnan(single.standard_error))
 
 
@@ -160,7 +162,13 @@ def test_the_standard_error_is_that_of_the_estimates(x, getkey):
             return Divergence(score_fn(x), jnp.broadcast_to(trace(key), x.shape[:1]))
 
         return log_prob(
-            lambda x, t: -x, PROCESSES["VPLinear"], x, key, divergence=given, num_steps=4, **options
+            lambda x, t: -x,
+            x,
+            key,
+            process=PROCESSES["VPLinear"],
+            divergence=given,
+            num_steps=4,
+            **options,
         )
 
     slope = solve(lambda key: 1.0).value - solve(lambda key: 0.0).value
@@ -183,9 +191,9 @@ def test_probes_stay_fixed_along_the_path(x, getkey):
     process = PROCESSES["VE"]
     log_prob(
         gaussian_noised_score(process),
-        process,
         x,
         getkey(),
+        process=process,
         divergence=partial(divergence.hutchinson, probe=probe),
         num_estimates=2,
         num_steps=3,
@@ -204,7 +212,7 @@ def test_evaluations_are_counted(x):
         jax.debug.callback(lambda: calls.append(1))
         return -x / (1.0 + t[:, None] ** 2)
 
-    result = log_prob(score_fn, process, x, num_steps=5, num_substeps=2)
+    result = log_prob(score_fn, x, process=process, num_steps=5, num_substeps=2)
     jax.effects_barrier()
     assert len(calls) == result.num_evaluations == 6 * 4
 
@@ -221,14 +229,14 @@ def test_contract(shape, getkey):
     @jax.jit
     def jitted(x):
         traces.append(x)
-        return log_prob(score_fn, process, x, num_steps=4).value
+        return log_prob(score_fn, x, process=process, num_steps=4).value
 
     expected = -0.5 * np.sum(np.asarray(x).reshape(shape[0], -1) ** 2, axis=1)
     expected -= 0.5 * x[0].size * np.log(2 * np.pi)
     np.testing.assert_allclose(jitted(x), expected, atol=1e-3, rtol=1e-3)
     jitted(x + 1.0)
     assert len(traces) == 1
-    assert log_prob(score_fn, process, x.astype(jnp.bfloat16), num_steps=4).value.dtype == (
+    assert log_prob(score_fn, x.astype(jnp.bfloat16), process=process, num_steps=4).value.dtype == (
         jnp.float32
     )
 
@@ -238,8 +246,8 @@ def test_explicit_times_are_the_grid_that_they_replace(x):
     score_fn = gaussian_noised_score(process)
     grid = processes.time_grid(process, 10, rho=20.0)
     np.testing.assert_array_equal(
-        log_prob(score_fn, process, x, times=grid).value,
-        log_prob(score_fn, process, x, num_steps=10).value,
+        log_prob(score_fn, x, process=process, times=grid).value,
+        log_prob(score_fn, x, process=process, num_steps=10).value,
     )
 
 
@@ -270,9 +278,9 @@ def test_bits_per_dim():
 )
 def test_bad_input(options, message, x):
     with pytest.raises(ValueError, match=message):
-        log_prob(lambda x, t: -x, PROCESSES["VE"], x, **options)
+        log_prob(lambda x, t: -x, x, process=PROCESSES["VE"], **options)
     with pytest.raises(TypeError, match="probe draws random numbers: pass a key"):
-        log_prob(lambda x, t: -x, PROCESSES["VE"], x, divergence=divergence.hutchinson)
+        log_prob(lambda x, t: -x, x, process=PROCESSES["VE"], divergence=divergence.hutchinson)
     with pytest.raises(ValueError, match="num_dims must be at least 1, got 0"):
         bits_per_dim(1.0, 0)
 
@@ -294,7 +302,7 @@ def test_the_scale_of_the_data(scale, spread, getkey):
     truth = density.noised(process, process.t_min).log_prob(x)
 
     def error(**options):
-        found = log_prob(score_fn, process, x, **options).value
+        found = log_prob(score_fn, x, process=process, **options).value
         return np.sqrt(np.mean(np.square(found - truth)))
 
     with pytest.warns(UserWarning, match=r"Give sigma_data=\S+, or 128 steps"):
@@ -313,6 +321,6 @@ def test_no_alarm_where_the_noise_hides_the_scale(getkey):
     for x in (1e-4 * jax.random.normal(getkey(), (64, 2)), jnp.ones((3, 2)), jnp.ones((64, 2))):
         _flow._warn_scale(process, x, 1.0, 2)
     x = 100.0 * jax.random.normal(getkey(), (64, 2))
-    jax.jit(lambda x: log_prob(score_fn, process, x, num_steps=2).value)(x)
+    jax.jit(lambda x: log_prob(score_fn, x, process=process, num_steps=2).value)(x)
     with pytest.warns(UserWarning, match="sigma_data=1"):
-        log_prob(score_fn, process, x, num_steps=2)
+        log_prob(score_fn, x, process=process, num_steps=2)

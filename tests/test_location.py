@@ -47,25 +47,33 @@ def at_start(process, x):
 
 def log_prob(process, x):
     x = at_start(process, x)
-    return likelihood.log_prob(score_of(process), process, x, num_steps=8).value
+    return likelihood.log_prob(score_of(process), x, process=process, num_steps=8).value
 
 
 def adaptive_log_prob(process, x):
     x = at_start(process, x)
-    return likelihood.adaptive_log_prob(score_of(process), process, x, rtol=1e-3, atol=1e-3).value
+    return likelihood.adaptive_log_prob(
+        score_of(process), x, process=process, rtol=1e-3, atol=1e-3
+    ).value
 
 
 def elbo(process, x):
-    return likelihood.elbo(score_of(process), process, x, jax.random.key(0), num_samples=4).value
+    return likelihood.elbo(
+        score_of(process), x, jax.random.key(0), process=process, num_samples=4
+    ).value
 
 
 def precondition(process, x):
-    score_fn = parameterization.precondition(lambda x, c: jnp.sin(x), process)
+    score_fn = parameterization.precondition(
+        lambda x, c: jnp.sin(x), process=process, sigma_data=0.5
+    )
     return score_fn(processes.perturb(process, x, 0.7, jax.random.key(0))[0], jnp.full(5, 0.7))
 
 
 def precondition_energy(process, x):
-    energy_fn = parameterization.precondition_energy(lambda x, c: jnp.sin(x).sum(1), process)
+    energy_fn = parameterization.precondition_energy(
+        lambda x, c: jnp.sin(x).sum(1), process=process, sigma_data=0.5
+    )
     return energy_fn(processes.perturb(process, x, 0.7, jax.random.key(0))[0], jnp.full(5, 0.7))
 
 
@@ -78,7 +86,9 @@ def quantized_precondition(process, x):
         return jnp.zeros((*x.shape, 4))
 
     x_t, _ = processes.perturb(process, x, 0.7, jax.random.key(0))
-    quantized.precondition(network, process, edges=quantized.level_edges(4))(x_t, jnp.full(5, 0.7))
+    quantized.precondition(
+        network, process=process, bin_edges=quantized.uniform_bin_edges(4), sigma_data=0.5
+    )(x_t, jnp.full(5, 0.7))
     return seen[0]
 
 
@@ -86,11 +96,13 @@ def thermodynamic(process, x):
     """Of chains, which are moved from level to level, and of given samples."""
     key_prior, key, key_noise = jax.random.split(jax.random.key(0), 3)
     energy_fn = parameterization.precondition_energy(
-        lambda x, c: 0.3 * jnp.sum(x**2, axis=1), process, sigma_data=1.0
+        lambda x, c: 0.3 * jnp.sum(x**2, axis=1), process=process, sigma_data=1.0
     )
     start = processes.prior_sample(process, key_prior, (6, 2), x.dtype)
     options = {"process": process, "num_levels": 5}
-    found = likelihood.thermodynamic_integration(energy_fn, start, key, num_steps=2, **options)
+    found = likelihood.thermodynamic_integration(
+        energy_fn, start, key, steps_per_level=2, **options
+    )
     times = processes.time_grid(process, 4, rho=20.0)
     levels = jnp.stack([processes.perturb(process, x, t, key_noise)[0] for t in times])
     given = likelihood.thermodynamic_integration(energy_fn, levels, **options)
@@ -132,13 +144,13 @@ def test_samples_move_with_the_mean(process, getkey):
             one = samplers.one_sample(
                 samplers.heun, score_fn, event_shape=(2,), dtype=jnp.float64, **options
             )
-            flow = samplers.probability_flow(score_fn, x, process=process, rtol=1e-3, atol=1e-3)
+            flow = samplers.adaptive_ode(score_fn, x, process=process, rtol=1e-3, atol=1e-3)
             sde = samplers.adaptive_sde(score_fn, x, key, process=process, max_steps=300)
             assert sde.finished.all()
             return {
                 "one_sample": one(key),
                 "ancestral": samplers.ancestral(score_fn, x, key, **options),
-                "probability_flow": flow.x,
+                "adaptive_ode": flow.x,
                 "adaptive_sde": sde.x,
             }
 
@@ -159,7 +171,7 @@ def test_a_normal_far_from_zero_in_float32(getkey):
     samples = samplers.heun(score_fn, x, process=process, num_steps=100)
     expected = 100.0 + (x - 100.0) / np.sqrt(1.0 + 64.0)  # the flow of a Gaussian is linear
     np.testing.assert_allclose(samples, expected, atol=5e-3)
-    found = likelihood.log_prob(score_fn, process, jnp.array([[100.0, 101.0]]))
+    found = likelihood.log_prob(score_fn, jnp.array([[100.0, 101.0]]), process=process)
     truth = -0.5 / 1.0001 - np.log(2 * np.pi * 1.0001)
     prior = 0.5 * (2 - 1 / 1.0001) * np.log1p(1 / 64)  # of deviation 8, not sqrt(65)
     assert abs(found.value[0] - truth) < 1e-3 + prior
@@ -217,9 +229,11 @@ def test_likelihoods_and_samplers_warn():
         return -(x - 100.0) / (1.0 + t[:, None] ** 2)
 
     calls = {
-        "log_prob": lambda: likelihood.log_prob(score_fn, process, x, num_steps=2),
-        "adaptive_log_prob": lambda: likelihood.adaptive_log_prob(score_fn, process, x),
-        "elbo": lambda: likelihood.elbo(score_fn, process, x, jax.random.key(0), num_samples=2),
+        "log_prob": lambda: likelihood.log_prob(score_fn, x, process=process, num_steps=2),
+        "adaptive_log_prob": lambda: likelihood.adaptive_log_prob(score_fn, x, process=process),
+        "elbo": lambda: likelihood.elbo(
+            score_fn, x, jax.random.key(0), process=process, num_samples=2
+        ),
     }
     for call in calls.values():
         with pytest.warns(UserWarning, match=r"mean of x is 102.5 .* data of mean 0, .* 8 in"):
@@ -227,7 +241,7 @@ def test_likelihoods_and_samplers_warn():
     jax.jit(calls["log_prob"])()
     start, key = processes.prior_sample(process, jax.random.key(1), (64, 1)), jax.random.key(2)
     for name in SAMPLERS:
-        options = {} if name in ("adaptive_sde", "probability_flow") else {"num_steps": 40}
+        options = {} if name in ("adaptive_sde", "adaptive_ode") else {"num_steps": 40}
         draw = jax.tree_util.Partial(
             getattr(samplers, name), score_fn, start, key, process=process, **options
         )
@@ -241,10 +255,10 @@ SAMPLERS = (
     "ancestral",
     "ddim",
     "dpm_solver_pp",
-    "dpm_solver_sde",
+    "dpm_solver_pp_sde",
     "heun",
     "predictor_corrector",
-    "probability_flow",
+    "adaptive_ode",
     "reverse_diffusion",
-    "reverse_sde",
+    "euler_maruyama",
 )

@@ -27,7 +27,7 @@ from tests.oracles import (
 LOSSES = {
     "implicit": losses.implicit,
     "implicit hutchinson": partial(losses.implicit, divergence=hutchinson),
-    "implicit hutch++": partial(losses.implicit, divergence=partial(hutchpp, num_matvecs=3)),
+    "implicit hutch++": partial(losses.implicit, divergence=partial(hutchpp, num_products=3)),
     "sliced": losses.sliced,
     "sliced plain": partial(losses.sliced, variance_reduced=False, num_probes=2),
     "finite differences": partial(losses.finite_difference_sliced, epsilon=0.01),
@@ -574,7 +574,7 @@ def test_the_best_jacobian_of_second_order_denoising_is_that_of_the_smoothed_dat
 
 
 def test_hutchpp_is_refused_where_it_moves_the_minimum(x, getkey):
-    for divergence in (hutchpp, partial(hutchpp, num_matvecs=3)):
+    for divergence in (hutchpp, partial(hutchpp, num_products=3)):
         with pytest.raises(ValueError, match="chooses its probes by the score"):
             losses.second_order_denoising_trace(
                 linear_score, x, getkey(), sigma=1.0, divergence=divergence

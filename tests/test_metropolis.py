@@ -153,12 +153,12 @@ def test_energy_and_score_make_the_same_chain(getkey):
     by_score = samplers.mala(lambda x: -jax.grad(lambda y: energy(y).sum())(x), x, key, **options)
     assert 0.1 < float(by_energy.acceptance_rate.mean()) < 0.95
     # but for acceptances that rounding decides
-    same = np.isclose(by_energy.path[-1], by_score.path[-1], atol=1e-3).all(axis=(1, 2))
+    same = np.isclose(by_energy.trajectory[-1], by_score.trajectory[-1], atol=1e-3).all(axis=(1, 2))
     assert same.mean() > 0.95
     np.testing.assert_allclose(
         by_energy.acceptance_rate[same], by_score.acceptance_rate[same], atol=1e-3
     )
-    path = by_energy.path
+    path = by_energy.trajectory
     assert path.shape == (31, 64, 2, 3)
     np.testing.assert_array_equal(path[0], x)
     np.testing.assert_array_equal(path[-1], by_energy.x)

@@ -214,8 +214,8 @@ def test_score_of_the_energy_is_minus_its_gradient():
     ("image_shape", "options"),
     [
         ((5, 3, 2), {"channel_multipliers": (1, 2), "num_blocks": 2}),
-        ((7, 6, 1), {"channel_multipliers": (2, 1, 2), "attention_levels": 2, "channels": 2}),
-        ((1, 2, 3), {"channel_multipliers": (1, 1), "attention_levels": 0}),
+        ((7, 6, 1), {"channel_multipliers": (2, 1, 2), "attention_resolutions": 2, "channels": 2}),
+        ((1, 2, 3), {"channel_multipliers": (1, 1), "attention_resolutions": 0}),
     ],
 )
 def test_unet_is_its_equations(image_shape, options):
@@ -230,7 +230,7 @@ def test_unet_is_its_equations(image_shape, options):
         name for name in ("down", "up") for block in params[name].values() if "attention" in block
     ]
     num_blocks = options.get("num_blocks", 1)
-    attends = options.get("attention_levels", 1)
+    attends = options.get("attention_resolutions", 1)
     assert len(with_attention) == attends * (2 * num_blocks + 1)
     assert ("attention" in params["middle"]["0"]) == (attends > 0)
 
@@ -415,7 +415,9 @@ def test_networks_start_at_zero_and_the_score_at_the_gaussian():
         network = functools.partial(apply, params)
         if cls is models.EnergyMLP:
             network = parameterization.score_from_energy(network)
-        score = jax.jit(parameterization.precondition(network, process, sigma_data=0.5))(x, sigma)
+        score = jax.jit(parameterization.precondition(network, process=process, sigma_data=0.5))(
+            x, sigma
+        )
         expected = -x / (sigma**2 + np.float32(0.25))[:, None, None]
         np.testing.assert_allclose(score, expected, rtol=1e-5)
         # Only the layers that end a branch are zero; the gradient enters through the last of all.
@@ -626,8 +628,16 @@ def test_mlp_options_are_checked(cls, options, error, message):
         ({"channel_multipliers": (1, 0)}, ValueError, r"channel_multipliers = \(1, 0\) must be"),
         ({"channels": 0}, ValueError, "channels must be at least 1, got 0"),
         ({"num_blocks": 0}, ValueError, "num_blocks must be at least 1, got 0"),
-        ({"attention_levels": -1}, ValueError, "attention_levels must be at least 0, got -1"),
-        ({"attention_levels": 4}, ValueError, "attention_levels must be at most .* 3 .*; got 4"),
+        (
+            {"attention_resolutions": -1},
+            ValueError,
+            "attention_resolutions must be at least 0, got -1",
+        ),
+        (
+            {"attention_resolutions": 4},
+            ValueError,
+            "attention_resolutions must be at most .* 3 .*; got 4",
+        ),
         ({"cond_dims": -2}, ValueError, "cond_dims must be at least 0, got -2"),
         ({"dropout": 1.0}, ValueError, r"dropout must be .* in \[0, 1\), got 1.0"),
     ],

@@ -164,7 +164,7 @@ def test_diffusion_at_given_times(process, control_variate, x, getkey):
         x,
         getkey(),
         process=process,
-        sample_t=fixed_t(t),
+        sample_times=fixed_t(t),
         weight=lambda process, t: weight,
         noise=lambda *_: z,
         control_variate=control_variate,
@@ -211,9 +211,11 @@ def test_weights():
     np.testing.assert_allclose(
         losses.edm_weight(edm, jnp.array(t), sigma_data=0.7), (t**2 + 0.49) / 0.49, rtol=1e-5
     )
-    np.testing.assert_allclose(losses.edm_weight(edm, jnp.array([0.5])), [2.0], rtol=1e-6)
     np.testing.assert_allclose(
-        losses.edm_weight(vp, jnp.array(t)), 1 + (np.exp(b) - 1) / 0.25, rtol=1e-5
+        losses.edm_weight(edm, jnp.array([0.5]), sigma_data=0.5), [2.0], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        losses.edm_weight(vp, jnp.array(t), sigma_data=0.5), 1 + (np.exp(b) - 1) / 0.25, rtol=1e-5
     )
 
 
@@ -231,12 +233,12 @@ def test_edm_weighting_is_half_the_loss_of_edm(process, x, getkey):
         x,
         getkey(),
         process=process,
-        sample_t=fixed_t(t),
+        sample_times=fixed_t(t),
         weight=partial(losses.edm_weight, sigma_data=d),
         noise=lambda *_: z,
     )
     x_t = process.alpha(t)[:, None] * x + process.sigma(t)[:, None] * z
-    error = np.asarray(denoiser_from_score(score_fn, process)(x_t, t) - x, np.float64)
+    error = np.asarray(denoiser_from_score(score_fn, process=process)(x_t, t) - x, np.float64)
     r = np.asarray(processes.noise_ratio(process, t), np.float64)
     expected = 0.5 * (r**2 + d**2) / (r * d) ** 2 * np.sum(error**2, axis=1)
     np.testing.assert_allclose(value, expected, rtol=2e-2)
@@ -248,18 +250,18 @@ def test_distributions_of_times(process, uniform, getkey):
     """Kolmogorov-Smirnov against the distribution that each sampler claims."""
     n, low, high = 4_000, float(process.t_min), float(process.t_max)
     shape = ((n,), jnp.float32)
-    t, importance = losses.uniform_t(process, getkey(), *shape, uniform=uniform)
+    t, importance = losses.uniform_times(process, getkey(), *shape, uniform=uniform)
     assert stats.kstest(t, stats.uniform(low, high - low).cdf).pvalue > 1e-4
     np.testing.assert_array_equal(importance, np.ones(n))
 
-    t, importance = losses.log_normal_t(
+    t, importance = losses.log_normal_times(
         process, getkey(), *shape, mean=-0.5, std=0.7, uniform=uniform
     )
     r = processes.noise_ratio(process, t)
     assert stats.kstest(np.log(r), stats.norm(-0.5, 0.7).cdf).pvalue > 1e-4
     np.testing.assert_array_equal(importance, np.ones(n))
 
-    t, importance = losses.likelihood_t(process, getkey(), *shape, uniform=uniform)
+    t, importance = losses.likelihood_times(process, getkey(), *shape, uniform=uniform)
     ends = np.log([float(processes.noise_ratio(process, v)) for v in (low, high)])
     log_r = np.log(processes.noise_ratio(process, t))
     assert stats.kstest(log_r, stats.uniform(ends[0], ends[1] - ends[0]).cdf).pvalue > 1e-4
@@ -268,7 +270,7 @@ def test_distributions_of_times(process, uniform, getkey):
 
 
 def test_defaults_of_the_log_normal_are_those_of_edm(getkey):
-    t, _ = losses.log_normal_t(PROCESSES["EDM"], getkey(), (20_000,), jnp.float32)
+    t, _ = losses.log_normal_times(PROCESSES["EDM"], getkey(), (20_000,), jnp.float32)
     assert stats.kstest(np.log(t), stats.norm(-1.2, 1.2).cdf).pvalue > 1e-4
 
 
@@ -279,7 +281,7 @@ def test_likelihood_times_have_density_of_the_likelihood_weight(process, getkey)
     with jax.enable_x64(True):
         process = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), process)
         n, low, high = 20_000, float(process.t_min), float(process.t_max)
-        t, importance = losses.likelihood_t(process, getkey(), (n,), jnp.float64)
+        t, importance = losses.likelihood_times(process, getkey(), (n,), jnp.float64)
         edges = np.quantile(np.asarray(t), [0.1, 0.3, 0.6, 0.9])
         weight = jax.jit(partial(losses.likelihood_weight, process))
 
@@ -306,7 +308,7 @@ def test_importance_sampling_keeps_the_mean(getkey):
         jnp.zeros((40_000, 2)),
         getkey(),
         process=process,
-        sample_t=losses.likelihood_t,
+        sample_times=losses.likelihood_times,
         weight=losses.likelihood_weight,
     )
 
@@ -341,7 +343,7 @@ each_partial = pytest.mark.parametrize("case", PARTIAL.values(), ids=PARTIAL.key
 def test_importance_keeps_the_mean_over_part_of_the_times(case, getkey):
     """Of a function of time, by quadrature."""
     process = case[0](*case[1:])
-    t, importance = losses.likelihood_t(process, getkey(), (50_000,), jnp.float32)
+    t, importance = losses.likelihood_times(process, getkey(), (50_000,), jnp.float32)
     low, high = float(process.t_min), float(process.t_max)
     expected = integrate.quad(lambda t: np.sqrt(t) * np.cos(t / high), low, high)[0] / (high - low)
     assert_mean(np.sqrt(t) * np.cos(t / high) * importance, expected)
@@ -349,8 +351,10 @@ def test_importance_keeps_the_mean_over_part_of_the_times(case, getkey):
 
 @pytest.mark.slow
 @each_partial
-@pytest.mark.parametrize("sample_t", [losses.uniform_t, losses.likelihood_t, losses.log_normal_t])
-def test_gradients_in_the_parameters_of_a_process(case, sample_t, getkey):
+@pytest.mark.parametrize(
+    "sample_times", [losses.uniform_times, losses.likelihood_times, losses.log_normal_times]
+)
+def test_gradients_in_the_parameters_of_a_process(case, sample_times, getkey):
     """Against differences in float64, through times, importance, weight and noised data."""
     with jax.enable_x64(True):
         x, key = jax.random.normal(getkey(), (16, 2), jnp.float64), getkey()
@@ -362,7 +366,7 @@ def test_gradients_in_the_parameters_of_a_process(case, sample_t, getkey):
                 x,
                 key,
                 process=case[0](*parameters),
-                sample_t=sample_t,
+                sample_times=sample_times,
                 weight=losses.likelihood_weight,
             ).mean()
 
@@ -373,7 +377,7 @@ def test_the_least_uniform_number_gives_a_finite_time_and_gradient():
     """``jax.random.uniform`` gives 0 once in 2^23 draws, the logarithm of a noise ratio of zero."""
 
     def time(mean, process):
-        t, _ = losses.log_normal_t(
+        t, _ = losses.log_normal_times(
             process, None, (1,), jnp.float32, mean=mean, uniform=lambda *_: jnp.zeros(1)
         )
         return t[0]
@@ -385,19 +389,21 @@ def test_the_least_uniform_number_gives_a_finite_time_and_gradient():
         np.testing.assert_allclose(slope, difference, rtol=0.02, atol=1e-7)
 
 
-@pytest.mark.parametrize("sample_t", [losses.uniform_t, losses.likelihood_t, losses.log_normal_t])
-def test_float32_data_stay_so_with_parameters_in_float64(sample_t, getkey):
+@pytest.mark.parametrize(
+    "sample_times", [losses.uniform_times, losses.likelihood_times, losses.log_normal_times]
+)
+def test_float32_data_stay_so_with_parameters_in_float64(sample_times, getkey):
     """Where 64 bits are enabled: times, importance and the loss."""
     with jax.enable_x64(True):
         process = processes.VPLinear(*(np.float64(v) for v in (0.1, 20.0, 1e-3)))
-        for part in sample_t(process, getkey(), (5,), jnp.float32):
+        for part in sample_times(process, getkey(), (5,), jnp.float32):
             assert part.dtype == jnp.float32
         value = losses.diffusion(
-            precondition(same_dtypes, process),
+            precondition(same_dtypes, process=process, sigma_data=0.5),
             jnp.ones((5, 2), jnp.float32),
             getkey(),
             process=process,
-            sample_t=sample_t,
+            sample_times=sample_times,
             weight=losses.likelihood_weight,
         )
         assert value.dtype == jnp.float32
@@ -427,8 +433,8 @@ def test_low_discrepancy(getkey):
         partial(
             losses.diffusion,
             process=processes.EDM(),
-            sample_t=losses.log_normal_t,
-            weight=losses.edm_weight,
+            sample_times=losses.log_normal_times,
+            weight=partial(losses.edm_weight, sigma_data=0.5),
         ),
     ],
 )
@@ -506,7 +512,7 @@ def test_levels_below_the_spacing_of_the_data_are_refused(getkey):
             r"weight must be a scalar or one number per example, shape \(6,\), got shape \(2,\)",
         ),
         (
-            partial(losses.diffusion, process=processes.VE(), sample_t=fixed_t([1.0, 2.0])),
+            partial(losses.diffusion, process=processes.VE(), sample_times=fixed_t([1.0, 2.0])),
             r"t must be a scalar or one number per example",
         ),
     ],

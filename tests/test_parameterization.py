@@ -39,17 +39,17 @@ def targets(process, x, t):
 
 
 TO_NOISE = {
-    "score": p.noise_from_score,
-    "clean": p.noise_from_clean,
-    "v": p.noise_from_v,
-    "velocity": p.noise_from_velocity,
+    "score": p.eps_from_score,
+    "clean": p.eps_from_x0,
+    "v": p.eps_from_v,
+    "velocity": p.eps_from_velocity,
     "noise": lambda eps, x, t, process: eps,
 }
 FROM_NOISE = {
-    "score": p.score_from_noise,
-    "clean": p.clean_from_noise,
-    "v": p.v_from_noise,
-    "velocity": p.velocity_from_noise,
+    "score": p.score_from_eps,
+    "clean": p.x0_from_eps,
+    "v": p.v_from_eps,
+    "velocity": p.velocity_from_eps,
     "noise": lambda eps, x, t, process: eps,
 }
 
@@ -78,8 +78,8 @@ def test_velocity_is_that_of_the_probability_flow(process, getkey):
     score = gaussian_noised_score(process)(x, t)
     g2 = processes.diffusion_squared(process, t)[:, None]
     flow = processes.drift(process, x, t) - 0.5 * g2 * score
-    eps = p.noise_from_score(score, x, t, process=process)
-    velocity = p.velocity_from_noise(eps, x, t, process=process)
+    eps = p.eps_from_score(score, x, t, process=process)
+    velocity = p.velocity_from_eps(eps, x, t, process=process)
     np.testing.assert_allclose(velocity, flow, rtol=1e-3, atol=1e-4)
 
 
@@ -88,11 +88,11 @@ def test_denoiser_and_score_are_inverse(process, getkey):
     t = jnp.linspace(process.t_min, process.t_max, 6)[1:-1]
     x = jax.random.normal(getkey(), (4, 3))
     score_fn = gaussian_noised_score(process)
-    denoiser_fn = p.denoiser_from_score(score_fn, process)
+    denoiser_fn = p.denoiser_from_score(score_fn, process=process)
     np.testing.assert_allclose(
         denoiser_fn(x, t), targets(process, x, t)["clean"], rtol=2e-3, atol=2e-3
     )
-    back = p.score_from_denoiser(denoiser_fn, process)
+    back = p.score_from_denoiser(denoiser_fn, process=process)
     np.testing.assert_allclose(back(x, t), score_fn(x, t), rtol=1e-3, atol=1e-3)
 
 
@@ -124,7 +124,7 @@ def test_precondition_is_the_table_of_edm(process, sigma_data, getkey):
         seen.update(inputs=inputs, label=label)
         return jnp.sin(3.0 * inputs) + 0.3
 
-    score = p.precondition(network, process, sigma_data=sigma_data)(x, t)
+    score = p.precondition(network, process=process, sigma_data=sigma_data)(x, t)
     alpha, sigma = (np.asarray(c(t), np.float64)[:, None] for c in (process.alpha, process.sigma))
     r, y, d = sigma / alpha, np.asarray(x) / alpha, sigma_data
     c_skip = d**2 / (r**2 + d**2)
@@ -142,7 +142,7 @@ def test_precondition_of_nothing_is_the_gaussian_score(process, getkey):
     """At all noise levels, also the smallest, in float32."""
     x = jax.random.normal(getkey(), (5, 2))
     t = jnp.geomspace(jnp.maximum(process.t_min, 1e-5), process.t_max, 5)
-    score = p.precondition(lambda x, c: 0.0 * x, process, sigma_data=0.7)(x, t)
+    score = p.precondition(lambda x, c: 0.0 * x, process=process, sigma_data=0.7)(x, t)
     variance = 0.49 * process.alpha(t) ** 2 + process.sigma(t) ** 2
     np.testing.assert_allclose(score, -x / variance[:, None], rtol=2e-5)
 
@@ -155,9 +155,11 @@ def test_preconditioning_where_the_square_of_the_noise_ratio_overflows():
     def network(inputs, label):
         return seen.append(inputs) or 0.0 * inputs
 
-    np.testing.assert_allclose(p.precondition(network, process)(x, t), -x, rtol=1e-5)
+    np.testing.assert_allclose(
+        p.precondition(network, process=process, sigma_data=0.5)(x, t), -x, rtol=1e-5
+    )
     np.testing.assert_allclose(seen, [x], rtol=1e-5)
-    energy_fn = p.precondition_energy(lambda inputs, c: 0.0 * c, process)
+    energy_fn = p.precondition_energy(lambda inputs, c: 0.0 * c, process=process, sigma_data=0.5)
     np.testing.assert_allclose(energy_fn(x, t), [2.5], rtol=1e-5)
     np.testing.assert_allclose(p.score_from_energy(energy_fn)(x, t), -x, rtol=1e-5)
 
@@ -174,27 +176,31 @@ def test_precondition_energy_has_the_score_of_its_gradient(process, getkey):
     def gradient(inputs, label):
         return jax.grad(lambda inputs: network(inputs, label).sum())(inputs)
 
-    energy_fn = p.precondition_energy(network, process, sigma_data=0.7)
-    expected = p.precondition(gradient, process, sigma_data=0.7)(x, t)
+    energy_fn = p.precondition_energy(network, process=process, sigma_data=0.7)
+    expected = p.precondition(gradient, process=process, sigma_data=0.7)(x, t)
     scale = np.max(np.abs(expected), axis=(1, 2), keepdims=True)
     score = p.score_from_energy(energy_fn)(x, t)
     np.testing.assert_allclose(score / scale, expected / scale, atol=2e-5)
-    energy = p.precondition_energy(lambda x, c: 0.0 * c, process, sigma_data=0.7)(x, t)
+    energy = p.precondition_energy(lambda x, c: 0.0 * c, process=process, sigma_data=0.7)(x, t)
     variance = 0.49 * process.alpha(t) ** 2 + process.sigma(t) ** 2
     np.testing.assert_allclose(energy, (x**2).sum((1, 2)) / (2 * variance), rtol=2e-5)
 
 
 def test_the_data_of_edm_have_deviation_one_half():
-    score = p.precondition(lambda x, c: 0.0 * x, processes.VE())(jnp.ones((1, 1)), jnp.ones(1))
+    score = p.precondition(lambda x, c: 0.0 * x, process=processes.VE(), sigma_data=0.5)(
+        jnp.ones((1, 1)), jnp.ones(1)
+    )
     np.testing.assert_allclose(score, [[-1 / 1.25]], rtol=1e-6)
 
 
 def test_dtypes_are_kept():
     x, t = jnp.ones((2, 3), jnp.bfloat16), jnp.ones(2)
     process = processes.VE()
-    assert p.precondition(lambda x, c: x, process)(x, t).dtype == jnp.bfloat16
-    assert p.score_from_noise(x, x, t, process=process).dtype == jnp.bfloat16
-    energy_fn = p.precondition_energy(lambda x, c: x.sum(-1), process)
+    assert (
+        p.precondition(lambda x, c: x, process=process, sigma_data=0.5)(x, t).dtype == jnp.bfloat16
+    )
+    assert p.score_from_eps(x, x, t, process=process).dtype == jnp.bfloat16
+    energy_fn = p.precondition_energy(lambda x, c: x.sum(-1), process=process, sigma_data=0.5)
     assert energy_fn(x, t).dtype == jnp.float32
     assert p.score_from_energy(energy_fn)(x, t).dtype == jnp.bfloat16
 
@@ -203,10 +209,14 @@ def test_dtypes_are_kept():
     "call",
     [
         *(lambda x, t, f=f: f(0.5, x, t, process=processes.VE()) for f in CONVERSIONS),
-        lambda x, t: p.score_from_denoiser(lambda x, t: 0.5 * x, processes.VE())(x, t),
-        lambda x, t: p.denoiser_from_score(lambda x, t: -0.5 * x, processes.VE())(x, t),
-        lambda x, t: p.precondition(lambda x, c: 0.5 * x, processes.VE())(x, t),
-        lambda x, t: p.precondition_energy(lambda x, c: c, processes.VE())(x, t),
+        lambda x, t: p.score_from_denoiser(lambda x, t: 0.5 * x, process=processes.VE())(x, t),
+        lambda x, t: p.denoiser_from_score(lambda x, t: -0.5 * x, process=processes.VE())(x, t),
+        lambda x, t: p.precondition(lambda x, c: 0.5 * x, process=processes.VE(), sigma_data=0.5)(
+            x, t
+        ),
+        lambda x, t: p.precondition_energy(lambda x, c: c, process=processes.VE(), sigma_data=0.5)(
+            x, t
+        ),
         lambda x, t: p.score_from_energy(lambda x, t: 0.5 * x.sum(-1))(x, t),
     ],
 )
@@ -218,15 +228,17 @@ def test_integers_are_refused(call):
 
 def test_bad_values():
     with pytest.raises(ValueError, match="sigma_data must be positive and finite"):
-        p.precondition(lambda x, c: x, processes.VE(), sigma_data=0.0)
+        p.precondition(lambda x, c: x, process=processes.VE(), sigma_data=0.0)
     with pytest.raises(ValueError, match="sigma_data must be positive and finite"):
-        p.precondition_energy(lambda x, c: c, processes.VE(), sigma_data=-1.0)
+        p.precondition_energy(lambda x, c: c, process=processes.VE(), sigma_data=-1.0)
     for function in (p.precondition, p.precondition_energy):
         with pytest.raises(ValueError, match=r"sigma_data must be one number, got shape \(2,\)"):
-            function(lambda x, c: c, processes.VE(), sigma_data=jnp.ones(2))
+            function(lambda x, c: c, process=processes.VE(), sigma_data=jnp.ones(2))
     with pytest.raises(ValueError, match=r"one number per example.*\(2, 3\)"):
-        p.precondition_energy(lambda x, c: x, processes.VE())(jnp.ones((2, 3)), jnp.ones(2))
+        p.precondition_energy(lambda x, c: x, process=processes.VE(), sigma_data=0.5)(
+            jnp.ones((2, 3)), jnp.ones(2)
+        )
     with pytest.raises(ValueError, match=r"energy_fn must return one number per example.*\(2, 1\)"):
         p.score_from_energy(lambda x: x[:, :1])(jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="t must be a scalar or one number per example"):
-        p.score_from_noise(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(3), process=processes.VE())
+        p.score_from_eps(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(3), process=processes.VE())

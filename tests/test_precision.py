@@ -32,18 +32,18 @@ SAMPLERS = {
     "tempered": lambda x, key: samplers.tempered_langevin(
         score, x, key, inverse_temperatures=[0.5, 1.0], **LONG
     ),
-    "mode_seeking": lambda x, key: samplers.mode_seeking(score, x, **LONG),
+    "gradient_ascent": lambda x, key: samplers.gradient_ascent(score, x, **LONG),
     "underdamped": lambda x, key: samplers.underdamped(
         score, x, key, step_size=0.005, num_steps=1000
     ),
     "mala": lambda x, key: samplers.mala(score, x, key, **LONG).x,
     "annealed": lambda x, key: samplers.annealed_langevin(
-        noised_score, x, key, sigmas=SIGMAS, step_size=2.5e-5, num_steps=3
+        noised_score, x, key, sigmas=SIGMAS, step_size=2.5e-5, steps_per_level=3
     ),
     "consistent": lambda x, key: samplers.consistent_annealed(
         noised_score, 20.0 * x, key, sigmas=SIGMAS, step_size=0.06 * 0.05**2
     ),
-    "reverse_sde": of_process(samplers.reverse_sde, num_steps=500),
+    "euler_maruyama": of_process(samplers.euler_maruyama, num_steps=500),
     "reverse_diffusion": of_process(samplers.reverse_diffusion, num_steps=500),
     "ancestral": of_process(samplers.ancestral, num_steps=500),
     "predictor_corrector": of_process(samplers.predictor_corrector, num_steps=250),
@@ -51,9 +51,9 @@ SAMPLERS = {
     "heun": of_process(samplers.heun, num_steps=500),
     "2M": of_process(samplers.dpm_solver_pp, num_steps=500),
     "3M": of_process(samplers.dpm_solver_pp, num_steps=500, order=3),
-    "dpm_solver_sde": of_process(samplers.dpm_solver_sde, num_steps=500),
+    "dpm_solver_pp_sde": of_process(samplers.dpm_solver_pp_sde, num_steps=500),
     "inpaint": of_process(guidance.inpaint, num_steps=100, num_resamples=3, **EVERYWHERE),
-    "probability_flow": lambda x, key: of_process(samplers.probability_flow)(x, key).x,
+    "adaptive_ode": lambda x, key: of_process(samplers.adaptive_ode)(x, key).x,
     "adaptive_sde": lambda x, key: of_process(samplers.adaptive_sde)(x, key).x,
 }
 
@@ -87,9 +87,9 @@ def strict_score(x, t):
 @pytest.mark.parametrize(
     "value",
     [
-        lambda x, key: likelihood.log_prob(strict_score, PROCESS, x),
-        lambda x, key: likelihood.adaptive_log_prob(strict_score, PROCESS, x),
-        lambda x, key: likelihood.elbo(strict_score, PROCESS, x, key),
+        lambda x, key: likelihood.log_prob(strict_score, x, process=PROCESS),
+        lambda x, key: likelihood.adaptive_log_prob(strict_score, x, process=PROCESS),
+        lambda x, key: likelihood.elbo(strict_score, x, key, process=PROCESS),
         partial(likelihood.elbo, strict_score, PROCESS, num_steps=10),
     ],
     ids=["log_prob", "adaptive_log_prob", "elbo", "discrete elbo"],
@@ -101,10 +101,11 @@ def test_likelihoods_of_float32_where_64_bits_are_enabled(value, getkey):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in SAMPLERS if name not in ("mode_seeking", "ddim", "heun", "2M", "3M")]
+    "name",
+    [name for name in SAMPLERS if name not in ("gradient_ascent", "ddim", "heun", "2M", "3M")],
 )
 def test_random_samplers_ask_for_a_key(name):
-    if name == "probability_flow":
+    if name == "adaptive_ode":
         SAMPLERS[name](jnp.ones((3, 2)), None)
         return
     with pytest.raises(TypeError, match="draws random numbers: pass a key"):
@@ -113,4 +114,4 @@ def test_random_samplers_ask_for_a_key(name):
 
 def test_the_bound_asks_for_a_key():
     with pytest.raises(TypeError, match="elbo draws random numbers: pass a key"):
-        likelihood.elbo(noised_score, PROCESS, jnp.ones((3, 2)), None)
+        likelihood.elbo(noised_score, jnp.ones((3, 2)), None, process=PROCESS)

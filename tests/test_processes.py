@@ -91,7 +91,7 @@ def test_time_inverts_the_noise_ratio(process):
     t = times(process)[1:]
     # float32 keeps 1 - t only so well where alpha vanishes.
     rtol = 1e-4 if isinstance(process, processes.Cosine) else 5e-6
-    np.testing.assert_allclose(process.time(processes.noise_ratio(process, t)), t, rtol=rtol)
+    np.testing.assert_allclose(process.time_at(processes.noise_ratio(process, t)), t, rtol=rtol)
 
 
 @each_process
@@ -153,16 +153,16 @@ def test_time_of_any_noise_ratio(process):
     t = np.array([1e-5, 1e-3, 0.02, 0.1, 0.3, 0.8, 1.0])
     rate = process.beta_min * t + 0.5 * (process.beta_max - process.beta_min) * t**2
     ratio = np.sqrt(np.expm1(rate)).astype(np.float32)
-    np.testing.assert_allclose(process.time(ratio), t, rtol=2e-6)
+    np.testing.assert_allclose(process.time_at(ratio), t, rtol=2e-6)
 
 
 @each_process
 def test_slope_of_the_time_of_a_noise_ratio(process):
     """Also where formulas meet, at 1: ``r dt / dr`` is one over the slope of ``log r``."""
     for ratio in (0.5, 1.0, 2.0):
-        t = process.time(ratio)
+        t = process.time_at(ratio)
         log_ratio = lambda t: jnp.log(processes.noise_ratio(process, t))  # noqa: E731
-        slope = ratio * jax.grad(process.time)(ratio)
+        slope = ratio * jax.grad(process.time_at)(ratio)
         np.testing.assert_allclose(slope, 1.0 / jax.grad(log_ratio)(t), rtol=1e-4)
 
 
@@ -221,7 +221,7 @@ def test_gradients_by_every_parameter_in_float64(process, getkey):
             return {
                 "alpha": process.alpha(t),
                 "sigma": process.sigma(t),
-                "time": process.time(ratios),
+                "time": process.time_at(ratios),
                 "diffusion": processes.diffusion_squared(process, t),
                 "prior": processes.prior_log_prob(process, x),
                 "draws": processes.prior_sample(process, jax.random.key(1), (3, 2), jnp.float64),
@@ -375,7 +375,7 @@ def test_the_leaves_of_a_process_may_be_anything(process):
 def test_a_constant_rate_is_the_ornstein_uhlenbeck_process():
     process = processes.VPLinear(beta_min=2.0, beta_max=2.0)
     np.testing.assert_allclose(process.alpha(0.7), np.exp(-0.7), rtol=1e-6)
-    np.testing.assert_allclose(process.time(process.sigma(0.7) / process.alpha(0.7)), 0.7, 1e-6)
+    np.testing.assert_allclose(process.time_at(process.sigma(0.7) / process.alpha(0.7)), 0.7, 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -41,11 +41,11 @@ def posterior(y, r, power):
 @pytest.mark.parametrize("ratio", [0.05, 0.4, 3.0])
 def test_noise_prediction_against_quadrature(name, ratio):
     process = PROCESSES[name]
-    t = process.time(jnp.float32(ratio))
+    t = process.time_at(jnp.float32(ratio))
     y = np.array([-1.1, -0.8, -0.4, 0.0, 0.3, 0.95])
     x = float(process.alpha(t)) * jnp.array(y, jnp.float32)[:, None]
     logits = jnp.broadcast_to(jnp.array(LOGITS, jnp.float32), (6, 1, 3))
-    eps = quantized.noise_from_levels(logits, x, t, process=process, edges=EDGES)
+    eps = quantized.eps_from_logits(logits, x, t, process=process, bin_edges=EDGES)
     expected = [-posterior(v, ratio, 1) for v in y]
     np.testing.assert_allclose(eps[:, 0], expected, rtol=2e-4, atol=2e-5)
 
@@ -60,8 +60,9 @@ def test_score_is_that_of_the_noised_density(getkey):
     )
     score_fn = quantized.precondition(
         lambda x, c: jnp.broadcast_to(jnp.array(LOGITS, jnp.float32), (*x.shape, 3)),
-        process,
-        edges=EDGES,
+        process=process,
+        bin_edges=EDGES,
+        sigma_data=0.5,
     )
     for t in (0.02, 0.3, 2.0, 30.0):
         x = density.sample(getkey(), 50)
@@ -75,8 +76,12 @@ def test_clean_prediction_stays_in_the_range_of_the_data(getkey):
     y = jnp.array([-3.0, -1.001, 0.5, 1.02, 40.0])
     for ratio in (1e-3, 0.1, 5.0):
         logits = 5.0 * jax.random.normal(getkey(), (5, 17))
-        eps = quantized.noise_from_levels(
-            logits, y, ratio, process=processes.VE(sigma_min=1e-4), edges=quantized.level_edges(17)
+        eps = quantized.eps_from_logits(
+            logits,
+            y,
+            ratio,
+            process=processes.VE(sigma_min=1e-4),
+            bin_edges=quantized.uniform_bin_edges(17),
         )
         clean = y - ratio * eps
         assert float(jnp.abs(clean).max()) <= 1 + 1e-4
@@ -110,13 +115,13 @@ def log_space(logits, y, r, edges):
 )
 def test_spread_logits(logits, y):
     """Value and slopes against sums of logarithms, where the favoured cell underflows or nearly."""
-    edges = quantized.level_edges(4)
+    edges = quantized.uniform_bin_edges(4)
     logits = np.array(logits)
 
     def eps(logits, y):
         x = y[None, None]
-        return quantized.noise_from_levels(
-            logits[None, None], x, 0.01, process=processes.VE(), edges=edges
+        return quantized.eps_from_logits(
+            logits[None, None], x, 0.01, process=processes.VE(), bin_edges=edges
         )[0, 0]
 
     value, slopes = jax.value_and_grad(eps, (0, 1))(
@@ -137,7 +142,7 @@ def test_derivatives(getkey):
         single = jnp.broadcast_to(jnp.array(LOGITS), (1, 1, 3))
 
         def eps(logits, x, t):
-            return quantized.noise_from_levels(logits, x, t, process=processes.VE(), edges=edges)
+            return quantized.eps_from_logits(logits, x, t, process=processes.VE(), bin_edges=edges)
 
         for ratio in (0.3, 2.0):
             t = jnp.full(2, ratio, jnp.float64)
@@ -158,8 +163,8 @@ def test_derivatives_by_the_edges(ratio, getkey):
         logits = jax.random.normal(getkey(), (1, 3, 3))
 
         def eps(logits, edges):
-            return quantized.noise_from_levels(
-                logits, x, ratio, process=processes.VE(1e-3, 1e3), edges=edges
+            return quantized.eps_from_logits(
+                logits, x, ratio, process=processes.VE(1e-3, 1e3), bin_edges=edges
             )
 
         check_grads(eps, (logits, jnp.asarray(EDGES)), order=1, eps=1e-5 * ratio**0.5)
@@ -169,11 +174,14 @@ def test_derivatives_by_the_edges(ratio, getkey):
 def test_the_second_derivative_on_an_edge(edge):
     """It is continuous: exactly on the edge of two cells it is that right beside it."""
     with jax.enable_x64(True):
-        logits, edges = jnp.array([[[0.3, -0.8, 1.1, 0.2]]]), jnp.asarray(quantized.level_edges(4))
+        logits, edges = (
+            jnp.array([[[0.3, -0.8, 1.1, 0.2]]]),
+            jnp.asarray(quantized.uniform_bin_edges(4)),
+        )
 
         def eps(y):
-            return quantized.noise_from_levels(
-                logits, y[None, None], jnp.array([0.2]), process=PROCESSES["VE"], edges=edges
+            return quantized.eps_from_logits(
+                logits, y[None, None], jnp.array([0.2]), process=PROCESSES["VE"], bin_edges=edges
             )[0, 0]
 
         second = jax.grad(jax.grad(eps))
@@ -181,26 +189,26 @@ def test_the_second_derivative_on_an_edge(edge):
         np.testing.assert_allclose(second(jnp.asarray(edge)), beside, rtol=1e-6)
 
 
-@pytest.mark.parametrize("num_levels", [256, 65_536])
+@pytest.mark.parametrize("num_values", [256, 65_536])
 @pytest.mark.parametrize("ratio", [1.0, 50.0, 350.0])
-def test_narrow_cells_in_float32(num_levels, ratio):
+def test_narrow_cells_in_float32(num_values, ratio):
     """A known cell of half width h at c, in noise levels: ``eps = -c (1 - h^2 / 3) + O(h^4)``.
 
     Differences of distribution functions would err by 0.004 at 256 levels, by 0.7 at 65,536.
     """
     rng = np.random.default_rng(0)
-    cell = np.concatenate([[0, num_levels - 1], rng.integers(0, num_levels, size=30)])
-    logits = 30.0 * (np.arange(num_levels)[None] == cell[:, None])
-    middle, half = 2 * (cell + 0.5) / num_levels - 1, 1 / num_levels
+    cell = np.concatenate([[0, num_values - 1], rng.integers(0, num_values, size=30)])
+    logits = 30.0 * (np.arange(num_values)[None] == cell[:, None])
+    middle, half = 2 * (cell + 0.5) / num_values - 1, 1 / num_values
     x = jnp.asarray(middle + ratio * rng.normal(size=32), jnp.float32)
 
     def eps(x):
-        return quantized.noise_from_levels(
+        return quantized.eps_from_logits(
             jnp.asarray(logits, jnp.float32),
             x,
             ratio,
             process=processes.VE(1e-3, 1e3),
-            edges=quantized.level_edges(num_levels),
+            bin_edges=quantized.uniform_bin_edges(num_values),
         )
 
     value, slope = jax.jvp(eps, (x,), (jnp.ones_like(x),))
@@ -214,18 +222,18 @@ def test_weights_are_probabilities_whatever_the_width_of_a_cell():
     x = jnp.zeros((1, 1))
     logits = jnp.array(LOGITS, jnp.float32)[None, None]
     process = processes.VE(sigma_max=1e3)
-    eps = quantized.noise_from_levels(logits, x, 20.0, process=process, edges=EDGES)
+    eps = quantized.eps_from_logits(logits, x, 20.0, process=process, bin_edges=EDGES)
     p = np.exp(LOGITS) / np.exp(LOGITS).sum()
     mean = p @ (EDGES[1:] + EDGES[:-1]) / 2
     np.testing.assert_allclose(-20.0 * eps[0, 0], mean, atol=2e-3)
-    shifted = quantized.noise_from_levels(logits + 100.0, x, 20.0, process=process, edges=EDGES)
+    shifted = quantized.eps_from_logits(logits + 100.0, x, 20.0, process=process, bin_edges=EDGES)
     np.testing.assert_allclose(shifted, eps, atol=1e-5)
 
 
 def test_edges_are_those_of_dequantize(getkey):
     levels = jnp.arange(17.0)
-    edges = quantized.level_edges(17)
-    lower = data.dequantize(levels, getkey(), num_levels=17, noise=lambda k, s, d: jnp.zeros(s, d))
+    edges = quantized.uniform_bin_edges(17)
+    lower = data.dequantize(levels, getkey(), num_values=17, noise=lambda k, s, d: jnp.zeros(s, d))
     np.testing.assert_allclose(edges[:-1], lower, atol=1e-6)
     assert edges[-1] == 1.0
 
@@ -239,40 +247,48 @@ def test_network_receives_what_edm_gives_it(getkey):
 
     process = PROCESSES["VPLinear"]
     x, t = jax.random.normal(getkey(), (4, 2, 2)), jnp.array([0.1, 0.3, 0.6, 0.9])
-    quantized.precondition(network, process, edges=EDGES, sigma_data=0.7)(x, t)
+    quantized.precondition(network, process=process, bin_edges=EDGES, sigma_data=0.7)(x, t)
     alpha, sigma = process.alpha(t), process.sigma(t)
     scale = jnp.sqrt(0.49 + (sigma / alpha) ** 2)
     np.testing.assert_allclose(seen["x"], x / (alpha * scale)[:, None, None], rtol=1e-5)
     np.testing.assert_allclose(seen["c"], jnp.log(sigma / alpha) / 4, rtol=1e-5)
     process, t = processes.VPLinear(beta_max=200.0), jnp.ones(4)  # a ratio of 5e21 at unit variance
-    quantized.precondition(network, process, edges=EDGES, sigma_data=0.7)(x, t)
+    quantized.precondition(network, process=process, bin_edges=EDGES, sigma_data=0.7)(x, t)
     np.testing.assert_allclose(seen["x"], x, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: quantized.level_edges(0), "num_levels must be at least 1, got 0"),
+        (lambda: quantized.uniform_bin_edges(0), "num_values must be at least 1, got 0"),
         (
-            lambda: quantized.precondition(None, processes.VE(), edges=[0.0, 0.0]),
+            lambda: quantized.precondition(
+                None, process=processes.VE(), bin_edges=[0.0, 0.0], sigma_data=0.5
+            ),
             "edges must increase",
         ),
         (
-            lambda: quantized.precondition(None, processes.VE(), edges=[0.0]),
+            lambda: quantized.precondition(
+                None, process=processes.VE(), bin_edges=[0.0], sigma_data=0.5
+            ),
             "at least two numbers",
         ),
         (
-            lambda: quantized.precondition(None, processes.VE(), edges=EDGES, sigma_data=-1.0),
+            lambda: quantized.precondition(
+                None, process=processes.VE(), bin_edges=EDGES, sigma_data=-1.0
+            ),
             "sigma_data must be positive",
         ),
         (
-            lambda: quantized.precondition(None, processes.VE(), edges=EDGES, sigma_data=[0.5]),
+            lambda: quantized.precondition(
+                None, process=processes.VE(), bin_edges=EDGES, sigma_data=[0.5]
+            ),
             r"sigma_data must be one number, got shape \(1,\)",
         ),
         (
-            lambda: quantized.precondition(lambda x, c: x, processes.VE(), edges=EDGES)(
-                jnp.ones((2, 2)), 1.0
-            ),
+            lambda: quantized.precondition(
+                lambda x, c: x, process=processes.VE(), bin_edges=EDGES, sigma_data=0.5
+            )(jnp.ones((2, 2)), 1.0),
             r"one number per cell, \(2, 2, 3\), got \(2, 2\)",
         ),
     ],
@@ -285,8 +301,10 @@ def test_bad_input(call, message):
 def test_integers_are_refused():
     x, logits = jnp.ones((2, 2), int), jnp.zeros((2, 2, 3))
     for call in (
-        lambda: quantized.noise_from_levels(logits, x, 1.0, process=processes.VE(), edges=EDGES),
-        lambda: quantized.precondition(lambda x, c: logits, processes.VE(), edges=EDGES)(x, 1.0),
+        lambda: quantized.eps_from_logits(logits, x, 1.0, process=processes.VE(), bin_edges=EDGES),
+        lambda: quantized.precondition(
+            lambda x, c: logits, process=processes.VE(), bin_edges=EDGES, sigma_data=0.5
+        )(x, 1.0),
     ):
         with pytest.raises(TypeError, match="x must have a floating dtype, got int32"):
             call()

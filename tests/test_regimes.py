@@ -22,13 +22,11 @@ from hypothesis import strategies
 from sm_jax import (
     composition,
     densities,
-    diagnostics,
     divergence,
     exponential_family,
     guidance,
     likelihood,
     losses,
-    mcmc,
     metrics,
     noise_levels,
     parameterization,
@@ -207,7 +205,7 @@ CASES = {
             x,
             key,
             process=w.process,
-            sample_t=losses.likelihood_t,
+            sample_times=losses.likelihood_times,
             weight=losses.likelihood_weight,
         ),
         _score_like,
@@ -240,13 +238,14 @@ CASES = {
         lambda w, x, key: divergence.hutchinson(w.score, x, key).divergence, _per_square
     ),
     "divergence.hutchpp": Case(
-        lambda w, x, key: divergence.hutchpp(w.score, x, key, num_matvecs=9).divergence, _per_square
+        lambda w, x, key: divergence.hutchpp(w.score, x, key, num_products=9).divergence,
+        _per_square,
     ),
     "divergence.estimate": Case(
         lambda w, x, key: divergence.estimate(w.score, x, key).divergence, _per_square
     ),
-    "diagnostics.asymmetry": Case(
-        lambda w, x, key: diagnostics.asymmetry(w.score, x, key).norm, lambda v, w: v / w.a**4
+    "metrics.curl": Case(
+        lambda w, x, key: metrics.curl(w.score, x, key).norm, lambda v, w: v / w.a**4
     ),
     "samplers.langevin": Case(
         lambda w, x, key: samplers.langevin(w.score, x, key, step_size=0.25 * w.a**2, num_steps=8),
@@ -260,13 +259,15 @@ CASES = {
             key,
             inverse_temperatures=[0.5, 1.0],
             step_size=0.25 * w.a**2,
-            num_steps=4,
+            steps_per_temperature=4,
         ),
         _points_like,
         noised=True,
     ),
-    "samplers.mode_seeking": Case(
-        lambda w, x, key: samplers.mode_seeking(w.score, x, step_size=0.25 * w.a**2, num_steps=8),
+    "samplers.gradient_ascent": Case(
+        lambda w, x, key: samplers.gradient_ascent(
+            w.score, x, step_size=0.25 * w.a**2, num_steps=8
+        ),
         _points_like,
         noised=True,
     ),
@@ -302,7 +303,7 @@ CASES = {
     ),
     "samplers.annealed_langevin": Case(
         lambda w, x, key: samplers.annealed_langevin(
-            w.noised_score, x, key, sigmas=w.sigmas, step_size=0.02 * w.a**2, num_steps=2
+            w.noised_score, x, key, sigmas=w.sigmas, step_size=0.02 * w.a**2, steps_per_level=2
         ),
         _points_like,
         noised=True,
@@ -314,7 +315,7 @@ CASES = {
         _points_like,
         noised=True,
     ),
-    "samplers.reverse_sde": _sampler(samplers.reverse_sde, num_steps=8),
+    "samplers.euler_maruyama": _sampler(samplers.euler_maruyama, num_steps=8),
     "samplers.reverse_diffusion": _sampler(samplers.reverse_diffusion, num_steps=8),
     "samplers.predictor_corrector": _sampler(samplers.predictor_corrector, num_steps=8),
     "samplers.ancestral": _sampler(samplers.ancestral, num_steps=8),
@@ -323,7 +324,7 @@ CASES = {
     "samplers.heun, churn": _sampler(samplers.heun, num_steps=8, churn=2.0),
     "samplers.dpm_solver_pp": _sampler(samplers.dpm_solver_pp, num_steps=8),
     "samplers.dpm_solver_pp, order 3": _sampler(samplers.dpm_solver_pp, num_steps=8, order=3),
-    "samplers.dpm_solver_sde": _sampler(samplers.dpm_solver_sde, num_steps=8),
+    "samplers.dpm_solver_pp_sde": _sampler(samplers.dpm_solver_pp_sde, num_steps=8),
     "guidance.inpaint": Case(
         lambda w, x, key: guidance.inpaint(
             w.noised_score,
@@ -338,9 +339,9 @@ CASES = {
         _points_like,
         noised=True,
     ),
-    "samplers.probability_flow": Case(
+    "samplers.adaptive_ode": Case(
         lambda w, x, key: (
-            samplers.probability_flow(
+            samplers.adaptive_ode(
                 w.noised_score,
                 _start(w, x, key),
                 process=w.process,
@@ -362,20 +363,22 @@ CASES = {
     ),
     "likelihood.log_prob": Case(
         lambda w, x, key: (
-            likelihood.log_prob(w.noised_score, w.process, x, sigma_data=w.a, num_steps=16).value
+            likelihood.log_prob(
+                w.noised_score, x, process=w.process, sigma_data=w.a, num_steps=16
+            ).value
         ),
         _log_densities,
         noised=True,
     ),
     "likelihood.adaptive_log_prob": Case(
         lambda w, x, key: (
-            likelihood.adaptive_log_prob(w.noised_score, w.process, x, sigma_data=w.a).value
+            likelihood.adaptive_log_prob(w.noised_score, x, process=w.process, sigma_data=w.a).value
         ),
         _log_densities,
         noised=True,
     ),
     "likelihood.elbo": Case(
-        lambda w, x, key: likelihood.elbo(w.noised_score, w.process, x, key).value,
+        lambda w, x, key: likelihood.elbo(w.noised_score, x, key, process=w.process).value,
         _log_densities,
         noised=True,
     ),
@@ -386,7 +389,7 @@ CASES = {
                 _start(w, x, key),
                 jax.random.fold_in(key, 1),
                 process=w.process,
-                num_levels=17,
+                num_values=17,
                 sigma_data=w.a,
             ).value
         ),
@@ -407,11 +410,11 @@ CASES = {
         _log_normalizers,
         noised=True,
     ),
-    "noise_levels.largest_level": Case(
-        lambda w, x, key: noise_levels.largest_level(x, key), _lengths
+    "noise_levels.largest_sigma": Case(
+        lambda w, x, key: noise_levels.largest_sigma(x, key), _lengths
     ),
-    "noise_levels.smallest_level": Case(
-        lambda w, x, key: noise_levels.smallest_level(x, key), _lengths
+    "noise_levels.smallest_sigma": Case(
+        lambda w, x, key: noise_levels.smallest_sigma(x, key), _lengths
     ),
     "noise_levels.noise_levels_from_data": Case(
         lambda w, x, key: noise_levels.noise_levels_from_data(x, key).sigmas, _lengths
@@ -422,8 +425,10 @@ CASES = {
         ),
         _lengths,
     ),
-    "mcmc.diagnostics": Case(
-        lambda w, x, key: mcmc.diagnostics(x.reshape(-1, 4, _NUM_DIMS)).effective_sample_size
+    "metrics.chain_diagnostics": Case(
+        lambda w, x, key: (
+            metrics.chain_diagnostics(x.reshape(-1, 4, _NUM_DIMS)).effective_sample_size
+        )
     ),
     "exponential_family": Case(
         lambda w, x, key: _fitted_gaussian(x),
@@ -450,8 +455,8 @@ CASES = {
         )(x, jnp.full(len(x), 0.5 * w.a)),
         _score_like,
     ),
-    "guidance.pseudo_inverse": Case(
-        lambda w, x, key: guidance.pseudo_inverse(
+    "guidance.pigdm": Case(
+        lambda w, x, key: guidance.pigdm(
             w.noised_score,
             process=w.process,
             operator=lambda x: w.unit(x)[:, :2],
@@ -461,8 +466,8 @@ CASES = {
         _score_like,
         noised=True,
     ),
-    "guidance.moment_matching": Case(
-        lambda w, x, key: guidance.moment_matching(
+    "guidance.mmps": Case(
+        lambda w, x, key: guidance.mmps(
             w.noised_score,
             process=w.process,
             operator=lambda x: w.unit(x)[:, :2],
@@ -471,8 +476,8 @@ CASES = {
         _score_like,
         noised=True,
     ),
-    "guidance.posterior_sampling": Case(
-        lambda w, x, key: guidance.posterior_sampling(
+    "guidance.dps": Case(
+        lambda w, x, key: guidance.dps(
             w.noised_score,
             process=w.process,
             operator=lambda x: w.unit(x)[:, :2],
@@ -484,12 +489,12 @@ CASES = {
     ),
     "parameterization.precondition": Case(
         lambda w, x, key: parameterization.precondition(
-            lambda x, c: jnp.tanh(x), w.process, sigma_data=w.a
+            lambda x, c: jnp.tanh(x), process=w.process, sigma_data=w.a
         )(x, jnp.full(len(x), 0.5 * w.a)),
         _score_like,
     ),
     "parameterization.denoiser_from_score": Case(
-        lambda w, x, key: parameterization.denoiser_from_score(w.noised_score, w.process)(
+        lambda w, x, key: parameterization.denoiser_from_score(w.noised_score, process=w.process)(
             x, jnp.full(len(x), 0.5 * w.a)
         ),
         _points_like,
@@ -524,7 +529,7 @@ _ELSEWHERE = {
     "guidance.conjugate_residuals": "see test_solvers.py",
     "guidance.gmres": "see test_solvers.py",
     "composition.mixture": "its score is that of mixture_score",
-    "composition.negate": "two terms of composition.product",
+    "composition.divide": "two terms of composition.product",
     "composition.product": "a weighted sum of functions",
     "composition.temper": "one term of composition.product",
     "guidance.classifier": "a sum of a score and a gradient",
@@ -534,10 +539,10 @@ _ELSEWHERE = {
     "likelihood.logit_normal_dequantizer": "integers have no units",
     "likelihood.uniform_dequantizer": "integers have no units",
     "losses.noise_contrastive": "a density of the user's own is compared with the energy",
-    "mcmc.log_density": "minus an energy",
-    "mcmc.mclmc": "adapts its step over a thousand steps, in which rounding is amplified",
-    "mcmc.nuts": "adapts its step over hundreds of steps, in which rounding is amplified",
-    "mcmc.smc": "resamples by comparisons, which rounding decides",
+    "samplers.log_density": "minus an energy",
+    "samplers.mclmc": "adapts its step over a thousand steps, in which rounding is amplified",
+    "samplers.nuts": "adapts its step over hundreds of steps, in which rounding is amplified",
+    "samplers.smc": "resamples by comparisons, which rounding decides",
     "noise_levels.langevin_step_size": "of noise levels, not of points",
     "parameterization.change_process": "see test_change_process.py",
     "parameterization.precondition_energy": "precondition is its gradient",
@@ -547,12 +552,10 @@ _ELSEWHERE = {
 }
 _MODULES = (
     composition,
-    diagnostics,
     divergence,
     guidance,
     likelihood,
     losses,
-    mcmc,
     metrics,
     samplers,
 )
@@ -682,10 +685,10 @@ def test_one_example(name):
 
 _MANY_EXAMPLES = {
     "likelihood.thermodynamic_integration",
-    "noise_levels.largest_level",
-    "noise_levels.smallest_level",
+    "noise_levels.largest_sigma",
+    "noise_levels.smallest_sigma",
     "noise_levels.noise_levels_from_data",
-    "mcmc.diagnostics",
+    "metrics.chain_diagnostics",
     "exponential_family",
 }
 
@@ -721,12 +724,12 @@ def test_derivatives_by_the_hyper_parameters(name):
 
 
 # Loops of diffrax are differentiated backwards.
-_REVERSE_ONLY = {"samplers.probability_flow", "likelihood.adaptive_log_prob"}
+_REVERSE_ONLY = {"samplers.adaptive_ode", "likelihood.adaptive_log_prob"}
 _NO_DERIVATIVE = {
-    "noise_levels.largest_level": "returns a float",
-    "noise_levels.smallest_level": "returns a float",
+    "noise_levels.largest_sigma": "returns a float",
+    "noise_levels.smallest_sigma": "returns a float",
     "noise_levels.noise_levels_from_data": "returns floats",
-    "mcmc.diagnostics": "has no hyper-parameters",
+    "metrics.chain_diagnostics": "has no hyper-parameters",
     "exponential_family": "has no hyper-parameters",
     "losses.second_order_denoising": "the score in its target counts as a constant",
     "losses.second_order_denoising_trace": "the score in its target counts as a constant",

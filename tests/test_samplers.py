@@ -48,7 +48,7 @@ def test_annealed_langevin_follows_its_transition_law(getkey):
         getkey(),
         sigmas=sigmas,
         step_size=step,
-        num_steps=n,
+        steps_per_level=n,
         trajectory=True,
     )
     mean, variance = -1.0, 0.0
@@ -69,7 +69,7 @@ def test_annealed_langevin_follows_its_transition_law(getkey):
         getkey(),
         sigmas=sigmas,
         step_size=step,
-        num_steps=n,
+        steps_per_level=n,
         denoise=False,
     )
     assert abs(float(raw.var()) / variance - 1) < 4.5 * np.sqrt(2 / 20_000)
@@ -87,7 +87,7 @@ def test_annealed_langevin_gets_the_weights_of_a_mixture(getkey):
     sigmas = np.geomspace(10.0, 0.1, 20)
     x = 10.0 * jax.random.normal(getkey(), (4_000, 1))
     out = samplers.annealed_langevin(
-        score_fn, x, getkey(), sigmas=sigmas, step_size=1e-3, num_steps=20
+        score_fn, x, getkey(), sigmas=sigmas, step_size=1e-3, steps_per_level=20
     )
     share = float((out < 0).mean())
     assert abs(share - 0.8) < 4.5 * np.sqrt(0.16 / 4_000) + 0.03  # finite steps at each level
@@ -102,10 +102,12 @@ def prior(process, key, n=20_000):
 
 @pytest.mark.slow
 @each_process
-def test_reverse_sde_reaches_the_data(process, getkey):
+def test_euler_maruyama_reaches_the_data(process, getkey):
     score_fn = gaussian_noised_score(process)
     x = prior(process, getkey(), 8_000)
-    raw = samplers.reverse_sde(score_fn, x, getkey(), process=process, num_steps=300, denoise=False)
+    raw = samplers.euler_maruyama(
+        score_fn, x, getkey(), process=process, num_steps=300, denoise=False
+    )
     assert_gaussian(raw, MEAN, COV, slack=0.03)
 
 
@@ -155,10 +157,10 @@ def test_weak_order_of_the_reverse_sde(process):
     """
     with jax.enable_x64(True):
         process = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), process)
-        low = process.time(jnp.float64(0.1))
-        high = process.time(jnp.float64(3.0))
+        low = process.time_at(jnp.float64(0.1))
+        high = process.time_at(jnp.float64(3.0))
         grids = [
-            process.time(jnp.geomspace(3.0, 0.1, n + 1)).at[0].set(high).at[-1].set(low)
+            process.time_at(jnp.geomspace(3.0, 0.1, n + 1)).at[0].set(high).at[-1].set(low)
             for n in (200, 400)
         ]
 
@@ -170,7 +172,7 @@ def test_weak_order_of_the_reverse_sde(process):
         key = jax.random.key(0)
 
         def chain(x, times):
-            return samplers.reverse_sde(
+            return samplers.euler_maruyama(
                 score_fn, x, key, process=process, times=times, denoise=False
             )
 
@@ -183,11 +185,11 @@ def test_weak_order_of_the_reverse_sde(process):
         assert 0.85 < np.log2(errors[0] / errors[1]) < 1.15
 
 
-def test_reverse_sde_adds_the_noise_of_the_process(getkey):
+def test_euler_maruyama_adds_the_noise_of_the_process(getkey):
     """One step with a score of zero: mean f, variance g^2 per unit of time."""
     process = processes.VPLinear()
     x = jnp.full((20_000, 1), 2.0)
-    out = samplers.reverse_sde(
+    out = samplers.euler_maruyama(
         lambda x, t: 0.0 * x, x, getkey(), process=process, times=[0.5, 0.49], denoise=False
     )
     beta = 0.1 + 19.9 * 0.5
@@ -253,7 +255,7 @@ def test_churn_adds_noise_to_the_level_that_it_claims(getkey):
 
 
 @each_process
-@pytest.mark.parametrize("sampler", [samplers.heun, samplers.reverse_sde])
+@pytest.mark.parametrize("sampler", [samplers.heun, samplers.euler_maruyama])
 def test_denoising_is_the_posterior_mean_at_the_last_time(process, sampler, getkey):
     score_fn, key = gaussian_noised_score(process), getkey()
     times = processes.time_grid(process, 12)[:-3]
@@ -276,9 +278,9 @@ SAMPLERS = {
         lambda x: -x, x, key, step_size=0.1, num_steps=5, **options
     ),
     "annealed": lambda x, key, **options: samplers.annealed_langevin(
-        lambda x, s: -x, x, key, sigmas=[0.5, 0.3], step_size=0.1, num_steps=3, **options
+        lambda x, s: -x, x, key, sigmas=[0.5, 0.3], step_size=0.1, steps_per_level=3, **options
     ),
-    "reverse_sde": lambda x, key, **options: samplers.reverse_sde(
+    "euler_maruyama": lambda x, key, **options: samplers.euler_maruyama(
         lambda x, t: -x, x, key, process=processes.VPLinear(), num_steps=5, **options
     ),
     "heun": lambda x, key, **options: samplers.heun(
@@ -314,7 +316,7 @@ def test_contract(name, getkey):
     assert sampler(jnp.ones((4,), jnp.bfloat16), key).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("name", ["langevin", "annealed", "reverse_sde"])
+@pytest.mark.parametrize("name", ["langevin", "annealed", "euler_maruyama"])
 def test_noise_is_fresh_at_every_step_and_in_every_row(name, getkey):
     """Increments left by a score of zero do not correlate from step to step or row to row."""
     zero = {
@@ -327,10 +329,10 @@ def test_noise_is_fresh_at_every_step_and_in_every_row(name, getkey):
             key,
             sigmas=[2.0, 1.0, 0.5],
             step_size=0.1,
-            num_steps=3,
+            steps_per_level=3,
             trajectory=True,
         ),
-        "reverse_sde": lambda x, key: samplers.reverse_sde(
+        "euler_maruyama": lambda x, key: samplers.euler_maruyama(
             lambda x, t: 0 * x, x, key, process=processes.VE(), num_steps=9, trajectory=True
         ),
     }[name]
@@ -366,7 +368,7 @@ noise_score = partial(lambda x, t: -x)
         ),
         (
             lambda x, k: samplers.annealed_langevin(
-                noise_score, x, k, sigmas=[1.0, 2.0], step_size=0.1, num_steps=1
+                noise_score, x, k, sigmas=[1.0, 2.0], step_size=0.1, steps_per_level=1
             ),
             ValueError,
             "strictly decreasing",
@@ -382,7 +384,7 @@ noise_score = partial(lambda x, t: -x)
             "strictly decrease",
         ),
         (
-            lambda x, k: samplers.reverse_sde(noise_score, x, k, process=ve, times=[99.0, 1.0]),
+            lambda x, k: samplers.euler_maruyama(noise_score, x, k, process=ve, times=[99.0, 1.0]),
             ValueError,
             "range of the process",
         ),
@@ -427,5 +429,5 @@ def test_default_number_of_steps(getkey):
     x = jnp.ones((1, 1))
     _, path = samplers.heun(noise_score, x, process=ve, trajectory=True)
     assert len(path) == 33
-    _, path = samplers.reverse_sde(noise_score, x, getkey(), process=ve, trajectory=True)
+    _, path = samplers.euler_maruyama(noise_score, x, getkey(), process=ve, trajectory=True)
     assert len(path) == 257

@@ -15,7 +15,7 @@ from tests.test_samplers import assert_gaussian, prior
 from tests.test_samplers_diffusion import mixture_flow, mixture_score
 
 VP, VE = processes.VPLinear(), processes.VE(sigma_max=20.0)
-BOTH = [samplers.probability_flow, samplers.adaptive_sde]
+BOTH = [samplers.adaptive_ode, samplers.adaptive_sde]
 ANGLES = 2 * np.pi * np.arange(8) / 8
 CENTERS, WIDTH = 2.0 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1), 0.1  # eight Gaussians
 
@@ -87,7 +87,7 @@ def test_every_path_keeps_the_tolerance(sigma_data, getkey):
     start = np.asarray(x, np.float64) / float(VP.alpha(VP.t_max))
     expected, amplification = eight_gaussians_flow(start, *ratios)
     flow = jax.jit(
-        lambda x, rtol: samplers.probability_flow(
+        lambda x, rtol: samplers.adaptive_ode(
             exact_score(density, VP), x, process=VP, rtol=rtol, sigma_data=sigma_data, denoise=False
         )
     )
@@ -104,14 +104,14 @@ def test_every_path_keeps_the_tolerance(sigma_data, getkey):
 
 
 @pytest.mark.parametrize("name", ["GeometricVE", "SubVP"])
-def test_probability_flow_keeps_its_tolerance(name):
+def test_adaptive_ode_keeps_its_tolerance(name):
     """Against SciPy on a mixture: the error of every path follows the tolerance of a step down."""
     process, y = PROCESSES[name], np.linspace(-4, 4, 161)
-    times = process.time(jnp.array([4.0, 0.1]))
+    times = process.time_at(jnp.array([4.0, 0.1]))
     x = (process.alpha(times[0]) * y.astype(np.float32))[:, None]
     exact = mixture_flow(y, 4.0, 0.1)
     flow = jax.jit(
-        lambda x, tolerance: samplers.probability_flow(
+        lambda x, tolerance: samplers.adaptive_ode(
             mixture_score(process),
             x,
             process=process,
@@ -134,22 +134,22 @@ def test_probability_flow_keeps_its_tolerance(name):
 
 @pytest.mark.parametrize("solver", [None, diffrax.Heun(), diffrax.Dopri8()])
 @pytest.mark.parametrize("denoise", [True, False])
-def test_probability_flow_counts_its_evaluations(solver, denoise):
+def test_adaptive_ode_counts_its_evaluations(solver, denoise):
     counts = []
     score_fn = counted(lambda x, t: -x / (0.25 + t[:, None] ** 2), counts)
-    sample = samplers.probability_flow(
+    sample = samplers.adaptive_ode(
         score_fn, jnp.full((1, 2), 20.0), process=VE, solver=solver, denoise=denoise
     )
     jax.effects_barrier()
     assert sample.num_evaluations == len(counts)
 
 
-def test_probability_flow_vanishes_for_a_gaussian_of_the_stated_spread():
+def test_adaptive_ode_vanishes_for_a_gaussian_of_the_stated_spread():
     """What sigma_data is for: the steps are as long as they may be, and the result is exact."""
     score_fn = lambda x, t: -x / (0.25 * VP.alpha(t)[:, None] ** 2 + VP.sigma(t)[:, None] ** 2)  # noqa: E731
     x = jnp.array([[1.0], [-0.5]])
     flow = jax.jit(
-        lambda x, d: samplers.probability_flow(
+        lambda x, d: samplers.adaptive_ode(
             score_fn, x, process=VP, sigma_data=d, rtol=1e-5, atol=1e-5, denoise=False
         )
     )
@@ -164,10 +164,10 @@ def test_probability_flow_vanishes_for_a_gaussian_of_the_stated_spread():
 
 def test_path_of_the_probability_flow():
     """Kept at the times of the grid, by interpolation; the steps are the solver's own."""
-    times = VE.time(jnp.array([4.0, 2.0, 0.7, 0.1]))
+    times = VE.time_at(jnp.array([4.0, 2.0, 0.7, 0.1]))
     y = np.linspace(-4, 4, 3)
     call = partial(
-        samplers.probability_flow,
+        samplers.adaptive_ode,
         mixture_score(VE),
         jnp.asarray(y, jnp.float32)[:, None],
         process=VE,
@@ -175,15 +175,15 @@ def test_path_of_the_probability_flow():
         atol=1e-5,
     )
     sample = jax.jit(partial(call, times=times, trajectory=True))()
-    assert sample.path.shape == (4, 3, 1)
-    for low, points in zip((2.0, 0.7, 0.1), sample.path[1:], strict=True):
+    assert sample.trajectory.shape == (4, 3, 1)
+    for low, points in zip((2.0, 0.7, 0.1), sample.trajectory[1:], strict=True):
         np.testing.assert_allclose(points[:, 0], mixture_flow(y, 4.0, low), atol=1e-3)
     t = jnp.full(3, 0.1)
-    denoised = sample.path[-1] + 0.01 * mixture_score(VE)(sample.path[-1], t)
+    denoised = sample.trajectory[-1] + 0.01 * mixture_score(VE)(sample.trajectory[-1], t)
     np.testing.assert_allclose(sample.x, denoised, rtol=1e-4, atol=1e-5)
-    assert jax.eval_shape(partial(call, num_steps=7, trajectory=True)).path.shape == (8, 3, 1)
-    assert jax.eval_shape(partial(call, trajectory=True)).path.shape == (33, 3, 1)
-    assert jax.eval_shape(partial(call, times=times)).path is None
+    assert jax.eval_shape(partial(call, num_steps=7, trajectory=True)).trajectory.shape == (8, 3, 1)
+    assert jax.eval_shape(partial(call, trajectory=True)).trajectory.shape == (33, 3, 1)
+    assert jax.eval_shape(partial(call, times=times)).trajectory is None
 
 
 # The reverse SDE.
@@ -204,7 +204,7 @@ def test_adaptive_sde_reaches_the_data(getkey):
 
 def test_adaptive_sde_stops_in_the_middle(getkey):
     """At a time where the scale of the data is 0.4, with the law of the data noised to it."""
-    times = [1.0, float(VP.time(2.3))]
+    times = [1.0, float(VP.time_at(2.3))]
     draw = jax.jit(
         lambda x, key: samplers.adaptive_sde(
             gaussian_noised_score(VP), x, key, process=VP, times=times, denoise=False
@@ -321,7 +321,7 @@ def test_the_relative_tolerance_is_of_the_noise(sampler):
         process = processes.VE(sigma_min=0.01 * scale, sigma_max=20.0 * scale)
         score_fn = lambda x, t: -x / (scale**2 + t[:, None] ** 2)  # noqa: E731
         x, options = scale * jnp.array([[20.0], [-7.0]]), {}
-        if sampler is samplers.probability_flow:
+        if sampler is samplers.adaptive_ode:
             options = {"sigma_data": 2.0 * scale}
         return sampler(score_fn, x, jax.random.key(0), process=process, **options)
 
@@ -428,13 +428,13 @@ def test_bad_input(sampler, options, message, getkey):
 
 
 def test_more_bad_input(getkey, monkeypatch):
-    flow = partial(samplers.probability_flow, lambda x, t: -x, jnp.ones((2, 3)), process=VE)
+    flow = partial(samplers.adaptive_ode, lambda x, t: -x, jnp.ones((2, 3)), process=VE)
     with pytest.raises(ValueError, match="sigma_data must be positive"):
         flow(sigma_data=0.0)
     with pytest.raises(TypeError, match="explicit Runge-Kutta method of diffrax"):
         flow(solver=diffrax.Kvaerno3())
     with pytest.raises(ValueError, match=r"shape of x, \(1, 3\), got \(1, 2\)"):
-        samplers.probability_flow(lambda x, t: x[:, :2], jnp.ones((2, 3)), process=VE)
+        samplers.adaptive_ode(lambda x, t: x[:, :2], jnp.ones((2, 3)), process=VE)
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(ImportError, match=r"pip install sm_jax\[ode\], or use heun"):
         flow()

@@ -31,7 +31,7 @@ STOCHASTIC = {
     "reverse_diffusion": samplers.reverse_diffusion,
     "ancestral": samplers.ancestral,
     "ddim half": partial(samplers.ddim, eta=0.5),
-    "dpm_solver_sde": samplers.dpm_solver_sde,
+    "dpm_solver_pp_sde": samplers.dpm_solver_pp_sde,
     "predictor_corrector": samplers.predictor_corrector,
 }
 
@@ -113,7 +113,7 @@ def test_order_of_convergence(name, order):
 
         for wobble in (0.0, 0.1):
             errors = [
-                np.abs(solve(process.time(ratios(n, wobble=wobble))) - exact).max()
+                np.abs(solve(process.time_at(ratios(n, wobble=wobble))) - exact).max()
                 for n in (160, 320)
             ]
             assert abs(np.log2(errors[0] / errors[1]) - order) < 0.15
@@ -145,13 +145,13 @@ def test_gradients_in_the_options(getkey):
 
 
 def one_step(sampler, score_fn, process, x, key=None, r=(1.5, 0.6)):
-    times = process.time(jnp.array(r))
+    times = process.time_at(jnp.array(r))
     return sampler(score_fn, x, key, process=process, times=times, denoise=False)
 
 
 def coefficients(process, r=(1.5, 0.6)):
     """``alpha_t, sigma_t, alpha_s, sigma_s`` of that step, in float64."""
-    t, s = np.asarray(process.time(jnp.array(r)), np.float64)
+    t, s = np.asarray(process.time_at(jnp.array(r)), np.float64)
     return [float(c) for t in (t, s) for c in (process.alpha(t), process.sigma(t))]
 
 
@@ -222,7 +222,7 @@ def test_one_point_is_reached_in_any_number_of_steps(name):
         return (alpha * point - x) / sigma**2
 
     for num in (1, 5):
-        times = process.time(ratios(num, wobble=0.1))
+        times = process.time_at(ratios(num, wobble=0.1))
         x = process.alpha(times[0]) * jnp.array([[3.0], [-2.0]])
         out = DETERMINISTIC[name](score_fn, x, process=process, times=times, denoise=False)
         expected = point + 0.1 / 4.0 * (np.array([[3.0], [-2.0]]) - point)
@@ -243,7 +243,7 @@ def test_third_order_is_exact_for_a_denoiser_linear_in_time(num, wobble):
             return (alpha * (0.4 - 0.3 * jnp.log(sigma / alpha)) - x) / sigma**2
 
         r = ratios(num, wobble=wobble)
-        times = process.time(r)
+        times = process.time_at(r)
         out = third(
             score_fn,
             process.alpha(times[:1])[None] * 2.0,
@@ -256,11 +256,11 @@ def test_third_order_is_exact_for_a_denoiser_linear_in_time(num, wobble):
         np.testing.assert_allclose(out / process.alpha(times[-1]), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("sampler", [samplers.dpm_solver_pp, third, samplers.dpm_solver_sde])
+@pytest.mark.parametrize("sampler", [samplers.dpm_solver_pp, third, samplers.dpm_solver_pp_sde])
 def test_the_first_step_of_a_multistep_method(sampler, getkey):
     """It knows no past: DDIM, deterministic or with all the noise."""
     process, x, key = processes.Cosine(), jnp.array([[1.0], [-0.5]]), getkey()
-    eta = 1.0 if sampler is samplers.dpm_solver_sde else 0.0
+    eta = 1.0 if sampler is samplers.dpm_solver_pp_sde else 0.0
     out = one_step(sampler, lambda x, t: -0.8 * x, process, x, key)
     ddim = one_step(partial(samplers.ddim, eta=eta), lambda x, t: -0.8 * x, process, x, key)
     np.testing.assert_allclose(out, ddim, rtol=1e-5)
@@ -269,7 +269,7 @@ def test_the_first_step_of_a_multistep_method(sampler, getkey):
 def test_the_second_step_extrapolates_the_denoiser(constant_noise, getkey):
     """2M as published: D + (h / h_before) (D - D_before) / 2 in the place of D."""
     process, x, r = processes.VE(), jnp.array([[1.0], [-0.5]]), [1.5, 0.6, 0.4]
-    for sampler, rate in ((samplers.dpm_solver_pp, 1), (samplers.dpm_solver_sde, 2)):
+    for sampler, rate in ((samplers.dpm_solver_pp, 1), (samplers.dpm_solver_pp_sde, 2)):
         out, path = sampler(
             lambda x, t: -0.8 * x,
             x,
@@ -288,13 +288,13 @@ def test_the_second_step_extrapolates_the_denoiser(constant_noise, getkey):
         np.testing.assert_allclose(out, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["heun", "3M", "ddim half", "dpm_solver_sde"])
+@pytest.mark.parametrize("name", ["heun", "3M", "ddim half", "dpm_solver_pp_sde"])
 def test_processes_differ_in_scale_only(name, getkey):
     """On the same ratios, and with the same noise, x / alpha is the same for every process."""
     key, y = getkey(), 4.0 * jax.random.normal(getkey(), (3, 1))
     found = []
     for process in THREE.values():
-        times = process.time(ratios(6))
+        times = process.time_at(ratios(6))
         out = (DETERMINISTIC | STOCHASTIC)[name](
             mixture_score(process), process.alpha(times[0]) * y, key, process=process, times=times
         )
@@ -311,7 +311,7 @@ def stay(score_fn, x, key, **options):
 
 
 def correct(score_fn, x, key, **options):
-    process, times = processes.VPLinear(), processes.VPLinear().time(jnp.array([1.5, 0.6]))
+    process, times = processes.VPLinear(), processes.VPLinear().time_at(jnp.array([1.5, 0.6]))
     return samplers.predictor_corrector(
         score_fn, x, key, process=process, times=times, predictor=stay, denoise=False, **options
     )
@@ -322,7 +322,7 @@ def test_the_corrector_is_a_langevin_step_of_the_asked_ratio(constant_noise, get
     _, _, _, sigma = coefficients(processes.VPLinear())
     x = np.array([[3.0, -4.0], [0.5, 1.0], [0.0, 0.0]], np.float32)
     out = correct(lambda x, t: -2.0 * x * t[:, None], x, getkey(), snr=0.3)
-    score = -2.0 * x * float(processes.VPLinear().time(0.6))
+    score = -2.0 * x * float(processes.VPLinear().time_at(0.6))
     step = 2 * (0.3 * sigma) ** 2
     expected = x + step * score + np.sqrt(2 * step) * constant_noise
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
@@ -364,7 +364,7 @@ def test_a_predictor_keeps_its_churn(getkey):
     assert np.all(np.abs(still - x) > 1e-3)
 
 
-@pytest.mark.parametrize("name", ["dpm_solver_sde", "predictor_corrector"])
+@pytest.mark.parametrize("name", ["dpm_solver_pp_sde", "predictor_corrector"])
 def test_mean_and_covariance(name, getkey):
     process = processes.VPLinear()
     call = partial(STOCHASTIC[name], gaussian_noised_score(process), process=process, num_steps=150)
@@ -372,7 +372,7 @@ def test_mean_and_covariance(name, getkey):
     assert_gaussian(x, MEAN, COV, slack=0.03)
 
 
-@pytest.mark.parametrize("name", ["3M", "ancestral", "dpm_solver_sde", "predictor_corrector"])
+@pytest.mark.parametrize("name", ["3M", "ancestral", "dpm_solver_pp_sde", "predictor_corrector"])
 def test_weights_of_the_modes(name, getkey):
     process, n = processes.VE(sigma_max=20.0), 10_000
     k = jax.random.bernoulli(getkey(), MIXTURE["weights"][1], (n, 1)).astype(int)
@@ -440,7 +440,7 @@ def test_noise_is_fresh_in_every_step_and_row(name, getkey):
     _, path = call(jnp.zeros((2, 4_000)), getkey(), trajectory=True)
     increments = np.asarray(path[1:]).copy()
     increments[1:] -= path[1:-1]
-    if name == "dpm_solver_sde":  # D = x there: what a step adds to its extrapolation
+    if name == "dpm_solver_pp_sde":  # D = x there: what a step adds to its extrapolation
         increments = increments[:1]
     correlation = np.corrcoef(increments.reshape(-1, 4_000))
     correlation = correlation[~np.eye(len(correlation), dtype=bool)]
@@ -455,7 +455,7 @@ def test_noise_is_fresh_in_every_step_and_row(name, getkey):
         (samplers.ddim, 64),
         (samplers.predictor_corrector, 128),
         (samplers.dpm_solver_pp, 24),
-        (samplers.dpm_solver_sde, 64),
+        (samplers.dpm_solver_pp_sde, 64),
     ],
 )
 def test_default_number_of_steps(sampler, num, getkey):
@@ -533,7 +533,7 @@ def test_bad_score(sampler):
         sampler(lambda x, t: x, jnp.ones((2, 3), int), process=processes.VE())
 
 
-@pytest.mark.parametrize("predictor", [samplers.dpm_solver_pp, samplers.dpm_solver_sde])
+@pytest.mark.parametrize("predictor", [samplers.dpm_solver_pp, samplers.dpm_solver_pp_sde])
 def test_multistep_predictors_are_refused(predictor, getkey):
     """Of which single steps would be of order 1."""
     for given in (predictor, partial(predictor, denoise=False)):

@@ -17,13 +17,12 @@ import pytest
 from sm_jax import (
     data,
     densities,
-    diagnostics,
     divergence,
     exponential_family,
     guidance,
     likelihood,
     losses,
-    mcmc,
+    metrics,
     parameterization,
     processes,
     samplers,
@@ -95,9 +94,12 @@ CALLS = {
     "langevin": of_score(samplers.langevin, step_size=0.1, num_steps=3),
     "langevin path": of_score(samplers.langevin, step_size=0.1, num_steps=3, trajectory=True),
     "tempered_langevin": of_score(
-        samplers.tempered_langevin, inverse_temperatures=[0.5, 1.0], step_size=0.1, num_steps=3
+        samplers.tempered_langevin,
+        inverse_temperatures=[0.5, 1.0],
+        step_size=0.1,
+        steps_per_temperature=3,
     ),
-    "mode_seeking": lambda w: samplers.mode_seeking(score(w), X, step_size=0.1, num_steps=3),
+    "gradient_ascent": lambda w: samplers.gradient_ascent(score(w), X, step_size=0.1, num_steps=3),
     "underdamped": of_score(samplers.underdamped, step_size=0.1, num_steps=3),
     "mala": of_score(samplers.mala, step_size=0.1, num_steps=3),
     "mala of energies": lambda w: samplers.mala(
@@ -105,22 +107,22 @@ CALLS = {
     ),
     "adapt_step_size": of_score(samplers.adapt_step_size, step_size=0.1, num_steps=3),
     "annealed_langevin": of_score(
-        samplers.annealed_langevin, sigmas=[1.0, 0.5], step_size=0.1, num_steps=3
+        samplers.annealed_langevin, sigmas=[1.0, 0.5], step_size=0.1, steps_per_level=3
     ),
     "consistent_annealed": of_score(
         samplers.consistent_annealed, sigmas=[1.0, 0.9, 0.81], step_size=0.6
     ),
-    "reverse_sde": of_noise(samplers.reverse_sde, num_steps=3),
+    "euler_maruyama": of_noise(samplers.euler_maruyama, num_steps=3),
     "reverse_diffusion": of_noise(samplers.reverse_diffusion, num_steps=3),
     "ancestral": of_noise(samplers.ancestral, num_steps=3),
     "ddim": of_noise(samplers.ddim, num_steps=3, eta=0.5),
     "heun": of_noise(samplers.heun, num_steps=3, churn=1.0),
     "heun of a jit": of_noise(samplers.heun, jitted, num_steps=3, churn=1.0),
     "dpm_solver_pp": of_noise(samplers.dpm_solver_pp, num_steps=3, order=3),
-    "dpm_solver_sde": of_noise(samplers.dpm_solver_sde, num_steps=3),
+    "dpm_solver_pp_sde": of_noise(samplers.dpm_solver_pp_sde, num_steps=3),
     "predictor_corrector": of_noise(samplers.predictor_corrector, num_steps=3),
-    "probability_flow": of_noise(samplers.probability_flow),
-    "probability_flow of a jit": of_noise(samplers.probability_flow, jitted),
+    "adaptive_ode": of_noise(samplers.adaptive_ode),
+    "adaptive_ode of a jit": of_noise(samplers.adaptive_ode, jitted),
     "adaptive_sde": of_noise(samplers.adaptive_sde),
     "generate": lambda w: samplers.generate(
         samplers.one_sample(
@@ -134,12 +136,12 @@ CALLS = {
     "inpaint": of_noise(
         guidance.inpaint, known=X[0], mask=jnp.array([True, False]), num_steps=3, num_resamples=2
     ),
-    "nuts": of_energy(mcmc.nuts, X, num_samples=3, num_warmup=20),
+    "nuts": of_energy(samplers.nuts, X, num_samples=3, num_warmup=20),
     "nuts of a jit": of_energy(
-        mcmc.nuts, X, make=lambda w: jax.jit(energy(w)), num_samples=3, num_warmup=20
+        samplers.nuts, X, make=lambda w: jax.jit(energy(w)), num_samples=3, num_warmup=20
     ),
-    "mclmc": of_energy(mcmc.mclmc, X, num_samples=3, num_warmup=30),
-    "smc": of_energy(mcmc.smc, base=BASE, num_particles=16, num_steps=1),
+    "mclmc": of_energy(samplers.mclmc, X, num_samples=3, num_warmup=30),
+    "smc": of_energy(samplers.smc, base=BASE, num_particles=16, steps_per_temperature=1),
     "log_prob": likelihood_of(likelihood.log_prob, num_steps=3),
     "log_prob of a jit": likelihood_of(likelihood.log_prob, jitted, num_steps=3),
     "log_prob of energies": likelihood_of(likelihood.log_prob, energy_score, num_steps=3),
@@ -152,20 +154,20 @@ CALLS = {
         likelihood.annealed_importance, base=BASE, step_size=0.1, num_chains=8, num_temperatures=3
     ),
     "thermodynamic_integration": of_energy(
-        likelihood.thermodynamic_integration, X, process=PROCESS, num_levels=3, num_steps=2
+        likelihood.thermodynamic_integration, X, process=PROCESS, num_levels=3, steps_per_level=2
     ),
     "thermodynamic_integration of samples": lambda w: likelihood.thermodynamic_integration(
         energy(w), jnp.stack([2.0 * X, X]), process=PROCESS
     ),
     "discrete_log_prob": lambda w: likelihood.discrete_log_prob(
-        partial(log_density, energy(w)), jnp.round(2.0 + X), KEY, num_levels=8, num_samples=2
+        partial(log_density, energy(w)), jnp.round(2.0 + X), KEY, num_values=8, num_samples=2
     ),
     "exact": lambda w: divergence.exact(score(w), X, chunk=1),
     "exact of energies": lambda w: divergence.exact(energy_score(w), X, chunk=1),
     "hutchinson": of_score(divergence.hutchinson, num_probes=5),
-    "hutchpp": of_score(divergence.hutchpp, num_matvecs=6),
+    "hutchpp": of_score(divergence.hutchpp, num_products=6),
     "rows_are_independent": of_score(divergence.rows_are_independent),
-    "asymmetry": of_score(diagnostics.asymmetry),
+    "asymmetry": of_score(metrics.curl),
     "fit_exponential_family": lambda w: exponential_family.fit_exponential_family(
         partial(jnp.multiply, w * X**0), X, weight=lambda x: x**2
     ),
@@ -187,8 +189,8 @@ def same(left, right, rtol):
     )
 
 
-# Seconds to compile. Arrays in their inner programs are also those of `probability_flow`.
-LONG = {"mclmc", "smc", "nuts", "nuts of a jit", "adaptive_log_prob", "probability_flow of a jit"}
+# Seconds to compile. Arrays in their inner programs are also those of `adaptive_ode`.
+LONG = {"mclmc", "smc", "nuts", "nuts of a jit", "adaptive_log_prob", "adaptive_ode of a jit"}
 # The others are compiled as a whole in the long tests.
 UNDER_JIT = {"langevin", "mala", "heun", "heun of a jit", "log_prob", "exact"}
 

@@ -61,7 +61,7 @@ def check_scores(operator, rank, condition, method, solver, size, getkey):
 
     @jax.jit
     def guided(x, t, y, noise_std, scale):
-        options = {"sigma_data": scale} if method == "pseudo_inverse" else {}
+        options = {"sigma_data": scale} if method == "pigdm" else {}
         return getattr(guidance, method)(
             lambda x, t: -x / (scale**2 + t[:, None] ** 2),
             process=VE,
@@ -102,19 +102,19 @@ def check_scores(operator, rank, condition, method, solver, size, getkey):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_score_by_any_operator(name, solver, getkey):
-    check_scores(*OPERATORS[name], "pseudo_inverse", SOLVERS[solver], 3, getkey)
+    check_scores(*OPERATORS[name], "pigdm", SOLVERS[solver], 3, getkey)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_moments_of_dependent_rows_and_one_example(solver, getkey):
-    check_scores(*OPERATORS["low pass"], "moment_matching", SOLVERS[solver], 1, getkey)
+    check_scores(*OPERATORS["low pass"], "mmps", SOLVERS[solver], 1, getkey)
 
 
 def test_low_pass_without_noise_as_it_was_found(getkey):
     """Four frequencies of 16 numbers, the defaults: scores of N(0, I), and samples of that."""
     matrix, y = dense(low_pass), low_pass(jax.random.normal(getkey(), (64, 16)))
     x, t = 1.4 * jax.random.normal(getkey(), (64, 16)), jnp.ones(64)
-    for method in (guidance.pseudo_inverse, guidance.moment_matching):
+    for method in (guidance.pigdm, guidance.mmps):
         guided = jax.jit(
             method(
                 lambda x, t: -x / (1.0 + t[:, None] ** 2),
@@ -157,7 +157,7 @@ def test_jacobian_that_is_not_symmetric(getkey):
         exact = guided_score(x, 1.0, matrix, y, 0.1, jacobian, jacobian.T)
 
         def error(solver, num_iterations):
-            guided = guidance.moment_matching(
+            guided = guidance.mmps(
                 lambda x, t: x @ jacobian.T - x,
                 process=jax.tree.map(jnp.float64, VE),
                 operator=lambda x: x @ matrix.T,
@@ -234,7 +234,7 @@ def test_derivatives_are_those_of_the_solution(name, getkey):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["pseudo_inverse", "moment_matching"])
+@pytest.mark.parametrize("method", ["pigdm", "mmps"])
 def test_guided_scores_have_right_derivatives(method, getkey):
     """By x, t, y, the noise, the spread of the data and the process, at y = A D too; float64."""
     with jax.enable_x64(True):
@@ -245,7 +245,7 @@ def test_guided_scores_have_right_derivatives(method, getkey):
 
         def guided(x, t, y, noise_std, spread, beta_min):
             process = processes.VPLinear(beta_min=beta_min)
-            options = {"sigma_data": spread} if method == "pseudo_inverse" else {}
+            options = {"sigma_data": spread} if method == "pigdm" else {}
 
             def score_fn(x, t):
                 alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]

@@ -51,7 +51,7 @@ def test_integration_is_exact_for_gaussian_data(process, getkey):
     np.testing.assert_array_equal(given.times, times)
     assert np.isnan(given.acceptance_rate).all()
     x = jax.random.normal(getkey(), (6, 3))
-    drawn = jax.jit(partial(run, num_steps=2))(x, getkey())
+    drawn = jax.jit(partial(run, steps_per_level=2))(x, getkey())
     np.testing.assert_allclose(drawn.value, truth, rtol=1e-4, atol=1e-4)
     assert drawn.acceptance_rate.shape == (5,)
 
@@ -84,7 +84,7 @@ def test_prior_is_weighed_to_the_model(getkey):
     x = jnp.sqrt(noised(times))[:, None, None] * jax.random.normal(getkey(), (2, n, 1))
     options = {"process": process, "times": times}
     run = partial(thermodynamic_integration, energy, **options)
-    forward = jax.jit(partial(run, num_steps=1))(prior, getkey())
+    forward = jax.jit(partial(run, steps_per_level=1))(prior, getkey())
     backward = jax.jit(run)(x)
     # E[r^2] - 1 of the ratio r of N(0, a) to N(0, c), under the latter
     variance = {
@@ -116,7 +116,7 @@ def test_chains_start_at_the_scaled_end_of_the_level_above(getkey):
         process=process,
         times=times,
         step_size=1e-13,
-        num_steps=1,
+        steps_per_level=1,
         sigma_data=d,
         log_normalizer=0.3,
     )
@@ -140,7 +140,7 @@ def test_steps_grow_with_the_variance_of_the_noise(getkey):
         getkey(),
         process=process,
         num_levels=5,
-        num_steps=2,
+        steps_per_level=2,
         step_size=1.5,
         sigma_data=1e-3,
     )
@@ -176,7 +176,7 @@ def test_chains_follow_a_mixture_down_its_levels(process, getkey):
     x = processes.prior_sample(process, getkey(), (4_000, 1))
     run = jax.jit(
         lambda x, key: thermodynamic_integration(
-            energy, x, key, process=process, num_levels=33, num_steps=8, step_size=1.0
+            energy, x, key, process=process, num_levels=33, steps_per_level=8, step_size=1.0
         )
     )
     with jax.debug_key_reuse(True):
@@ -203,11 +203,11 @@ def test_integration_evaluations_and_defaults(getkey):
     def run(**more):
         return jax.jit(partial(thermodynamic_integration, energy, **more, **options))(x, key)
 
-    jax.block_until_ready(run(times=[5.0, 3.0, 1.0], num_steps=2, step_size=0.1))
+    jax.block_until_ready(run(times=[5.0, 3.0, 1.0], steps_per_level=2, step_size=0.1))
     jax.effects_barrier()
     assert len(calls) == 3 * (2 + 1 + 4)
     default = run()
-    explicit = run(num_levels=65, num_steps=10, step_size=0.5, sigma_data=1.0)
+    explicit = run(num_levels=65, steps_per_level=10, step_size=0.5, sigma_data=1.0)
     np.testing.assert_array_equal(default.value, explicit.value)
     np.testing.assert_allclose(default.times, processes.time_grid(process, 64, rho=20.0))
 
@@ -223,7 +223,12 @@ def test_integration_evaluations_and_defaults(getkey):
             ValueError,
             "give num_levels=2 or times=.*, not both",
         ),
-        (jnp.ones((4, 2)), {"num_steps": 0}, ValueError, "num_steps must be at least 1"),
+        (
+            jnp.ones((4, 2)),
+            {"steps_per_level": 0},
+            ValueError,
+            "steps_per_level must be at least 1",
+        ),
         (jnp.ones((4, 2)), {"step_size": 0.0}, ValueError, "step_size must be positive"),
         (jnp.ones((4, 2)), {"sigma_data": -1.0}, ValueError, "sigma_data must be positive"),
         (jnp.ones((1, 2)), {}, ValueError, "at least two chains are needed"),

@@ -66,7 +66,7 @@ def respond_to_process(respond):
     def respond_to_process(sampler, num, draws=jax.random.split):
         """The noise ratios of the steps; the mean, the slope and the variance at the end."""
         process = jax.tree.map(jnp.float64, processes.VPLinear())
-        times, key = process.time(jnp.geomspace(HIGH, LOW, num + 1)), jax.random.key(3)
+        times, key = process.time_at(jnp.geomspace(HIGH, LOW, num + 1)), jax.random.key(3)
         alpha, r = process.alpha(times), np.asarray(noise_ratio(process, times))
 
         def score_fn(x, t):
@@ -86,14 +86,14 @@ def respond_to_process(respond):
 @pytest.mark.parametrize(
     ("sampler", "rate", "order", "exact"),
     [
-        (samplers.reverse_sde, 2.0, 1, []),
+        (samplers.euler_maruyama, 2.0, 1, []),
         (samplers.reverse_diffusion, 2.0, 1, []),
         # The denoiser stays what it is along the mean that these two draw from the posterior.
         (samplers.ancestral, 2.0, 1, [0, 1]),
-        (samplers.dpm_solver_sde, 2.0, 2, [0, 1]),
+        (samplers.dpm_solver_pp_sde, 2.0, 2, [0, 1]),
         (partial(samplers.ddim, eta=0.5), 1.25, 1, [0]),
     ],
-    ids=["reverse_sde", "reverse_diffusion", "ancestral", "dpm_solver_sde", "ddim"],
+    ids=["euler_maruyama", "reverse_diffusion", "ancestral", "dpm_solver_pp_sde", "ddim"],
 )
 def test_diffusion_samplers(sampler, rate, order, exact, respond_to_process):
     """The slope is the ratio of variances to the power rate / 2: 1 for SDEs, 1/2 for the flow."""
@@ -244,7 +244,7 @@ def test_tempered_langevin(respond):
             key=key,
             inverse_temperatures=schedule,
             step_size=0.2 / num,
-            num_steps=num,
+            steps_per_temperature=num,
         )
         mean, slope, added = respond(sample, 2.0, jax.random.split(key, 2 * num))
         kept, variance = np.exp(-0.2 / VARIANCE), 0.0
@@ -266,7 +266,7 @@ def test_annealed_langevin(respond):
                 key,
                 sigmas=sigmas,
                 step_size=0.2 / num,
-                num_steps=num,
+                steps_per_level=num,
                 denoise=False,
             ),
             2.0,

@@ -44,7 +44,7 @@ def test_log_densities(process):
     right = logsumexp(norm.logpdf(x[:, None], MEANS, STDS) + np.log(WEIGHTS), axis=1)
     score_fn = partial(mixture_score, process=process)
     data = jnp.asarray(x[:, None], jnp.float32)
-    value = likelihood.log_prob(score_fn, process, data).value
+    value = likelihood.log_prob(score_fn, data, process=process).value
     np.testing.assert_allclose(value, right, atol=2e-3)
     jitted = jax.jit(partial(likelihood.log_prob, score_fn, process))(data)
     np.testing.assert_allclose(jitted.value, value, atol=1e-4)  # as many steps as outside of jit
@@ -73,12 +73,12 @@ def test_deterministic_samplers_map_quantiles_to_quantiles(process, sampler, err
 @pytest.mark.parametrize(
     "sampler",
     [
-        samplers.reverse_sde,
+        samplers.euler_maruyama,
         samplers.ancestral,
-        samplers.dpm_solver_sde,
+        samplers.dpm_solver_pp_sde,
         samplers.predictor_corrector,
     ],
-    ids=["reverse_sde", "ancestral", "dpm_solver_sde", "predictor_corrector"],
+    ids=["euler_maruyama", "ancestral", "dpm_solver_pp_sde", "predictor_corrector"],
 )
 def test_stochastic_samplers_keep_the_weights_of_modes(sampler, getkey):
     process = WIDE["VPLinear 100"]
@@ -141,7 +141,7 @@ def test_a_process_without_signal_at_its_end_is_refused():
         def sigma(self, t):
             return jnp.asarray(t)
 
-        def time(self, ratio):
+        def time_at(self, ratio):
             return ratio / (1.0 + ratio)
 
     with pytest.raises(ValueError, match=r"alpha is 0 at t_max=1.0, all noise: lower t_max"):

@@ -9,13 +9,13 @@ log-density of the data, in nats. With a mean ``m_j`` and a scale ``s_j`` per fe
 
     y_j = (x_j - m_j) / s_j,              log_det = -sum_j log s_j.                     (2)
 
-Data of ``K`` integer levels ``0..K-1`` is dequantized with ``u ~ U[0, 1)``:
+Data of ``K`` integer values ``0..K-1`` is dequantized with ``u ~ U[0, 1)``:
 
     y_j = 2 (x_j + u_j) / K - 1 in [-1, 1),   log_det = D log(2 / K).                   (3)
 
 As ``x + u`` has the density ``P(x)`` throughout the unit cell above ``x``, the expectation over
 ``u`` of the log-density so obtained is a lower bound of ``log P(x)``, the log-probability of the
-discrete data (Theis et al. 2016). In bits per dimension (3) adds ``log2(K / 2)``: 7 for 256 levels.
+discrete data (Theis et al. 2016). In bits per dimension (3) adds ``log2(K / 2)``: 7 for 256 values.
 
 References: Theis, van den Oord, Bethge, "A note on the evaluation of generative models", 2016,
 https://arxiv.org/abs/1511.01844.
@@ -232,89 +232,89 @@ def _warn_constant(constant: np.ndarray) -> None:
 
 
 def dequantize(
-    x: ArrayLike, key: jax.Array, *, num_levels: int, noise: RandomFn = jax.random.uniform
+    x: ArrayLike, key: jax.Array, *, num_values: int, noise: RandomFn = jax.random.uniform
 ) -> jax.Array:
-    """Spread integer levels uniformly over ``[-1, 1)``: ``2 (x + u) / num_levels - 1``.
+    """Spread integer values uniformly over ``[-1, 1)``: ``2 (x + u) / num_values - 1``.
 
     Equation (3) of the module, ``u ~ U[0, 1)`` for every number.
 
     Args:
-        x: levels ``0..num_levels - 1`` of any shape and any real dtype.
+        x: values ``0..num_values - 1`` of any shape and any real dtype.
         key: key of the noise.
-        num_levels: number of levels: 256 for 8-bit images, 17 for scikit-learn's digits.
+        num_values: number of values: 256 for 8-bit images, 17 for scikit-learn's digits.
         noise: ``u`` as ``noise(key, shape, dtype)``; ``lambda *_: 0.5`` gives the cell centres.
 
     Returns:
         Numbers from -1 to 1 in the shape of ``x``, in float32 (float64 if ``x`` is).
 
     Raises:
-        ValueError: ``num_levels`` is below 2, or ``x``, where it is concrete, has other values.
-        TypeError: ``num_levels`` is not an integer.
+        ValueError: ``num_values`` is below 2, or ``x``, where it is concrete, has other values.
+        TypeError: ``num_values`` is not an integer.
 
     Example:
         >>> x = jnp.array([0, 1, 2, 3])
-        >>> dequantize(x, jax.random.key(0), num_levels=4, noise=lambda *_: 0.5).tolist()
+        >>> dequantize(x, jax.random.key(0), num_values=4, noise=lambda *_: 0.5).tolist()
         [-0.75, -0.25, 0.25, 0.75]
 
     References:
         Theis, van den Oord, Bethge 2016, https://arxiv.org/abs/1511.01844
     """
-    _checks.check_count("num_levels", num_levels, minimum=2)
-    _check_levels(x, num_levels)
+    _checks.check_count("num_values", num_values, minimum=2)
+    _check_values(x, num_values)
     x = jnp.asarray(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (x + noise(key, x.shape, x.dtype)) / num_levels * 2 - 1
+    return (x + noise(key, x.shape, x.dtype)) / num_values * 2 - 1
 
 
-def quantize(y: ArrayLike, *, num_levels: int) -> jax.Array:
-    """Return the level of each number, ``floor((y + 1) num_levels / 2)``: undoes `dequantize`.
+def quantize(y: ArrayLike, *, num_values: int) -> jax.Array:
+    """Return the level of each number, ``floor((y + 1) num_values / 2)``: undoes `dequantize`.
 
     Args:
         y: numbers of any shape; below -1 and above 1 they get the nearest level.
-        num_levels: number of levels, as given to `dequantize`.
+        num_values: number of values, as given to `dequantize`.
 
     Returns:
-        Levels ``0..num_levels - 1``, int32, in the shape of ``y``. They equal the dequantized
+        Values ``0..num_values - 1``, int32, in the shape of ``y``. They equal the dequantized
         ones except where ``y`` was rounded over an edge of its cell, up or down (fewer than one in
-        10^5 in float32, 256 levels; any share of them for noise that is 0).
+        10^5 in float32, 256 values; any share of them for noise that is 0).
 
     Raises:
-        ValueError: ``num_levels`` is below 2, or ``y`` holds a NaN and is concrete; under ``jit``
+        ValueError: ``num_values`` is below 2, or ``y`` holds a NaN and is concrete; under ``jit``
             NaN becomes level 0.
-        TypeError: ``num_levels`` is not an integer, or ``y`` not floating.
+        TypeError: ``num_values`` is not an integer, or ``y`` not floating.
 
     Example:
-        >>> quantize(jnp.array([-1.0, -0.1, 0.1, 1.0]), num_levels=4).tolist()
+        >>> quantize(jnp.array([-1.0, -0.1, 0.1, 1.0]), num_values=4).tolist()
         [0, 1, 2, 3]
     """
-    _checks.check_count("num_levels", num_levels, minimum=2)
+    _checks.check_count("num_values", num_values, minimum=2)
     y = jnp.asarray(y)
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(f"y must have a floating dtype, got {y.dtype}: it is not dequantized data.")
     known = _checks.concrete(y)
     if known is not None and np.isnan(known).any():
         raise ValueError(
-            f"y holds {np.isnan(known).sum()} NaN, which are no levels: leave them out."
+            f"y holds {np.isnan(known).sum()} NaN, which are no values: leave them out."
         )
-    levels = jnp.floor((y.astype(jnp.promote_types(y.dtype, jnp.float32)) + 1) / 2 * num_levels)
-    return jnp.clip(levels, 0, num_levels - 1).astype(jnp.int32)
+    values = jnp.floor((y.astype(jnp.promote_types(y.dtype, jnp.float32)) + 1) / 2 * num_values)
+    return jnp.clip(values, 0, num_values - 1).astype(jnp.int32)
 
 
-def dequantize_log_det(num_levels: int, num_dims: int) -> float:
-    """Return ``num_dims log(2 / num_levels)``: add it to the log-density of dequantized data.
+def dequantize_log_det(num_values: int, num_dims: int) -> float:
+    """Return ``num_dims log(2 / num_values)``: add it to the log-density of dequantized data.
 
     The sum is in expectation a lower bound of the log-probability of the discrete data, in nats;
     equation (3) of the module.
 
     Args:
-        num_levels: number of levels ``K``, as given to `dequantize`.
+        num_values: number of values ``K``, as given to `dequantize`.
         num_dims: numbers per example ``D``.
 
     Returns:
         The log-determinant of `dequantize`, in nats.
 
     Raises:
-        ValueError: ``num_levels`` is below 2 or ``num_dims`` below 1.
+        ValueError: ``num_values`` is below 2 or ``num_dims`` below 1.
         TypeError: one of them is not an integer.
 
     Example:
@@ -323,18 +323,18 @@ def dequantize_log_det(num_levels: int, num_dims: int) -> float:
         >>> -dequantize_log_det(256, 3072) / math.log(2) / 3072
         7.0
     """
-    _checks.check_count("num_levels", num_levels, minimum=2)
+    _checks.check_count("num_values", num_values, minimum=2)
     _checks.check_count("num_dims", num_dims)
-    return num_dims * math.log(2 / num_levels)
+    return num_dims * math.log(2 / num_values)
 
 
-def _check_levels(x: ArrayLike, num_levels: int) -> None:
+def _check_values(x: ArrayLike, num_values: int) -> None:
     known = _checks.concrete(x)
     if known is None:
         return
-    wrong = (known < 0) | (known > num_levels - 1) | (known != np.floor(known))
+    wrong = (known < 0) | (known > num_values - 1) | (known != np.floor(known))
     if wrong.any():
         raise ValueError(
-            f"x must hold whole levels 0 to {num_levels - 1}, got {known[wrong][0]}: check "
-            "num_levels, and give the values before any scaling."
+            f"x must hold whole values 0 to {num_values - 1}, got {known[wrong][0]}: check "
+            "num_values, and give the values before any scaling."
         )

@@ -48,8 +48,8 @@ def inpaint(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Sample the unknown part of the data given the known part, eqs. (1) to (3).
 
-    It needs no derivative of the score, and so takes less memory than `pseudo_inverse` and
-    `moment_matching`, which are more accurate for the same number of evaluations and allow noise in
+    It needs no derivative of the score, and so takes less memory than `pigdm` and
+    `mmps`, which are more accurate for the same number of evaluations and allow noise in
     what is known. With one pass, ``num_resamples=1``, the unknown part depends too little on the
     known one: for two numbers of correlation 0.8 its mean is moved by 60 % of what is right (51 %
     at 0.5, 74 % at 0.95; VE from 50 to 0.01, 64 steps), and by 62 % in 1,000 steps. Passes cure it,
@@ -74,10 +74,10 @@ def inpaint(
         num_resamples: how often each block of steps is made; 1 is plain replacement.
         jump_length: steps in a block. Longer blocks renew more of the unknown part at a time.
         denoise: end with the denoiser at the last time, and with the known numbers as given.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        Samples ``[B, ...]``, or ``(x, path [num_resamples num_steps + 1, B, ...])``, the path
+        Samples ``[B, ...]``, or ``(x, trajectory [num_resamples num_steps + 1, B, ...])``, the path
         before the denoising: the start, and the points after each step (2).
 
     Raises:
@@ -108,7 +108,7 @@ def inpaint(
     _checks.check_count("num_resamples", num_resamples)
     _checks.check_count("jump_length", jump_length)
     times = _grid(x, process, num_steps, times, default=64)
-    denoiser_fn = denoiser_from_score(wide(score_fn, x), process)
+    denoiser_fn = denoiser_from_score(wide(score_fn, x), process=process)
 
     def denoised(x, t):
         return denoiser_fn(x, jnp.broadcast_to(t, x.shape[:1]))

@@ -12,9 +12,9 @@ noised posterior is, if ``p(x_0 | x_t)`` is taken for a Gaussian ``N(D, C)``,
 
 The methods differ in ``C``:
 
-    C = 0                                              `posterior_sampling` (DPS),     (3)
-    C = sigma^2 d^2 / (alpha^2 d^2 + sigma^2) I        `pseudo_inverse` (PiGDM),       (4)
-    C = (sigma^2 / alpha) J                            `moment_matching` (MMPS).       (5)
+    C = 0                                              `dps` (DPS),     (3)
+    C = sigma^2 d^2 / (alpha^2 d^2 + sigma^2) I        `pigdm` (PiGDM),       (4)
+    C = (sigma^2 / alpha) J                            `mmps` (MMPS).       (5)
 
 (5) is the true covariance for any data (Tweedie's formula of second order), and (4) that of data
 from ``N(m, d^2 I)``. So, with the inverse in (2) exact, moment matching is exact for all Gaussian
@@ -25,7 +25,7 @@ three are approximations, and the better the more the observation alone determin
 The inverse is applied by Krylov iterations, `conjugate_residuals` or another ``solve``, row by row,
 with ``A'`` from automatic differentiation; no matrix is formed. Where the matrix is singular, its
 pseudo-inverse stands in (2). An ``A`` that is not linear is linearized at ``D``. Derivatives of
-`pseudo_inverse` and `moment_matching` are those of (2) with the exact inverse; where the iterations
+`pigdm` and `mmps` are those of (2) with the exact inverse; where the iterations
 have not converged, these are not the derivatives of what is returned.
 """
 
@@ -39,7 +39,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax.guidance._solvers import conjugate_residuals
-from sm_jax.parameterization import clean_from_noise, noise_from_score
+from sm_jax.parameterization import eps_from_score, x0_from_eps
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 Operator = Callable[[jax.Array], jax.Array]
@@ -48,7 +48,7 @@ Operator = Callable[[jax.Array], jax.Array]
 Solver = Callable[..., jax.Array]
 
 
-def posterior_sampling(
+def dps(
     score_fn: NoiseScoreFn,
     *,
     process: ProcessLike,
@@ -62,7 +62,7 @@ def posterior_sampling(
     What is added is ``-scale / (2 s^2) grad |y - A D(x_t)|^2``. It is biased: for data of variance
     ``v`` observed directly, with ``q = v / s^2``, the probability flow ends with variance
     ``v exp(-q)`` in place of ``v / (1 + q)``. That is right only where the observation says little,
-    and where it says much the equations are stiff and need many steps. Prefer `pseudo_inverse`;
+    and where it says much the equations are stiff and need many steps. Prefer `pigdm`;
     this one costs the same, and is here because it is the usual baseline and because ``scale`` can
     be tuned. The paper divides by ``|y - A D|`` rather than ``2 s^2`` and applies the result once
     per step, whatever its length; such a step is no score and is not offered.
@@ -87,7 +87,7 @@ def posterior_sampling(
 
     Example:
         >>> from sm_jax import processes
-        >>> guided = posterior_sampling(
+        >>> guided = dps(
         ...     lambda x, t: -x / (1.0 + t[:, None] ** 2), process=processes.VE(),
         ...     operator=lambda x: x[:, :1], observation=jnp.array([3.0]), noise_std=0.5)
         >>> print(guided(jnp.zeros((1, 2)), jnp.ones(1)))  # D = x / 2, (3 - 0) / 0.25 / 2
@@ -105,7 +105,7 @@ def posterior_sampling(
     return guided
 
 
-def pseudo_inverse(
+def pigdm(
     score_fn: NoiseScoreFn,
     *,
     process: ProcessLike,
@@ -148,7 +148,7 @@ def pseudo_inverse(
 
     Example:
         >>> from sm_jax import processes
-        >>> guided = pseudo_inverse(
+        >>> guided = pigdm(
         ...     lambda x, t: -x / (1.0 + t[:, None] ** 2), process=processes.VE(),
         ...     operator=lambda x: x[:, :1], observation=jnp.array([3.0]))
         >>> print(guided(jnp.zeros((1, 2)), jnp.ones(1)).round(4))  # x_t | y ~ N(3, 1) in the first
@@ -178,7 +178,7 @@ def pseudo_inverse(
     return guided
 
 
-def moment_matching(
+def mmps(
     score_fn: NoiseScoreFn,
     *,
     process: ProcessLike,
@@ -224,7 +224,7 @@ def moment_matching(
 
     Example:
         >>> from sm_jax import processes
-        >>> guided = moment_matching(
+        >>> guided = mmps(
         ...     lambda x, t: -x / (4.0 + t[:, None] ** 2), process=processes.VE(),
         ...     operator=lambda x: x[:, :1], observation=jnp.array([3.0]), noise_std=2.0)
         >>> print(guided(jnp.zeros((1, 2)), jnp.ones(1)))  # x_t | y ~ N(1.5, 3) in the first
@@ -280,8 +280,8 @@ def _observe(score_fn, process, operator, observation, x, t) -> _Observed:
 
     def denoise(x):
         score = _checks.check_score(score_fn(x, t), x)
-        return clean_from_noise(
-            noise_from_score(score, x, t, process=process), x, t, process=process
+        return x0_from_eps(
+            eps_from_score(score, x, t, process=process), x, t, process=process
         ), score
 
     clean, pull_denoiser, score = jax.vjp(denoise, x, has_aux=True)

@@ -49,7 +49,8 @@ def classifier_free(
         scale: ``w``, a scalar or ``[B]``: 0 unconditional, 1 conditional, above 1 guided.
         interval: ``(low, high)``: times ``low < t <= high`` at which to guide. At others the
             conditional score is used, and ``uncond_score_fn`` not evaluated unless some row of the
-            batch needs it. For noise ratios, pass ``(process.time(low), process.time(high))``.
+            batch needs it. For noise ratios, pass ``(process.time_at(low),
+            process.time_at(high))``.
 
     Returns:
         A score function of the same kind. Two evaluations, or one outside the interval.
@@ -94,7 +95,7 @@ def classifier_free(
 
 def classifier(
     score_fn: NoiseScoreFn,
-    log_prob_fn: Callable[[jax.Array, jax.Array], jax.Array],
+    log_likelihood_fn: Callable[[jax.Array, jax.Array], jax.Array],
     *,
     scale: ArrayLike = 1.0,
 ) -> NoiseScoreFn:
@@ -102,8 +103,8 @@ def classifier(
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
-        log_prob_fn: ``(x_t [B, ...], t [B]) -> [B]``, the log-probability of the wanted label given
-            the noised data, up to a constant: the classifier must know noised data. Any
+        log_likelihood_fn: ``(x_t [B, ...], t [B]) -> [B]``, the log-probability of the wanted label
+            given the noised data, up to a constant: the classifier must know noised data. Any
             differentiable reward serves.
         scale: ``w``, a scalar or ``[B]``. 1 is Bayes' rule, above it the label is exaggerated.
 
@@ -113,8 +114,8 @@ def classifier(
 
     Raises:
         TypeError: at a call, if the score has another dtype than ``x_t``.
-        ValueError: at a call, if the score has another shape than ``x_t``, ``log_prob_fn`` does not
-            return one number per example, or ``scale`` is neither a scalar nor ``[B]``.
+        ValueError: at a call, if the score has another shape than ``x_t``, ``log_likelihood_fn``
+            does not return one number per example, or ``scale`` is neither a scalar nor ``[B]``.
 
     Example:
         >>> score_fn = classifier(
@@ -128,10 +129,10 @@ def classifier(
     def guided(x: jax.Array, t: jax.Array) -> jax.Array:
         w = _checks.check_per_example("scale", scale, x)
         score = _checks.check_score(score_fn(x, t), x)
-        log_prob, pull_back = jax.vjp(lambda y: log_prob_fn(y, t), x)
+        log_prob, pull_back = jax.vjp(lambda y: log_likelihood_fn(y, t), x)
         if log_prob.shape != x.shape[:1]:
             raise ValueError(
-                f"log_prob_fn must return one number per example, shape {x.shape[:1]}, got "
+                f"log_likelihood_fn must return one number per example, shape {x.shape[:1]}, got "
                 f"{log_prob.shape}: pick the wanted label of each row, e.g. logits[:, label]."
             )
         return (score + pull_back(w.astype(log_prob.dtype))[0]).astype(x.dtype)

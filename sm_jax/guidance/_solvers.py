@@ -83,7 +83,7 @@ def gmres(matrix: Matrix, b: ArrayLike, *, num_iterations: int) -> jax.Array:
     """Return the solution of ``M u = b`` for any ``M``, by generalized minimal residuals, eq. (1).
 
     Every row is a system of its own. Take it where ``M`` is not symmetric, as that of
-    `moment_matching` is for a network whose Jacobian has a large antisymmetric part. It keeps
+    `mmps` is for a network whose Jacobian has a large antisymmetric part. It keeps
     ``2 num_iterations`` vectors of the size of ``b``.
 
     Args:

@@ -22,7 +22,7 @@ blackjax run, are part of the program. Each call traces the function, which the 
 from sm_jax.likelihood._adaptive import adaptive_log_prob
 from sm_jax.likelihood._annealed_importance import (
     Bound,
-    LogNormalizer,
+    NormalizerBracket,
     annealed_importance,
 )
 from sm_jax.likelihood._dequantized import (
@@ -34,16 +34,16 @@ from sm_jax.likelihood._dequantized import (
 from sm_jax.likelihood._elbo import elbo
 from sm_jax.likelihood._flow import LogProb, bits_per_dim, log_prob
 from sm_jax.likelihood._thermodynamic import (
-    LogNormalizers,
+    NormalizerPath,
     thermodynamic_integration,
 )
 
 __all__ = [
     "Bound",
     "Dequantizer",
-    "LogNormalizer",
-    "LogNormalizers",
     "LogProb",
+    "NormalizerBracket",
+    "NormalizerPath",
     "adaptive_log_prob",
     "annealed_importance",
     "bits_per_dim",

@@ -32,10 +32,10 @@ from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike
 
 def adaptive_log_prob(
     score_fn: NoiseScoreFn,
-    process: ProcessLike,
     x: ArrayLike,
     key: jax.Array | None = None,
     *,
+    process: ProcessLike,
     divergence: DivergenceFn = exact,
     num_estimates: int = 1,
     sigma_data: ArrayLike = 1.0,
@@ -54,10 +54,10 @@ def adaptive_log_prob(
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``; it is called on single rows, ``B = 1``,
             under ``jax.vmap``, so it must not close over one array entry per example.
-        process: the process that the score was trained for.
         x: data ``[B, ...]``, taken as samples at ``t_min``.
         key: a random key, for a stochastic ``divergence``. Each example has its own probes, which
             stay fixed along the path.
+        process: the process that the score was trained for.
         divergence: how the trace is computed: `sm_jax.divergence.exact`,
             ``functools.partial(hutchinson, num_probes=...)``, ``hutchpp``.
         num_estimates: independent estimates of the integrated divergence along one path, whose
@@ -87,7 +87,7 @@ def adaptive_log_prob(
         >>> from sm_jax import processes
         >>> process = processes.VE(sigma_max=100.0)
         >>> score_fn = lambda x, t: -x / (1.0 + t[:, None] ** 2)  # of data from N(0, I)
-        >>> result = adaptive_log_prob(score_fn, process, jnp.zeros((1, 2)))
+        >>> result = adaptive_log_prob(score_fn, jnp.zeros((1, 2)), process=process)
         >>> print(f"{result.value[0]:.2f} nats")
         -1.84 nats
 
@@ -124,7 +124,7 @@ def adaptive_log_prob(
 
     def flow(u, state, keys):
         w, _ = state
-        t = process.time(jnp.exp(u))
+        t = process.time_at(jnp.exp(u))
         k, variance = scale(t), process.sigma(t) ** 2
         points = (process.alpha(t) * mean + k * w).astype(x.dtype)[None]
         score_at = _checks.at_noise(score_fn, t[None])

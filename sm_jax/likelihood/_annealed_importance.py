@@ -50,7 +50,7 @@ class Bound(NamedTuple):
     acceptance_rate: jax.Array
 
 
-class LogNormalizer(NamedTuple):
+class NormalizerBracket(NamedTuple):
     """A bracket on ``log Z``.
 
     Attributes:
@@ -72,9 +72,9 @@ def annealed_importance(
     num_chains: int = 1024,
     num_temperatures: int | None = None,
     inverse_temperatures: ArrayLike | None = None,
-    num_steps: int = 1,
+    steps_per_temperature: int = 1,
     samples: ArrayLike | None = None,
-) -> LogNormalizer:
+) -> NormalizerBracket:
     """Bracket ``log Z = log int exp(-E(x)) dx`` by annealed importance sampling, eq. (2).
 
     The gap between the bounds closes as the temperatures and steps grow; while it is wide, neither
@@ -92,14 +92,14 @@ def annealed_importance(
         num_temperatures: ``K``, 256 by default; the schedule is ``b_k = (k / K)^2``.
         inverse_temperatures: instead of ``num_temperatures``: ``b`` from 0 to 1, ``[K + 1]``,
             strictly increasing.
-        num_steps: steps of MALA at each temperature. Evaluations of the energy and its gradient for
-            each chain: ``(K - 1) num_steps + 1``.
+        steps_per_temperature: steps of MALA at each temperature. Evaluations of the energy and its
+            gradient for each chain: ``(K - 1) steps_per_temperature + 1``.
         samples: exact samples of the model ``[N, ...]``, the starts of the chains back; from a
             density that is known, or simulated with it (long runs of MCMC come close, but then the
             upper bound holds only as far as they have converged).
 
     Returns:
-        ``LogNormalizer(lower, upper)``, each a ``Bound(value, standard_error,
+        ``NormalizerBracket(lower, upper)``, each a ``Bound(value, standard_error,
         effective_sample_size, acceptance_rate)`` in nats; ``upper`` is None without ``samples``.
         Both are stochastic: ``E[lower.value] <= log Z <= E[upper.value]``.
 
@@ -123,7 +123,7 @@ def annealed_importance(
     """
     _checks.check_key("annealed_importance", key)
     _checks.check_count("num_chains", num_chains, minimum=2)
-    _checks.check_count("num_steps", num_steps)
+    _checks.check_count("steps_per_temperature", steps_per_temperature)
     _checks.check_positive("step_size", step_size)
     schedule = _schedule(num_temperatures, inverse_temperatures)
     num_inner = schedule.shape[0] - 2
@@ -143,15 +143,15 @@ def annealed_importance(
             )
 
     def anneal(x, key, schedule, steps):
-        loop = partial(_anneal, energy_fn, base, num_steps)
+        loop = partial(_anneal, energy_fn, base, steps_per_temperature)
         return compiled(loop, x, key, schedule, steps)
 
     lower = _log_mean(*anneal(x, key_up, schedule, steps))
     if samples is None:
-        return LogNormalizer(lower, None)
+        return NormalizerBracket(lower, None)
     # Along the reversed schedule the differences in (2) change sign: this is log(1 / w').
     inverse = _log_mean(*anneal(samples, key_down, schedule[::-1], steps[::-1]))
-    return LogNormalizer(lower, inverse._replace(value=-inverse.value))
+    return NormalizerBracket(lower, inverse._replace(value=-inverse.value))
 
 
 def _schedule(num_temperatures: int | None, inverse_temperatures: ArrayLike | None) -> jax.Array:
@@ -176,7 +176,7 @@ def _schedule(num_temperatures: int | None, inverse_temperatures: ArrayLike | No
     return schedule
 
 
-def _anneal(energy_fn, base, num_steps, x, key, schedule, steps):
+def _anneal(energy_fn, base, steps_per_temperature, x, key, schedule, steps):
     """Return the sum (2) along a schedule, ``[B]``, and the mean rate of acceptance."""
 
     def measure(x):
@@ -208,7 +208,7 @@ def _anneal(energy_fn, base, num_steps, x, key, schedule, steps):
                 step_size,
             )
 
-        keys = jax.random.split(key, num_steps)
+        keys = jax.random.split(key, steps_per_temperature)
         point, accepted = jax.lax.scan(step, tempered(x, parts, b), keys)
         log_weight = log_weight + increment * difference(point.parts)
         return (point.x, point.parts, log_weight), accepted.mean()

@@ -1,6 +1,6 @@
 r"""Log-probabilities of integer data from a density: dequantization, uniform and variational.
 
-Data of ``K`` levels ``x_j in {0, ..., K - 1}`` become real numbers ``v = x + u`` with noise ``u``
+Data of ``K`` values ``x_j in {0, ..., K - 1}`` become real numbers ``v = x + u`` with noise ``u``
 in ``[0, 1)^D`` from some ``q(u | x)``, seen by the model as ``y = 2 v / K - 1``. A density ``p(v)``
 assigns to ``x`` the probability of its cell,
 
@@ -30,19 +30,19 @@ from sm_jax._eager import compiled
 
 
 class Dequantizer(Protocol):
-    """A conditional density of noise: ``(key, x [B, ...]) -> (u [B, ...], log q(u | x) [B])``."""
+    """A conditional density of noise: ``(x [B, ...], key) -> (u [B, ...], log q(u | x) [B])``."""
 
-    def __call__(self, key: jax.Array, x: jax.Array, /) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, key: jax.Array, /) -> tuple[jax.Array, jax.Array]:
         """Return noise in the unit cube and its log-density, in nats."""
         ...
 
 
-def uniform_dequantizer(key: jax.Array, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
+def uniform_dequantizer(x: ArrayLike, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return uniform noise in ``[0, 1)`` and its log-density, 0.
 
     Args:
+        x: values ``[B, ...]``, floating.
         key: a random key.
-        x: levels ``[B, ...]``, floating.
 
     Returns:
         ``(u [B, ...], log_q [B])``, in float32 at least.
@@ -51,7 +51,7 @@ def uniform_dequantizer(key: jax.Array, x: ArrayLike) -> tuple[jax.Array, jax.Ar
         TypeError: ``x`` is not floating.
 
     Example:
-        >>> u, log_q = uniform_dequantizer(jax.random.key(0), jnp.zeros((2, 3)))
+        >>> u, log_q = uniform_dequantizer(jnp.zeros((2, 3)), jax.random.key(0))
         >>> print(u.shape, log_q)
         (2, 3) [0. 0.]
     """
@@ -69,21 +69,21 @@ def logit_normal_dequantizer(
 
     Args:
         parameters_fn: ``x [B, ...] -> (m, l)``, location and log-scale of the logits, each
-            ``[B, ...]``; ``x`` are the levels as given to `discrete_log_prob`.
+            ``[B, ...]``; ``x`` are the values as given to `discrete_log_prob`.
 
     Returns:
         A `Dequantizer`.
 
     Example:
         >>> dequantizer = logit_normal_dequantizer(lambda x: (0.1 * x, jnp.zeros_like(x)))
-        >>> u, log_q = dequantizer(jax.random.key(0), jnp.ones((2, 3)))
+        >>> u, log_q = dequantizer(jnp.ones((2, 3)), jax.random.key(0))
         >>> u.shape, log_q.shape
         ((2, 3), (2,))
 
     Reference: Ho et al. 2019, https://arxiv.org/abs/1902.00275
     """
 
-    def dequantizer(key, x):
+    def dequantizer(x, key):
         location, log_scale = parameters_fn(x)
         z = _checks.drawn(jax.random.normal, key, x)
         logits = location + jnp.exp(log_scale) * z
@@ -100,7 +100,7 @@ def discrete_log_prob(
     x: ArrayLike,
     key: jax.Array,
     *,
-    num_levels: int,
+    num_values: int,
     dequantizer: Dequantizer = uniform_dequantizer,
     num_samples: int = 1,
 ) -> jax.Array:
@@ -108,11 +108,11 @@ def discrete_log_prob(
 
     Args:
         log_prob_fn: the log-density of the model, ``y [B, ...] -> [B]``, in nats, of the data
-            scaled as ``y = 2 (x + u) / num_levels - 1``; e.g. `log_prob` of a trained score.
-        x: levels ``0, ..., num_levels - 1``, as floating numbers ``[B, ...]``. The model sees them
+            scaled as ``y = 2 (x + u) / num_values - 1``; e.g. `log_prob` of a trained score.
+        x: values ``0, ..., num_values - 1``, as floating numbers ``[B, ...]``. The model sees them
             scaled in float32 at least.
         key: a random key.
-        num_levels: ``K``, the number of levels.
+        num_values: ``K``, the number of values.
         dequantizer: source of the noise: `uniform_dequantizer`, or one that
             `logit_normal_dequantizer` makes of a network.
         num_samples: ``n``; each is one evaluation of ``log_prob_fn``, one after the other.
@@ -124,37 +124,37 @@ def discrete_log_prob(
 
     Raises:
         TypeError: ``x`` is not floating.
-        ValueError: ``x`` is empty or not within the levels, a count is too small, or a log-density
+        ValueError: ``x`` is empty or not within the values, a count is too small, or a log-density
             is not one number per example.
 
     Example:
         >>> flat = lambda y: jnp.full(y.shape[0], -3 * jnp.log(2.0))  # uniform on [-1, 1]^3
         >>> x, key = jnp.array([[0.0, 3.0, 7.0]]), jax.random.key(0)
-        >>> bits = -discrete_log_prob(flat, x, key, num_levels=8) / jnp.log(2.0)
+        >>> bits = -discrete_log_prob(flat, x, key, num_values=8) / jnp.log(2.0)
         >>> print(bits.round(4))
         [9.]
 
     Reference: Hoogeboom et al. 2020, https://arxiv.org/abs/2001.11235
     """
     x = _checks.check_data(x)
-    _checks.check_count("num_levels", num_levels, minimum=2)
+    _checks.check_count("num_values", num_values, minimum=2)
     _checks.check_count("num_samples", num_samples)
     known = _checks.concrete(x)
     if known is not None and not (
-        known.min() >= 0 and known.max() <= num_levels - 1 and np.all(known == np.round(known))
+        known.min() >= 0 and known.max() <= num_values - 1 and np.all(known == np.round(known))
     ):
         raise ValueError(
-            f"x must hold the levels 0, 1, ..., num_levels - 1 = {num_levels - 1}, got values from "
+            f"x must hold the values 0, 1, ..., num_values - 1 = {num_values - 1}, got values from "
             f"{known.min()} to {known.max()}: pass the integers themselves, not scaled data."
         )
     x = _checks.accumulated(x)  # bfloat16 has nothing between large integers
-    log_det = _checks.num_dims(x) * jnp.log(2.0 / num_levels)
+    log_det = _checks.num_dims(x) * jnp.log(2.0 / num_values)
 
     def log_weight(key):
-        u, log_q = dequantizer(key, x)
+        u, log_q = dequantizer(x, key)
         # A number just below the next level would round up to it.
         v = jnp.minimum(x + u, jnp.nextafter(x + 1, x))
-        log_p = log_prob_fn(v * (2.0 / num_levels) - 1.0)
+        log_p = log_prob_fn(v * (2.0 / num_values) - 1.0)
         for name, value in (("log_prob_fn", log_p), ("the log-density of dequantizer", log_q)):
             if value.shape != x.shape[:1]:
                 raise ValueError(

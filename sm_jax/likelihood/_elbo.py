@@ -41,10 +41,10 @@ from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 def elbo(
     score_fn: NoiseScoreFn,
-    process: ProcessLike,
     x: ArrayLike,
     key: jax.Array,
     *,
+    process: ProcessLike,
     num_steps: int | None = None,
     num_samples: int | None = None,
     num_estimates: int = 1,
@@ -58,9 +58,9 @@ def elbo(
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
-        process: the process that the score was trained for.
         x: data ``[B, ...]``.
         key: a random key.
+        process: the process that the score was trained for.
         num_steps: steps of the hierarchy, on ``processes.time_grid`` (``rho=20``), eq. (1). By
             default infinitely many: continuous time, eq. (3).
         num_samples: steps, or levels in continuous time, at which each estimate evaluates the
@@ -81,7 +81,7 @@ def elbo(
         >>> process = processes.VE(sigma_max=100.0)
         >>> score_fn = lambda x, t: -x / (1.0 + t[:, None] ** 2)  # of data from N(0, I)
         >>> x, key = jnp.ones((1000, 2)), jax.random.key(0)
-        >>> result = elbo(score_fn, process, x, key)  # log p = -1 - log(2 pi) = -2.84
+        >>> result = elbo(score_fn, x, key, process=process)  # log p = -1 - log(2 pi) = -2.84
         >>> print(f"{result.value.mean():.0f} nats, {result.num_evaluations} evaluations")
         -3 nats, 65 evaluations
 
@@ -112,7 +112,7 @@ def elbo(
     def at(u):
         """Return the times and the weights of the errors at places ``u [B]`` in ``[0, 1)``."""
         if num_steps is None:
-            return process.time(high * (low / high) ** u), jnp.log(high / low)
+            return process.time_at(high * (low / high) ** u), jnp.log(high / low)
         step = (u * num_steps).astype(int)
         return times[step], weights[step]
 

@@ -63,10 +63,10 @@ class LogProb(NamedTuple):
 
 def log_prob(
     score_fn: NoiseScoreFn,
-    process: ProcessLike,
     x: ArrayLike,
     key: jax.Array | None = None,
     *,
+    process: ProcessLike,
     divergence: DivergenceFn = exact,
     num_estimates: int = 1,
     sigma_data: ArrayLike = 1.0,
@@ -78,9 +78,9 @@ def log_prob(
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``, row i depending on row i only.
-        process: the process that the score was trained for.
         x: data ``[B, ...]``, taken as samples at ``t_min``.
         key: a random key, for a stochastic ``divergence``; its probes stay fixed along the path.
+        process: the process that the score was trained for.
         divergence: how the trace is computed: `sm_jax.divergence.exact`,
             ``functools.partial(hutchinson, num_probes=...)``, ``hutchpp``.
         num_estimates: independent estimates of the integrated divergence, whose spread gives the
@@ -113,7 +113,7 @@ def log_prob(
         >>> from sm_jax import processes
         >>> process = processes.VE(sigma_max=100.0)
         >>> score_fn = lambda x, t: -x / (1.0 + t[:, None] ** 2)  # of data from N(0, I)
-        >>> result = log_prob(score_fn, process, jnp.zeros((1, 2)))
+        >>> result = log_prob(score_fn, jnp.zeros((1, 2)), process=process)
         >>> print(f"{result.value[0]:.2f} nats, {result.num_evaluations} evaluations")
         -1.84 nats, 198 evaluations
 
@@ -139,7 +139,7 @@ def log_prob(
 
     def at(w, r):
         """Return sigma^2, k, the noised data and the score function of them at noise ratio r."""
-        t = process.time(r)
+        t = process.time_at(r)
         each_t = jnp.broadcast_to(t, x.shape[:1])
         points = (process.alpha(t) * mean + scale(t) * w).astype(x.dtype)
         return process.sigma(t) ** 2, scale(t), points, _checks.at_noise(score_fn, each_t)

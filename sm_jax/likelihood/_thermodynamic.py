@@ -38,7 +38,7 @@ from sm_jax.samplers._metropolis import mala
 from sm_jax.typing import EnergyFn, ProcessLike
 
 
-class LogNormalizers(NamedTuple):
+class NormalizerPath(NamedTuple):
     """The normalizers of a noise-conditional energy.
 
     Attributes:
@@ -64,17 +64,17 @@ def thermodynamic_integration(
     num_levels: int | None = None,
     times: ArrayLike | None = None,
     step_size: ArrayLike = 0.5,
-    num_steps: int = 10,
+    steps_per_level: int = 10,
     sigma_data: ArrayLike = 1.0,
     log_normalizer: ArrayLike | None = None,
-) -> LogNormalizers:
+) -> NormalizerPath:
     """Return ``log Z(t)`` of a noise-conditional energy at every noise level, eq. (2).
 
     One run serves every level, and the noise levels carry the chains between the modes, which
     tempering a single energy (`annealed_importance`) does not do as well; but it is an estimate, no
     bound. With given samples of the data instead of chains it is exact for the model only if the
     model is. It fails where the energy is wrong at some level in between, and where MALA is too
-    slow for the levels to be followed: double ``num_steps`` and ``num_levels`` to see it.
+    slow for the levels to be followed: double ``steps_per_level`` and ``num_levels`` to see it.
 
     Args:
         energy_fn: ``(x [B, ...], t [B]) -> [B]``.
@@ -90,14 +90,15 @@ def thermodynamic_integration(
             ``process.t_max``, where the prior is. From a lower one ``log_normalizer`` has to be
             known, and the chains have to start from draws of that level.
         step_size: step of MALA over ``sigma(t)^2``, the same at all levels.
-        num_steps: steps of MALA at each level: in all ``L (num_steps + 1)`` evaluations of the
-            energy with its gradient, and ``4 L`` of the energy; only these for given samples.
+        steps_per_level: steps of MALA at each level: in all ``L (steps_per_level + 1)`` evaluations
+            of the energy with its gradient, and ``4 L`` of the energy; only these for given
+            samples.
         sigma_data: standard deviation of the data, ``d`` in (1); the nearer, the fewer levels are
             needed.
         log_normalizer: ``log Z`` at the first time, if known; by default eq. (3) at ``t_max``.
 
     Returns:
-        ``LogNormalizers(times [L], value [L], standard_error [L], acceptance_rate [L])``, in nats.
+        ``NormalizerPath(times [L], value [L], standard_error [L], acceptance_rate [L])``, in nats.
 
     Raises:
         TypeError: ``x`` is not floating.
@@ -119,7 +120,7 @@ def thermodynamic_integration(
     Reference: Gelman & Meng 1998, https://doi.org/10.1214/ss/1028905934
     """
     x = _checks.check_data(x)
-    _checks.check_count("num_steps", num_steps)
+    _checks.check_count("steps_per_level", steps_per_level)
     for name, value in (("step_size", step_size), ("sigma_data", sigma_data)):
         _checks.check_scalar(name, value)
         _checks.check_positive(name, value)
@@ -172,7 +173,7 @@ def thermodynamic_integration(
             key,
             energy_fn=lambda x: energy_at(x, t),
             step_size=step_size * process.sigma(t) ** 2,
-            num_steps=num_steps,
+            num_steps=steps_per_level,
         )
         works = work(chain.x, here, above), work(chain.x, here, below)
         return move(chain.x, here, below), (*works, chain.acceptance_rate.mean())
@@ -201,7 +202,7 @@ def thermodynamic_integration(
         first, influence = jnp.asarray(log_normalizer), jnp.zeros_like(integrals[0])
     spread = (integrals + influence[None]).std(axis=1, ddof=1)
     error = spread / jnp.sqrt(jnp.asarray(integrals.shape[1], spread.dtype))
-    return LogNormalizers(times, first + integrals.mean(axis=1), error, accepted)
+    return NormalizerPath(times, first + integrals.mean(axis=1), error, accepted)
 
 
 def _levels(process: ProcessLike, num_levels: int | None, given: bool) -> jax.Array:

@@ -16,11 +16,11 @@ from sm_jax.losses._denoising import (
 from sm_jax.losses._diffusion import (
     diffusion,
     edm_weight,
-    likelihood_t,
+    likelihood_times,
     likelihood_weight,
-    log_normal_t,
+    log_normal_times,
     low_discrepancy,
-    uniform_t,
+    uniform_times,
     unit_weight,
 )
 from sm_jax.losses._implicit import (
@@ -49,9 +49,9 @@ __all__ = [
     "explicit",
     "finite_difference_sliced",
     "implicit",
-    "likelihood_t",
+    "likelihood_times",
     "likelihood_weight",
-    "log_normal_t",
+    "log_normal_times",
     "low_discrepancy",
     "multiscale_denoising",
     "noise_conditional",
@@ -61,6 +61,6 @@ __all__ = [
     "second_order_denoising",
     "second_order_denoising_trace",
     "sliced",
-    "uniform_t",
+    "uniform_times",
     "unit_weight",
 ]

@@ -11,8 +11,8 @@ The weight ``w`` multiplies the squared error of the noise prediction:
     w = (r^2 + d^2) / d^2        EDM, data of standard deviation d (`edm_weight`).
 
 Other distributions ``q`` of ``t`` come with a factor, the *importance*. It is
-``1 / (q(t) (t_max - t_min))`` where the mean of (1) is to be kept, as in `likelihood_t`, and 1
-where the distribution is itself a choice of weight, as in `log_normal_t`. Because
+``1 / (q(t) (t_max - t_min))`` where the mean of (1) is to be kept, as in `likelihood_times`, and 1
+where the distribution is itself a choice of weight, as in `log_normal_times`. Because
 ``g^2 / sigma^2 = 2 (log r)'`` for every process, times with ``log r`` uniform have density
 proportional to the likelihood weight, and the weighted loss then has constant weight.
 
@@ -61,9 +61,9 @@ def likelihood_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
         t: times, any shape.
 
     Returns:
-        The weight at each time; large at small noise, so take times from `likelihood_t`. Multiplied
-        by ``t_max - t_min``, the loss is the part of the negative log-likelihood bound that depends
-        on the score, in nats.
+        The weight at each time; large at small noise, so take times from `likelihood_times`.
+        Multiplied by ``t_max - t_min``, the loss is the part of the negative log-likelihood bound
+        that depends on the score, in nats.
 
     Example:
         >>> from sm_jax import processes
@@ -75,7 +75,7 @@ def likelihood_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
     return diffusion_squared(process, t) / process.sigma(t) ** 2
 
 
-def edm_weight(process: ProcessLike, t: ArrayLike, *, sigma_data: ArrayLike = 0.5) -> jax.Array:
+def edm_weight(process: ProcessLike, t: ArrayLike, *, sigma_data: ArrayLike) -> jax.Array:
     """Return ``(r^2 + d^2) / d^2``: the error of the preconditioned network has weight one.
 
     Args:
@@ -123,7 +123,7 @@ def low_discrepancy(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) ->
     return ((start + jnp.arange(count, dtype=dtype) / max(count, 1)) % 1.0).reshape(shape)
 
 
-def uniform_t(
+def uniform_times(
     process: ProcessLike,
     key: jax.Array,
     shape: tuple[int, ...],
@@ -145,7 +145,8 @@ def uniform_t(
 
     Example:
         >>> from sm_jax import processes
-        >>> t, importance = uniform_t(processes.VPLinear(), jax.random.key(0), (4,), jnp.float32)
+        >>> process, key = processes.VPLinear(), jax.random.key(0)
+        >>> t, importance = uniform_times(process, key, (4,), jnp.float32)
         >>> print(importance)
         [1. 1. 1. 1.]
     """
@@ -154,7 +155,7 @@ def uniform_t(
     return t.astype(dtype), jnp.ones(shape, dtype)
 
 
-def log_normal_t(
+def log_normal_times(
     process: ProcessLike,
     key: jax.Array,
     shape: tuple[int, ...],
@@ -181,7 +182,7 @@ def log_normal_t(
 
     Example:
         >>> from sm_jax import processes
-        >>> t, importance = log_normal_t(processes.EDM(), jax.random.key(0), (4,), jnp.float32)
+        >>> t, importance = log_normal_times(processes.EDM(), jax.random.key(0), (4,), jnp.float32)
         >>> print(importance)
         [1. 1. 1. 1.]
 
@@ -189,11 +190,11 @@ def log_normal_t(
     """
     u = jnp.maximum(uniform(key, shape, dtype), 0.5 * float(jnp.finfo(dtype).eps))  # 0 is -inf
     normal = jax.scipy.special.ndtri(u)
-    t = process.time(jnp.exp(mean + std * normal))
+    t = process.time_at(jnp.exp(mean + std * normal))
     return jnp.clip(t, process.t_min, process.t_max).astype(dtype), jnp.ones(shape, dtype)
 
 
-def likelihood_t(
+def likelihood_times(
     process: ProcessLike,
     key: jax.Array,
     shape: tuple[int, ...],
@@ -214,13 +215,13 @@ def likelihood_t(
 
     Returns:
         ``(t, importance)``, the importance being ``1 / (q(t) (t_max - t_min))``: losses keep the
-        mean that they have under `uniform_t`, and with `likelihood_weight` lose the variance of the
-        weight.
+        mean that they have under `uniform_times`, and with `likelihood_weight` lose the variance of
+        the weight.
 
     Example:
         >>> from sm_jax import processes
         >>> process = processes.VPLinear()
-        >>> t, importance = likelihood_t(process, jax.random.key(0), (3,), jnp.float32)
+        >>> t, importance = likelihood_times(process, jax.random.key(0), (3,), jnp.float32)
         >>> total = likelihood_weight(process, t) * importance
         >>> bool(jnp.allclose(total, total[0]))
         True
@@ -228,7 +229,7 @@ def likelihood_t(
     Reference: Song et al. 2021, section 5, https://arxiv.org/abs/2101.09258
     """
     low, high = (jnp.log(noise_ratio(process, t)) for t in (process.t_min, process.t_max))
-    t = process.time(jnp.exp(low + (high - low) * uniform(key, shape, dtype)))
+    t = process.time_at(jnp.exp(low + (high - low) * uniform(key, shape, dtype)))
     t = jnp.clip(t, process.t_min, process.t_max).astype(dtype)
     density = 0.5 * likelihood_weight(process, t) / (high - low)
     return t, (1.0 / (density * (process.t_max - process.t_min))).astype(dtype)
@@ -240,7 +241,7 @@ def diffusion(
     key: jax.Array,
     *,
     process: ProcessLike,
-    sample_t: TimeSampler = uniform_t,
+    sample_times: TimeSampler = uniform_times,
     weight: WeightFn = unit_weight,
     noise: RandomFn = jax.random.normal,
     control_variate: bool = False,
@@ -252,9 +253,10 @@ def diffusion(
         x: clean data ``[B, ...]``.
         key: a random key.
         process: any process.
-        sample_t: `uniform_t`, `log_normal_t`, `likelihood_t`, with options set by
+        sample_times: `uniform_times`, `log_normal_times`, `likelihood_times`, with options set by
             ``functools.partial``.
-        weight: `unit_weight`, `likelihood_weight`, `edm_weight`, or any ``(process, t) -> [B]``.
+        weight: `unit_weight`, `likelihood_weight`, ``partial(edm_weight, sigma_data=0.5)``, or any
+            ``(process, t) -> [B]``.
         noise: source of the unit normal noise, with the signature of ``jax.random.normal``.
         control_variate: as in `denoising`, for the smallest noise levels.
 
@@ -282,7 +284,7 @@ def diffusion(
     x = _checks.check_data(x)
     key_t, key_noise = jax.random.split(key)
     _warn_of_rounding(process, x)
-    t, importance = sample_t(process, key_t, x.shape[:1], _checks.accumulator(x.dtype))
+    t, importance = sample_times(process, key_t, x.shape[:1], _checks.accumulator(x.dtype))
     t = _checks.check_per_example("t", t, x)
     importance = _checks.check_per_example("importance", importance, x)
     z = _checks.drawn(noise, key_noise, x)

@@ -7,11 +7,11 @@ of order one such as `log(sigma) / 4`, which `sm_jax.parameterization.preconditi
 The output layer starts at zero, so that a preconditioned network starts as the score of a Gaussian.
 """
 
+from sm_jax.models._bins import (
+    BinMLP,
+)
 from sm_jax.models._functional import (
     functional,
-)
-from sm_jax.models._levels import (
-    LevelMLP,
 )
 from sm_jax.models._mlp import (
     MLP,
@@ -23,8 +23,8 @@ from sm_jax.models._unet import (
 
 __all__ = [
     "MLP",
+    "BinMLP",
     "EnergyMLP",
-    "LevelMLP",
     "UNet",
     "functional",
 ]

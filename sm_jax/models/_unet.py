@@ -173,17 +173,17 @@ class _Up(nnx.Module):
 class UNet(nnx.Module):
     """U-Net, conditioned on the noise level, for images of any size and number of channels.
 
-    Equations (1) to (4) of this module, with `num_blocks` blocks per level on the way down and
+    Equations (1) to (4) of this module, with `num_blocks` blocks per resolution on the way down and
     `num_blocks + 1` on the way up. The output is zero until the first update.
 
     Args:
       image_shape: `(H, W, C)` of one image; odd sizes are fine.
       channels: number of channels at full resolution.
-      channel_multipliers: the channels at each level as multiples of `channels`; each level after
-        the first halves the resolution.
-      num_blocks: residual blocks per level.
-      attention_levels: the number of levels, counted from the lowest resolution, with
-        self-attention after each block; its time and memory grow as (H W)^2 of the level.
+      channel_multipliers: the channels at each resolution as multiples of `channels`; each one
+        after the first halves the resolution.
+      num_blocks: residual blocks per resolution.
+      attention_resolutions: the number of resolutions, counted from the lowest resolution, with
+        self-attention after each block; its time and memory grow as (H W)^2 of the resolution.
       cond_dims: number of conditioning features; 0 for an unconditional network.
       dropout: probability of dropping a hidden feature, when called with `rngs`.
       dtype: dtype of the computation, e.g. `jnp.bfloat16`; by default that of input and parameters.
@@ -195,9 +195,9 @@ class UNet(nnx.Module):
       array of the shape and dtype of `x`. `cond=None` is the same as zeros: no condition.
 
     Raises:
-      ValueError: for sizes below 1, a dropout rate outside [0, 1), more levels with attention than
-        levels, and, when called, for arrays of other shapes, or conditioning features given to an
-        unconditional network.
+      ValueError: for sizes below 1, a dropout rate outside [0, 1), more resolutions with attention
+        than resolutions, and, when called, for arrays of other shapes, or conditioning features
+        given to an unconditional network.
       TypeError: when called on arrays that are not floating point.
 
     Example:
@@ -221,7 +221,7 @@ class UNet(nnx.Module):
         channels: int = 32,
         channel_multipliers: Sequence[int] = (1, 2, 2),
         num_blocks: int = 1,
-        attention_levels: int = 1,
+        attention_resolutions: int = 1,
         cond_dims: int = 0,
         dropout: float = 0.0,
         dtype: jax.typing.DTypeLike | None = None,
@@ -235,21 +235,21 @@ class UNet(nnx.Module):
                 "images without a channel axis one of size 1"
             )
         if not multipliers:
-            raise ValueError("channel_multipliers must name at least one level, got ().")
+            raise ValueError("channel_multipliers must name at least one resolution, got ().")
         check_count("channels", channels)
         check_count("num_blocks", num_blocks)
-        check_count("attention_levels", attention_levels, 0)
+        check_count("attention_resolutions", attention_resolutions, 0)
         check_count("cond_dims", cond_dims, 0)
         _checks.check_rate(dropout)
-        if attention_levels > len(multipliers):
+        if attention_resolutions > len(multipliers):
             raise ValueError(
-                f"attention_levels must be at most the number of levels, {len(multipliers)} by "
-                f"channel_multipliers={multipliers}; got {attention_levels}"
+                "attention_resolutions must be at most the number of resolutions, "
+                f"{len(multipliers)} by channel_multipliers={multipliers}; got {attention_resolutions}"
             )
         self.cond_dims = cond_dims
         embed_dims = 4 * channels
         widths = [channels * multiplier for multiplier in multipliers]
-        attends = [level >= len(widths) - attention_levels for level in range(len(widths))]
+        attends = [level >= len(widths) - attention_resolutions for level in range(len(widths))]
         common = {"dtype": dtype, "rngs": rngs}
 
         def block(inputs, outputs, attention):

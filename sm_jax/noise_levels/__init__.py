@@ -27,7 +27,7 @@ A ladder is ``sigma_1 > sigma_2 > ... > sigma_L > 0``, largest noise first. Song
    ``2 / (2 - h) < g^2`` and ``h < 1``, ``v_T`` is strictly convex in ``h`` with a falling start and
    a rising end, and beyond, it is larger; so the minimum is one, and a root of the derivative.
 4. ``sigma_L`` is not chosen by the paper beyond "small enough": 0.01 for images in [0, 1]. Here it
-   is a tenth of the distance to a neighbour: see `smallest_level`.
+   is a tenth of the distance to a neighbour: see `smallest_sigma`.
 
 These are functions for setting up, of concrete numbers: they run in float64 NumPy, outside ``jit``.
 """
@@ -36,11 +36,11 @@ from sm_jax.noise_levels._from_data import (
     NoiseLevels,
     langevin_step_size,
     langevin_variance,
-    largest_level,
-    level_ratio,
+    largest_sigma,
     noise_levels_from_data,
     num_levels,
-    smallest_level,
+    sigma_ratio,
+    smallest_sigma,
 )
 from sm_jax.noise_levels._ladders import geometric, karras
 
@@ -50,9 +50,9 @@ __all__ = [
     "karras",
     "langevin_step_size",
     "langevin_variance",
-    "largest_level",
-    "level_ratio",
+    "largest_sigma",
     "noise_levels_from_data",
     "num_levels",
-    "smallest_level",
+    "sigma_ratio",
+    "smallest_sigma",
 ]

@@ -20,7 +20,7 @@ _LARGEST_RATIO = 1.5
 _CHUNK = 2**22  # distances held at once
 
 
-def largest_level(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> float:
+def largest_sigma(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> float:
     """Return the largest Euclidean distance between two examples: Technique 1, for ``sigma_1``.
 
     Exact for up to ``max_points`` examples. Of more, it is that of a random subset, hence a little
@@ -40,7 +40,7 @@ def largest_level(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> fl
 
     Example:
         >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0], [3.0, 0.0]])
-        >>> largest_level(x, jax.random.key(0))
+        >>> largest_sigma(x, jax.random.key(0))
         5.0
 
     References:
@@ -49,7 +49,7 @@ def largest_level(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> fl
     return _distances(_subset(x, key, max_points))[0]
 
 
-def smallest_level(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> float:
+def smallest_sigma(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> float:
     """Return a tenth of the typical distance to a neighbour per root dimension, for ``sigma_L``.
 
         sigma_L = 1/10 median_n min_m |x_n - x_m| / sqrt(D),    over x_m != x_n.            (4)
@@ -73,14 +73,14 @@ def smallest_level(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> f
 
     Example:
         >>> x = jnp.array([[0.0], [0.0], [1.0], [3.0]])
-        >>> print(round(smallest_level(x, jax.random.key(0)), 3))
+        >>> print(round(smallest_sigma(x, jax.random.key(0)), 3))
         0.1
     """
     points = _subset(x, key, max_points)
     return float(np.median(_distances(points)[1])) / 10 / math.sqrt(points.shape[1])
 
 
-def level_ratio(num_dims: int, *, overlap: float = 0.5) -> float:
+def sigma_ratio(num_dims: int, *, overlap: float = 0.5) -> float:
     """Return the ratio of neighbouring levels at which they overlap by one half: equation (1).
 
     It is close to ``1 + 3 / (sqrt(2 D) - 3)``. In up to four dimensions the overlap is above one
@@ -102,7 +102,7 @@ def level_ratio(num_dims: int, *, overlap: float = 0.5) -> float:
         ValueError: ``num_dims < 1`` or ``overlap`` outside (0, 0.99).
 
     Example:
-        >>> print(round(level_ratio(3072), 5), level_ratio(2))
+        >>> print(round(sigma_ratio(3072), 5), sigma_ratio(2))
         1.0398 inf
 
     References:
@@ -124,14 +124,14 @@ def level_ratio(num_dims: int, *, overlap: float = 0.5) -> float:
     return scipy.optimize.brentq(excess, 1.0, no_overlap, xtol=1e-15, rtol=1e-15)
 
 
-def num_levels(sigma_max: float, sigma_min: float, ratio: float) -> int:
+def num_levels(*, sigma_min: float, sigma_max: float, ratio: float) -> int:
     """Return how many geometric levels keep neighbours within ``ratio`` of each other.
 
         L = 1 + ceil(log(sigma_max / sigma_min) / log(ratio)).                              (5)
 
     Args:
-        sigma_max: the largest level.
-        sigma_min: the smallest level.
+        sigma_min: the smallest noise level.
+        sigma_max: the largest one.
         ratio: the largest allowed ratio of neighbours, above 1 and finite.
 
     Returns:
@@ -141,26 +141,26 @@ def num_levels(sigma_max: float, sigma_min: float, ratio: float) -> int:
         ValueError: levels not positive, ``sigma_min >= sigma_max``, or ``ratio`` not in (1, inf).
 
     Example:
-        >>> num_levels(8.0, 1.0, 2.0), num_levels(8.1, 1.0, 2.0)
-        (4, 5)
+        >>> [num_levels(sigma_min=1.0, sigma_max=high, ratio=2.0) for high in (8.0, 8.1)]
+        [4, 5]
     """
-    check_ends(sigma_max, sigma_min)
+    check_ends(sigma_max=sigma_max, sigma_min=sigma_min)
     if not 1 < ratio < math.inf:
         raise ValueError(
             f"ratio must be above 1 and finite, got {ratio}: in up to 4 dimensions, where "
-            f"level_ratio is infinite, {_LARGEST_RATIO} is a good one."
+            f"sigma_ratio is infinite, {_LARGEST_RATIO} is a good one."
         )
     intervals = math.log(sigma_max / sigma_min) / math.log(ratio)
     return 1 + math.ceil(intervals * (1 - 1e-12))  # 8, 4, 2, 1 is four levels, rounding or not
 
 
-def langevin_variance(relative_step: float, ratio: float, num_steps: int) -> float:
+def langevin_variance(relative_step: float, ratio: float, steps_per_level: int) -> float:
     """Return ``v_T``, equation (3): the variance after one level, 1 where it has equilibrated.
 
     Args:
         relative_step: ``h = e / sigma_L^2 = a_i / sigma_i^2``, in (0, 2).
         ratio: of neighbouring levels, ``g``.
-        num_steps: Langevin steps per level, ``T``.
+        steps_per_level: Langevin steps per level, ``T``.
 
     Returns:
         The variance in units of ``sigma_i^2``, when started at ``g^2``.
@@ -170,10 +170,10 @@ def langevin_variance(relative_step: float, ratio: float, num_steps: int) -> flo
         1.0555
     """
     stationary = 2 / (2 - relative_step)
-    return (1 - relative_step) ** (2 * num_steps) * (ratio**2 - stationary) + stationary
+    return (1 - relative_step) ** (2 * steps_per_level) * (ratio**2 - stationary) + stationary
 
 
-def langevin_step_size(sigmas: ArrayLike, num_steps: int) -> float:
+def langevin_step_size(sigmas: ArrayLike, *, steps_per_level: int) -> float:
     """Return the step size ``e`` of annealed Langevin dynamics (2) that minimises ``v_T`` (3).
 
     The minimum over all stable steps is unique (see the module). ``v_T`` grows with the ratio of
@@ -185,31 +185,32 @@ def langevin_step_size(sigmas: ArrayLike, num_steps: int) -> float:
 
     Args:
         sigmas: strictly decreasing levels ``[L]``, at least 2.
-        num_steps: Langevin steps per level, ``T``.
+        steps_per_level: Langevin steps per level, ``T``.
 
     Returns:
         The step size at the last level, ``e = h sigma_L^2``, in squared units of the data. For the
         ladder of CIFAR-10 (50 to 0.01 in 232 levels, 5 steps) it is 6.2e-6, as published.
 
     Raises:
-        TypeError: ``num_steps`` is not an integer.
+        TypeError: ``steps_per_level`` is not an integer.
         ValueError: levels not positive and strictly decreasing or fewer than two, or
-            ``num_steps < 1``.
+            ``steps_per_level < 1``.
 
     Example:
-        >>> print(f"{langevin_step_size(geometric(50.0, 0.01, 232), 5):.1e}")
+        >>> sigmas = geometric(sigma_min=0.01, sigma_max=50.0, num_levels=232)
+        >>> print(f"{langevin_step_size(sigmas, steps_per_level=5):.1e}")
         6.2e-06
 
     References:
         Song & Ermon 2020, Technique 4, https://arxiv.org/abs/2006.09011.
     """
     _checks.check_levels("sigmas", sigmas)
-    _checks.check_count("num_steps", num_steps)
+    _checks.check_count("steps_per_level", steps_per_level)
     levels = np.asarray(sigmas, np.float64)
     if len(levels) < 2:
         raise ValueError(f"sigmas must hold at least two levels, got {levels}.")
     ratio = float(np.max(levels[:-1] / levels[1:]))
-    return _relative_step(ratio, num_steps) * float(levels[-1]) ** 2
+    return _relative_step(ratio, steps_per_level) * float(levels[-1]) ** 2
 
 
 class NoiseLevels(NamedTuple):
@@ -223,7 +224,7 @@ class NoiseLevels(NamedTuple):
         ratio: of neighbouring levels.
         num_levels: ``L``.
         step_size: of annealed Langevin dynamics at the last level.
-        num_steps: Langevin steps per level for which it was computed.
+        steps_per_level: Langevin steps per level for which it was computed.
         num_dims: numbers in one example, ``D``.
         mean: mean of all the data, of the shape of one example. Distances do not tell where the
             data are: center the prior there, ``VE(sigma_min, sigma_max, mean=levels.mean)``.
@@ -232,12 +233,12 @@ class NoiseLevels(NamedTuple):
     """
 
     sigmas: jax.Array
-    sigma_max: float
     sigma_min: float
+    sigma_max: float
     ratio: float
     num_levels: int
     step_size: float
-    num_steps: int
+    steps_per_level: int
     num_dims: int
     mean: jax.Array
     overlap: float = 0.5
@@ -258,7 +259,7 @@ class NoiseLevels(NamedTuple):
         )
         low, high = float(self.mean.min()), float(self.mean.max())
         mean = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
-        limit = level_ratio(self.num_dims, overlap=self.overlap)
+        limit = sigma_ratio(self.num_dims, overlap=self.overlap)
         share = "one half" if self.overlap == 0.5 else f"{self.overlap:.4g}"
         reason = (
             f"at most {limit:.6g}, where neighbouring levels overlap by {share} (Technique 2)"
@@ -267,7 +268,7 @@ class NoiseLevels(NamedTuple):
             f"{limit:.3g})"
         )
         relative = self.step_size / self.sigma_min**2
-        variance = langevin_variance(relative, self.ratio, self.num_steps)
+        variance = langevin_variance(relative, self.ratio, self.steps_per_level)
         return "\n".join(
             [
                 f"{self.num_levels} geometric noise levels for examples of {self.num_dims} numbers",
@@ -275,8 +276,8 @@ class NoiseLevels(NamedTuple):
                 f"  sigma_min  {self.sigma_min:<10.4g} {smallest}",
                 f"  ratio      {self.ratio:<10.6g} {reason}",
                 f"  step_size  {self.step_size:<10.3g} {relative:.3g} sigma_min^2: with "
-                f"{self.num_steps} Langevin steps per level the variance ends at {variance:.4g} of "
-                "the level's, the closest to 1 (Technique 4)",
+                f"{self.steps_per_level} Langevin steps per level the variance ends at "
+                f"{variance:.4g} of the level's, the closest to 1 (Technique 4)",
                 f"  mean       {mean:<10} of the data, where a process needs its prior centered",
             ]
         )
@@ -288,13 +289,13 @@ def noise_levels_from_data(
     *,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
-    num_steps: int = 5,
+    steps_per_level: int = 5,
     overlap: float = 0.5,
     max_points: int = 2000,
 ) -> NoiseLevels:
     """Return a geometric ladder of noise levels for ``x``, with the step size to sample by it.
 
-    Largest level by `largest_level`, smallest by `smallest_level`, ratio by `level_ratio` but at
+    Largest level by `largest_sigma`, smallest by `smallest_sigma`, ratio by `sigma_ratio` but at
     most 1.5, number by `num_levels`, step size by `langevin_step_size`. The cap matters below 40
     dimensions, where levels overlap at almost any ratio: at 1.5 five Langevin steps still
     bring the standard deviation within 10 % of the level's.
@@ -305,10 +306,10 @@ def noise_levels_from_data(
     Args:
         x: data ``[N, ...]``, floating, at least two examples distinct.
         key: for the subset of a large data set.
-        sigma_min: the smallest level, in units of the data, instead of that by `smallest_level`.
-        sigma_max: the largest level, instead of that by `largest_level`.
-        num_steps: Langevin steps per level.
-        overlap: of neighbouring levels, see `level_ratio`.
+        sigma_min: the smallest level, in units of the data, instead of that by `smallest_sigma`.
+        sigma_max: the largest level, instead of that by `largest_sigma`.
+        steps_per_level: Langevin steps per level.
+        overlap: of neighbouring levels, see `sigma_ratio`.
         max_points: how many examples to compare at most.
 
     Returns:
@@ -341,17 +342,19 @@ def noise_levels_from_data(
     )
     _check_given(given, sigma_max, sigma_min)
     number = num_levels(
-        sigma_max, sigma_min, min(level_ratio(num_dims, overlap=overlap), _LARGEST_RATIO)
+        sigma_max=sigma_max,
+        sigma_min=sigma_min,
+        ratio=min(sigma_ratio(num_dims, overlap=overlap), _LARGEST_RATIO),
     )
-    sigmas = geometric(sigma_max, sigma_min, number)
+    sigmas = geometric(sigma_max=sigma_max, sigma_min=sigma_min, num_levels=number)
     return NoiseLevels(
         sigmas=sigmas,
         sigma_max=sigma_max,
         sigma_min=sigma_min,
         ratio=(sigma_max / sigma_min) ** (1 / (number - 1)),
         num_levels=number,
-        step_size=langevin_step_size(sigmas, num_steps),
-        num_steps=num_steps,
+        step_size=langevin_step_size(sigmas, steps_per_level=steps_per_level),
+        steps_per_level=steps_per_level,
         num_dims=num_dims,
         mean=jnp.asarray(np.mean(np.asarray(x), axis=0, dtype=np.float64), float),
         overlap=overlap,
@@ -371,12 +374,12 @@ def _check_given(given, sigma_max, sigma_min):
         )
 
 
-def _relative_step(ratio, num_steps):
+def _relative_step(ratio, steps_per_level):
     """Return the ``h`` that minimises equation (3): the root of its derivative."""
 
     def derivative(h):
-        kept = (1 - h) ** (2 * num_steps - 1)
-        falling = 2 * num_steps * kept * (ratio**2 - 2 / (2 - h))
+        kept = (1 - h) ** (2 * steps_per_level - 1)
+        falling = 2 * steps_per_level * kept * (ratio**2 - 2 / (2 - h))
         return (1 - kept * (1 - h)) * 2 / (2 - h) ** 2 - falling
 
     # At the upper end the chain forgets its start, or its start is the stationary variance.

@@ -7,12 +7,12 @@ import numpy as np
 from sm_jax import _checks
 
 
-def geometric(sigma_max: float, sigma_min: float, num_levels: int) -> jax.Array:
+def geometric(*, sigma_min: float, sigma_max: float, num_levels: int) -> jax.Array:
     """Return levels in geometric progression, ``sigma_max (sigma_min / sigma_max)^(i / (L - 1))``.
 
     Args:
-        sigma_max: the first level, in units of the data.
-        sigma_min: the last level.
+        sigma_min: the last noise level, in units of the data.
+        sigma_max: the first one.
         num_levels: how many, at least 2.
 
     Returns:
@@ -23,24 +23,24 @@ def geometric(sigma_max: float, sigma_min: float, num_levels: int) -> jax.Array:
             many that neighbours coincide in the default float type.
 
     Example:
-        >>> print(geometric(10.0, 0.1, 3))
+        >>> print(geometric(sigma_min=0.1, sigma_max=10.0, num_levels=3))
         [10.   1.   0.1]
 
     References:
         Song & Ermon 2019, https://arxiv.org/abs/1907.05600.
     """
-    check_ends(sigma_max, sigma_min, num_levels)
+    check_ends(sigma_min=sigma_min, sigma_max=sigma_max, num_levels=num_levels)
     return _ladder(np.geomspace(sigma_max, sigma_min, num_levels), sigma_max, sigma_min)
 
 
-def karras(sigma_max: float, sigma_min: float, num_levels: int, rho: float = 7.0) -> jax.Array:
+def karras(*, sigma_min: float, sigma_max: float, num_levels: int, rho: float = 7.0) -> jax.Array:
     """Return levels evenly spaced in ``sigma^(1 / rho)``.
 
     With ``rho = 1`` they are evenly spaced, with ``rho -> inf`` geometric.
 
     Args:
-        sigma_max: the first level, in units of the data.
-        sigma_min: the last level.
+        sigma_min: the last noise level, in units of the data.
+        sigma_max: the first one.
         num_levels: how many, at least 2.
         rho: concentration at the small levels, positive.
 
@@ -51,19 +51,19 @@ def karras(sigma_max: float, sigma_min: float, num_levels: int, rho: float = 7.0
         ValueError: as for `geometric`, or ``rho`` not positive.
 
     Example:
-        >>> print(karras(80.0, 0.002, 3).round(2))
+        >>> print(karras(sigma_min=0.002, sigma_max=80.0, num_levels=3).round(2))
         [80.    2.52  0.  ]
 
     References:
         Karras et al. 2022, equation (5), https://arxiv.org/abs/2206.00364.
     """
-    check_ends(sigma_max, sigma_min, num_levels)
+    check_ends(sigma_min=sigma_min, sigma_max=sigma_max, num_levels=num_levels)
     _checks.check_positive("rho", rho)
     levels = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_levels) ** rho
     return _ladder(levels, sigma_max, sigma_min)
 
 
-def check_ends(sigma_max, sigma_min, num_levels=2):
+def check_ends(*, sigma_min, sigma_max, num_levels=2):
     _checks.check_positive("sigma_max", sigma_max)
     _checks.check_positive("sigma_min", sigma_min)
     if sigma_min >= sigma_max:

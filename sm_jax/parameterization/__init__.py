@@ -2,10 +2,10 @@
 
 | function | from | to |
 |---|---|---|
-| `score_from_noise`, `noise_from_score` | noise prediction | score, and back |
-| `noise_from_clean`, `clean_from_noise` | clean data | noise prediction, and back |
-| `noise_from_v`, `v_from_noise` | v-prediction | noise prediction, and back |
-| `noise_from_velocity`, `velocity_from_noise` | velocity (flow matching) | noise, and back |
+| `score_from_eps`, `eps_from_score` | noise prediction | score, and back |
+| `eps_from_x0`, `x0_from_eps` | clean data | noise prediction, and back |
+| `eps_from_v`, `v_from_eps` | v-prediction | noise prediction, and back |
+| `eps_from_velocity`, `velocity_from_eps` | velocity (flow matching) | noise, and back |
 | `score_from_denoiser`, `denoiser_from_score` | denoiser function | score function, and back |
 | `score_from_energy` | energy function | score function |
 | `precondition`, `precondition_energy` | network of unit scale | score function, energy function |
@@ -13,33 +13,33 @@
 """
 
 from sm_jax.parameterization._conversions import (
-    clean_from_noise,
     denoiser_from_score,
-    noise_from_clean,
-    noise_from_score,
-    noise_from_v,
-    noise_from_velocity,
+    eps_from_score,
+    eps_from_v,
+    eps_from_velocity,
+    eps_from_x0,
     score_from_denoiser,
-    score_from_noise,
-    v_from_noise,
-    velocity_from_noise,
+    score_from_eps,
+    v_from_eps,
+    velocity_from_eps,
+    x0_from_eps,
 )
 from sm_jax.parameterization._networks import precondition, precondition_energy, score_from_energy
 from sm_jax.parameterization._process import change_process
 
 __all__ = [
     "change_process",
-    "clean_from_noise",
     "denoiser_from_score",
-    "noise_from_clean",
-    "noise_from_score",
-    "noise_from_v",
-    "noise_from_velocity",
+    "eps_from_score",
+    "eps_from_v",
+    "eps_from_velocity",
+    "eps_from_x0",
     "precondition",
     "precondition_energy",
     "score_from_denoiser",
     "score_from_energy",
-    "score_from_noise",
-    "v_from_noise",
-    "velocity_from_noise",
+    "score_from_eps",
+    "v_from_eps",
+    "velocity_from_eps",
+    "x0_from_eps",
 ]

@@ -40,7 +40,7 @@ def _slopes(process: ProcessLike, x: jax.Array, t: ArrayLike) -> tuple[jax.Array
     return tuple(_checks.expand_like(slope, x) for slope in slopes)
 
 
-def noise_from_score(
+def eps_from_score(
     score: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
     """Return the noise prediction ``eps = -sigma s``, eq. (1).
@@ -57,7 +57,7 @@ def noise_from_score(
     Example:
         >>> from sm_jax import processes
         >>> x = jnp.ones((1, 2))
-        >>> print(noise_from_score(-x, x, 3.0, process=processes.VE()))
+        >>> print(eps_from_score(-x, x, 3.0, process=processes.VE()))
         [[3. 3.]]
     """
     score, x = _checks.as_floating(score), _checks.check_data(x)
@@ -65,7 +65,7 @@ def noise_from_score(
     return (-sigma * score).astype(x.dtype)
 
 
-def score_from_noise(
+def score_from_eps(
     eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
     """Return the score ``s = -eps / sigma``, eq. (1).
@@ -82,7 +82,7 @@ def score_from_noise(
     Example:
         >>> from sm_jax import processes
         >>> x = jnp.ones((1, 2))
-        >>> print(score_from_noise(6.0 * x, x, 3.0, process=processes.VE()))
+        >>> print(score_from_eps(6.0 * x, x, 3.0, process=processes.VE()))
         [[-2. -2.]]
     """
     eps, x = _checks.as_floating(eps), _checks.check_data(x)
@@ -90,9 +90,7 @@ def score_from_noise(
     return (-eps / sigma).astype(x.dtype)
 
 
-def noise_from_clean(
-    clean: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
-) -> jax.Array:
+def eps_from_x0(clean: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
     """Return the noise prediction ``eps = (x_t - alpha D) / sigma``, eq. (2).
 
     Args:
@@ -107,7 +105,7 @@ def noise_from_clean(
     Example:
         >>> from sm_jax import processes
         >>> x = jnp.ones((1, 2))
-        >>> print(noise_from_clean(0.0 * x, x, 2.0, process=processes.VE()))
+        >>> print(eps_from_x0(0.0 * x, x, 2.0, process=processes.VE()))
         [[0.5 0.5]]
     """
     clean, x = _checks.as_floating(clean), _checks.check_data(x)
@@ -115,9 +113,7 @@ def noise_from_clean(
     return ((x - alpha * clean) / sigma).astype(x.dtype)
 
 
-def clean_from_noise(
-    eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
-) -> jax.Array:
+def x0_from_eps(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
     """Return the prediction of the clean data ``D = (x_t - sigma eps) / alpha``, eq. (2).
 
     Args:
@@ -132,7 +128,7 @@ def clean_from_noise(
     Example:
         >>> from sm_jax import processes
         >>> x = jnp.ones((1, 2))
-        >>> print(clean_from_noise(0.5 * x, x, 2.0, process=processes.VE()))
+        >>> print(x0_from_eps(0.5 * x, x, 2.0, process=processes.VE()))
         [[0. 0.]]
     """
     eps, x = _checks.as_floating(eps), _checks.check_data(x)
@@ -140,7 +136,7 @@ def clean_from_noise(
     return ((x - sigma * eps) / alpha).astype(x.dtype)
 
 
-def noise_from_v(v: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
+def eps_from_v(v: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
     """Return the noise prediction from ``v``: ``(alpha v + sigma x_t) / (alpha^2 + sigma^2)``.
 
     Args:
@@ -155,7 +151,7 @@ def noise_from_v(v: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLi
     Example:
         >>> from sm_jax import processes
         >>> x = jnp.ones((1, 2))
-        >>> print(noise_from_v(0.0 * x, x, 1.0, process=processes.VE()))
+        >>> print(eps_from_v(0.0 * x, x, 1.0, process=processes.VE()))
         [[0.5 0.5]]
     """
     v, x = _checks.as_floating(v), _checks.check_data(x)
@@ -163,7 +159,7 @@ def noise_from_v(v: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLi
     return ((alpha * v + sigma * x) / (alpha**2 + sigma**2)).astype(x.dtype)
 
 
-def v_from_noise(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
+def v_from_eps(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
     """Return ``v = alpha eps - sigma D``, eq. (3).
 
     Args:
@@ -178,7 +174,7 @@ def v_from_noise(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: Process
     Example:
         >>> from sm_jax import processes
         >>> x = jnp.ones((1, 2))
-        >>> print(v_from_noise(0.5 * x, x, 2.0, process=processes.VE()))
+        >>> print(v_from_eps(0.5 * x, x, 2.0, process=processes.VE()))
         [[0.5 0.5]]
     """
     eps, x = _checks.as_floating(eps), _checks.check_data(x)
@@ -186,7 +182,7 @@ def v_from_noise(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: Process
     return (alpha * eps - sigma * (x - sigma * eps) / alpha).astype(x.dtype)
 
 
-def noise_from_velocity(
+def eps_from_velocity(
     velocity: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
     """Return the noise prediction from the velocity ``u``, eq. (4).
@@ -203,7 +199,7 @@ def noise_from_velocity(
     Example:
         >>> from sm_jax import processes
         >>> x = jnp.ones((1, 2))
-        >>> print(noise_from_velocity(x, x, 2.0, process=processes.VE()))
+        >>> print(eps_from_velocity(x, x, 2.0, process=processes.VE()))
         [[1. 1.]]
     """
     velocity, x = _checks.as_floating(velocity), _checks.check_data(x)
@@ -213,7 +209,7 @@ def noise_from_velocity(
     return ((velocity - rate * x) / (sigma_slope - sigma * rate)).astype(x.dtype)
 
 
-def velocity_from_noise(
+def velocity_from_eps(
     eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
     """Return the velocity ``u = alpha' D + sigma' eps`` of the probability flow, eq. (4).
@@ -230,7 +226,7 @@ def velocity_from_noise(
     Example:
         >>> from sm_jax import processes
         >>> x = jnp.ones((1, 2))
-        >>> print(velocity_from_noise(0.5 * x, x, 2.0, process=processes.VE()))
+        >>> print(velocity_from_eps(0.5 * x, x, 2.0, process=processes.VE()))
         [[0.5 0.5]]
     """
     eps, x = _checks.as_floating(eps), _checks.check_data(x)
@@ -240,7 +236,7 @@ def velocity_from_noise(
 
 
 def score_from_denoiser(
-    denoiser_fn: Callable[[jax.Array, jax.Array], jax.Array], process: ProcessLike
+    denoiser_fn: Callable[[jax.Array, jax.Array], jax.Array], *, process: ProcessLike
 ) -> NoiseScoreFn:
     """Return the score function of a denoiser, ``s = (alpha D - x_t) / sigma^2``, eq. (1).
 
@@ -253,7 +249,7 @@ def score_from_denoiser(
 
     Example:
         >>> from sm_jax import processes
-        >>> score_fn = score_from_denoiser(lambda x, t: 0.0 * x, processes.VE())
+        >>> score_fn = score_from_denoiser(lambda x, t: 0.0 * x, process=processes.VE())
         >>> print(score_fn(jnp.ones((1, 2)), jnp.array([2.0])))
         [[-0.25 -0.25]]
     """
@@ -266,7 +262,7 @@ def score_from_denoiser(
 
 
 def denoiser_from_score(
-    score_fn: NoiseScoreFn, process: ProcessLike
+    score_fn: NoiseScoreFn, *, process: ProcessLike
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Return the denoiser of a score function, ``D = (x_t + sigma^2 s) / alpha``, eq. (1).
 
@@ -279,7 +275,7 @@ def denoiser_from_score(
 
     Example:
         >>> from sm_jax import processes
-        >>> denoiser_fn = denoiser_from_score(lambda x, t: -x / 8.0, processes.VE())
+        >>> denoiser_fn = denoiser_from_score(lambda x, t: -x / 8.0, process=processes.VE())
         >>> print(denoiser_fn(jnp.ones((1, 2)), jnp.array([2.0])))
         [[0.5 0.5]]
     """

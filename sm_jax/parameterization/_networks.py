@@ -63,9 +63,9 @@ def _centered(x: jax.Array, alpha: jax.Array, process: ProcessLike) -> jax.Array
 
 def precondition(
     network: Callable[[jax.Array, jax.Array], jax.Array],
-    process: ProcessLike,
     *,
-    sigma_data: ArrayLike = 0.5,
+    process: ProcessLike,
+    sigma_data: ArrayLike,
 ) -> NoiseScoreFn:
     """Return the score function of a network ``F``, preconditioned as in EDM, for any process.
 
@@ -75,8 +75,8 @@ def precondition(
         network: ``F``, mapping inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to
             outputs ``[B, ...]``.
         process: any process; its ``mean``, that of the data, is zero if it has none.
-        sigma_data: standard deviation of the data, ``d``, one number. 0.5 is that of EDM, for
-            images from -1 to 1; where no network is made with it, the default is 1.
+        sigma_data: standard deviation of the data, ``d``, one number: 0.5 in EDM, for
+            images from -1 to 1.
 
     Returns:
         A score function ``(x_t [B, ...], t [B]) -> [B, ...]``.
@@ -88,7 +88,7 @@ def precondition(
 
     Example:
         >>> from sm_jax import processes
-        >>> score_fn = precondition(lambda x, c: 0.0 * x, processes.VE(), sigma_data=1.0)
+        >>> score_fn = precondition(lambda x, c: 0.0 * x, process=processes.VE(), sigma_data=1.0)
         >>> print(score_fn(jnp.ones((1, 2)), jnp.array([2.0])).round(3))
         [[-0.2 -0.2]]
 
@@ -114,9 +114,9 @@ def precondition(
 
 def precondition_energy(
     network: Callable[[jax.Array, jax.Array], jax.Array],
-    process: ProcessLike,
     *,
-    sigma_data: ArrayLike = 0.5,
+    process: ProcessLike,
+    sigma_data: ArrayLike,
 ) -> EnergyFn:
     """Return the noise-conditional energy of a scalar network ``e``, preconditioned, eq. (2).
 
@@ -127,8 +127,8 @@ def precondition_energy(
         network: ``e``, mapping inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to
             numbers ``[B]``.
         process: any process; its ``mean``, that of the data, is zero if it has none.
-        sigma_data: standard deviation of the data, ``d``, one number. 0.5 is that of EDM, for
-            images from -1 to 1; where no network is made with it, the default is 1.
+        sigma_data: standard deviation of the data, ``d``, one number: 0.5 in EDM, for
+            images from -1 to 1.
 
     Returns:
         An energy ``(x_t [B, ...], t [B]) -> [B]``, in nats, in float32 at least.
@@ -141,7 +141,8 @@ def precondition_energy(
 
     Example:
         >>> from sm_jax import processes
-        >>> energy_fn = precondition_energy(lambda x, c: 0.0 * c, processes.VE(), sigma_data=1.0)
+        >>> energy_fn = precondition_energy(
+        ...     lambda x, c: 0.0 * c, process=processes.VE(), sigma_data=1.0)
         >>> print(energy_fn(jnp.ones((1, 2)), jnp.array([2.0])).round(6))
         [0.2]
     """

@@ -9,7 +9,7 @@ from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 
 def change_process(
-    score_fn: NoiseScoreFn, source: ProcessLike, target: ProcessLike
+    score_fn: NoiseScoreFn, *, source: ProcessLike, target: ProcessLike
 ) -> NoiseScoreFn:
     """Return the score function under another process than the one a network was trained for.
 
@@ -37,7 +37,8 @@ def change_process(
         >>> from sm_jax import processes
         >>> vp = processes.VPLinear(t_min=0.01)
         >>> score_fn = lambda x, t: -x / (1.0 + t[:, None] ** 2)  # of N(0, I) under VE
-        >>> changed = change_process(score_fn, processes.VE(sigma_max=200.0), vp)
+        >>> changed = change_process(
+        ...     score_fn, source=processes.VE(sigma_max=200.0), target=vp)
         >>> # N(0, I) stays as it is under VP.
         >>> print(changed(jnp.ones((1, 2)), jnp.array([0.5])).round(5))
         [[-1. -1.]]
@@ -62,7 +63,7 @@ def change_process(
     def at_source(x, t):
         """Return ``c``, the point ``c x`` and ``t'``."""
         t = _checks.check_per_example("t", t, x)
-        source_t = source.time(noise_ratio(target, t))
+        source_t = source.time_at(noise_ratio(target, t))
         # Rounding may leave the range: the value is clipped, the slope is that of the map.
         clipped = jnp.clip(source_t, source.t_min, source.t_max)
         source_t = source_t + jax.lax.stop_gradient(clipped - source_t)

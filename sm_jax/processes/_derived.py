@@ -215,7 +215,7 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float | None = None)
     high, low = (noise_ratio(process, t) ** (1.0 / rho) for t in (process.t_max, process.t_min))
     inner = jnp.linspace(high, low, num_steps + 1)[1:-1] ** rho
     ends = [jnp.asarray(t, inner.dtype) for t in (process.t_max, process.t_min)]
-    times = jnp.concatenate([ends[0][None], process.time(inner), ends[1][None]])
+    times = jnp.concatenate([ends[0][None], process.time_at(inner), ends[1][None]])
     known = _checks.concrete(times)
     if known is not None and not np.all(np.isfinite(known)):
         if np.isinf(_checks.concrete(noise_ratio(process, process.t_max))):

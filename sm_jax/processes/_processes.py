@@ -100,7 +100,7 @@ class VE:
         """Return the noise level, ``t`` itself."""
         return _checks.as_floating(t)
 
-    def time(self, ratio: ArrayLike) -> jax.Array:
+    def time_at(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha`` equals ``ratio``: ``ratio`` itself."""
         return _checks.as_floating(ratio)
 
@@ -169,7 +169,7 @@ class GeometricVE:
         """Return the noise level ``sigma_min (sigma_max / sigma_min)^t``."""
         return self.sigma_min * jnp.exp(_checks.as_floating(t) * self._log_growth())
 
-    def time(self, ratio: ArrayLike) -> jax.Array:
+    def time_at(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha`` equals ``ratio``."""
         return jnp.log(_checks.as_floating(ratio) / self.sigma_min) / self._log_growth()
 
@@ -225,7 +225,7 @@ class VPLinear:
         """Return the noise level, ``sqrt(1 - exp(-b(t)))``."""
         return jnp.sqrt(-jnp.expm1(-self._integrated_rate(t)))
 
-    def time(self, ratio: ArrayLike) -> jax.Array:
+    def time_at(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha = sqrt(exp(b) - 1)`` equals ``ratio``."""
         ratio = _checks.as_floating(ratio)
         is_small = ratio < 1.0
@@ -258,7 +258,7 @@ class SubVP(VPLinear):
         """Return the noise level, ``1 - exp(-b(t))``."""
         return -jnp.expm1(-self._integrated_rate(t))
 
-    def time(self, ratio: ArrayLike) -> jax.Array:
+    def time_at(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha = 2 sinh(b / 2)`` equals ``ratio``."""
         return self._time_of_integrated_rate(2.0 * jnp.arcsinh(0.5 * _checks.as_floating(ratio)))
 
@@ -305,6 +305,6 @@ class Cosine:
         """Return the noise level, ``sin(pi t / 2)``."""
         return jnp.sin(0.5 * jnp.pi * _checks.as_floating(t))
 
-    def time(self, ratio: ArrayLike) -> jax.Array:
+    def time_at(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha = tan(pi t / 2)`` equals ``ratio``."""
         return jnp.arctan(_checks.as_floating(ratio)) * (2.0 / jnp.pi)

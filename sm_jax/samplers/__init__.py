@@ -2,9 +2,9 @@
 
 ``x [B, ...]`` is where the chains start: any points for `langevin`, noise of the largest level for
 `annealed_langevin`, ``sm_jax.processes.prior_sample`` for the diffusion samplers. With
-``trajectory=True`` a sampler returns ``(x, path)``, the path holding the start and every iterate.
-`mala`, which accepts and rejects, returns both in a `Chain`, with its acceptance rate.
-`probability_flow` and `adaptive_sde`, which choose their steps, return an `AdaptiveSample`.
+``trajectory=True`` a sampler returns ``(x, trajectory)``, the trajectory holding the start and
+every iterate. `mala`, which accepts and rejects, returns both in a `Chain`, with its acceptance
+rate. `adaptive_ode` and `adaptive_sde`, which choose their steps, return an `AdaptiveSample`.
 Their default numbers of steps are made for processes whose ``log(sigma / alpha)`` spans up to 12;
 over a wider span ``L`` (``VPLinear(beta_max=100)``: 32) there are ``L / 12`` times more, on
 `processes.time_grid` with ``rho`` times ``(L / 12)^2``, as it is for given numbers of steps too.
@@ -27,8 +27,8 @@ from sm_jax.samplers._adaptation import (
 )
 from sm_jax.samplers._adaptive import (
     AdaptiveSample,
+    adaptive_ode,
     adaptive_sde,
-    probability_flow,
 )
 from sm_jax.samplers._ancestral import (
     ancestral,
@@ -39,21 +39,29 @@ from sm_jax.samplers._annealed import (
     annealed_langevin,
     consistent_annealed,
 )
+from sm_jax.samplers._blackjax import (
+    Draws,
+    Particles,
+    log_density,
+    mclmc,
+    nuts,
+    smc,
+)
 from sm_jax.samplers._diffusion import (
+    euler_maruyama,
     heun,
-    reverse_sde,
 )
 from sm_jax.samplers._dpm_solver import (
     dpm_solver_pp,
-    dpm_solver_sde,
+    dpm_solver_pp_sde,
 )
 from sm_jax.samplers._generate import (
     generate,
     one_sample,
 )
 from sm_jax.samplers._langevin import (
+    gradient_ascent,
     langevin,
-    mode_seeking,
     tempered_langevin,
 )
 from sm_jax.samplers._metropolis import (
@@ -71,24 +79,30 @@ __all__ = [
     "AdaptedStep",
     "AdaptiveSample",
     "Chain",
+    "Draws",
+    "Particles",
     "adapt_step_size",
+    "adaptive_ode",
     "adaptive_sde",
     "ancestral",
     "annealed_langevin",
     "consistent_annealed",
     "ddim",
     "dpm_solver_pp",
-    "dpm_solver_sde",
+    "dpm_solver_pp_sde",
+    "euler_maruyama",
     "generate",
+    "gradient_ascent",
     "heun",
     "langevin",
+    "log_density",
     "mala",
-    "mode_seeking",
+    "mclmc",
+    "nuts",
     "one_sample",
     "predictor_corrector",
-    "probability_flow",
     "reverse_diffusion",
-    "reverse_sde",
+    "smc",
     "tempered_langevin",
     "underdamped",
 ]

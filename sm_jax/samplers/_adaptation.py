@@ -29,12 +29,12 @@ class AdaptedStep(NamedTuple):
     """A step size and the chains that it was found with.
 
     Attributes:
-        step_size: ``h_mean`` of eq. (3), a scalar.
         x: the last points, ``[B, ...]``: a start for the run proper.
+        step_size: ``h_mean`` of eq. (3), a scalar.
     """
 
-    step_size: jax.Array
     x: jax.Array
+    step_size: jax.Array
 
 
 def adapt_step_size(
@@ -69,7 +69,7 @@ def adapt_step_size(
         num_panels: as for `mala`, which is to run with the same.
 
     Returns:
-        ``AdaptedStep(step_size [], x [B, ...])``.
+        ``AdaptedStep(x [B, ...], step_size [])``.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -79,7 +79,7 @@ def adapt_step_size(
 
     Example:
         >>> x, key = jnp.zeros((64, 2)), jax.random.key(0)
-        >>> step_size, x = adapt_step_size(lambda x: -x, x, key, step_size=0.01, num_steps=300)
+        >>> x, step_size = adapt_step_size(lambda x: -x, x, key, step_size=0.01, num_steps=300)
         >>> 1.0 < step_size < 3.0
         Array(True, dtype=bool)
 
@@ -112,4 +112,4 @@ def adapt_step_size(
     counts = jnp.arange(1, num_steps + 1, dtype=first.dtype)
     inputs = (counts, jax.random.split(key, num_steps))
     (point, _, log_mean, _), _ = compiled(partial(jax.lax.scan, body), start, inputs)
-    return AdaptedStep(jnp.exp(log_mean), point.x.astype(x.dtype))
+    return AdaptedStep(point.x.astype(x.dtype), jnp.exp(log_mean))

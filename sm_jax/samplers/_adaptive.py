@@ -55,16 +55,16 @@ class AdaptiveSample(NamedTuple):
         x: samples ``[B, ...]``; NaN in the rows that did not finish.
         num_evaluations: evaluations of the score for each example, ``[B]``, denoising included.
         finished: whether each example reached the last time within the bound of steps, ``[B]``.
-        path: points ``[num_steps + 1, B, ...]`` at the times of the grid, or None.
+        trajectory: points ``[num_steps + 1, B, ...]`` at the times of the grid, or None.
     """
 
     x: jax.Array
     num_evaluations: jax.Array
     finished: jax.Array
-    path: jax.Array | None = None
+    trajectory: jax.Array | None = None
 
 
-def probability_flow(
+def adaptive_ode(
     score_fn: NoiseScoreFn,
     x: ArrayLike,
     key: jax.Array | None = None,
@@ -92,7 +92,7 @@ def probability_flow(
     not smooth makes the steps tiny, and so does ``rtol`` below 1e-4 in float32 where the noise is
     far below the scale of the data: give ``atol`` then.
 
-    Under ``jax.jit``: ``jax.jit(partial(probability_flow, score_fn, process=process))``.
+    Under ``jax.jit``: ``jax.jit(partial(adaptive_ode, score_fn, process=process))``.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``; it is called on single rows, ``B = 1``,
@@ -100,7 +100,7 @@ def probability_flow(
         x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
         key: not used; taken so that all samplers are called alike.
         process: the process that the score was trained for.
-        num_steps: intervals of the grid on which the path is kept, 32 or more by default; the
+        num_steps: intervals of the grid on which the trajectory is kept, 32 or more by default; the
             solver does not stop there.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``, from the
             first to the last of which is integrated.
@@ -113,10 +113,10 @@ def probability_flow(
             ``diffrax.Tsit5()`` by default.
         max_steps: largest number of steps for an example, rejected ones included.
         denoise: end with the denoiser at the last time.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        ``AdaptiveSample(x, num_evaluations, finished, path)``.
+        ``AdaptiveSample(x, num_evaluations, finished, trajectory)``.
 
     Raises:
         ImportError: diffrax is not installed.
@@ -131,7 +131,7 @@ def probability_flow(
         >>> process = processes.VE(sigma_max=10.0)
         >>> x = processes.prior_sample(process, jax.random.key(0), (4, 2))
         >>> score_fn = lambda x, t: -x / (1.0 + t[:, None] ** 2)
-        >>> sample = probability_flow(score_fn, x, process=process)
+        >>> sample = adaptive_ode(score_fn, x, process=process)
         >>> sample.x.shape, bool(sample.finished.all())
         ((4, 2), True)
 
@@ -142,7 +142,7 @@ def probability_flow(
 
         from sm_jax import _flow_steps
     except ImportError as error:
-        message = "probability_flow needs diffrax: pip install sm_jax[ode], or use heun."
+        message = "adaptive_ode needs diffrax: pip install sm_jax[ode], or use heun."
         raise ImportError(message) from error
 
     x = _checks.check_data(x)
@@ -159,7 +159,7 @@ def probability_flow(
         return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
 
     def flow(level, w, _):
-        t = process.time(jnp.exp(-level))
+        t = process.time_at(jnp.exp(-level))
         k = scale(t)
         point = (process.alpha(t) * mean + k * w).astype(x.dtype)
         score = row_score_fn(point[None], t[None])[0]
@@ -195,7 +195,7 @@ def probability_flow(
     alpha, k = (_checks.expand_like(c(kept), path) for c in (process.alpha, scale))
     path = (alpha * mean[None, None] + k * path).astype(x.dtype)
     sample = _closed(score_fn, process, times[-1], path[-1], num_evaluations, finished, denoise)
-    return sample._replace(path=path) if trajectory else sample
+    return sample._replace(trajectory=path) if trajectory else sample
 
 
 def _check_tolerances(rtol, atol) -> None:
@@ -288,7 +288,7 @@ def adaptive_sde(
     times = _grid(x, process, None, times, default=1)
     _check_tolerances(rtol, atol)
     _checks.check_count("max_steps", max_steps)
-    denoiser_fn = denoiser_from_score(_checks.checked(score_fn, x), process)
+    denoiser_fn = denoiser_from_score(_checks.checked(score_fn, x), process=process)
     dtype = _checks.accumulator(x.dtype)
     start, end = -jnp.log(noise_ratio(process, times[jnp.array([0, -1])])).astype(dtype)
     keys = jax.random.split(key, x.shape[0])
@@ -297,7 +297,7 @@ def adaptive_sde(
         return _checks.expand_like(value, x)
 
     def denoised(y, level):
-        t = process.time(jnp.exp(-level))
+        t = process.time_at(jnp.exp(-level))
         points = (wide(process.alpha(t)) * y).astype(x.dtype)
         return denoiser_fn(points, t).astype(dtype)
 

@@ -97,11 +97,11 @@ def reverse_diffusion(
             evaluation, and the denoising one more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         denoise: end with the denoiser at the last time.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        Samples ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``, the path before the
-        denoising.
+        Samples ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``, the trajectory before
+        the denoising.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -144,7 +144,7 @@ def ancestral(
 
     The sampler of DDPM for `VPLinear` and `Cosine`, and that of NCSN for `VE`. Weak order 1, exact
     in a single step for data of one point. Good with many steps, whose fresh noise washes out
-    errors of the score; for few, prefer `dpm_solver_sde`.
+    errors of the score; for few, prefer `dpm_solver_pp_sde`.
 
     Under ``jax.jit``: ``jax.jit(partial(ancestral, score_fn, process=process))``.
 
@@ -157,11 +157,11 @@ def ancestral(
             evaluation, and the denoising one more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         denoise: end with the denoiser at the last time.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        Samples ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``, the path before the
-        denoising.
+        Samples ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``, the trajectory before
+        the denoising.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -218,11 +218,11 @@ def ddim(
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         eta: share of the ancestral noise, in [0, 1].
         denoise: end with the denoiser at the last time.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        Samples ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``, the path before the
-        denoising.
+        Samples ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``, the trajectory before
+        the denoising.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.

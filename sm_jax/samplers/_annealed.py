@@ -37,18 +37,19 @@ def annealed_langevin(
     *,
     sigmas: ArrayLike,
     step_size: ArrayLike,
-    num_steps: int,
+    steps_per_level: int,
     denoise: bool = True,
     trajectory: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Run Langevin dynamics at each noise level in turn, from the largest to the smallest.
 
-    At level ``sigma_i`` of ``L`` the step is ``step_size sigma_i^2 / sigma_L^2``, and ``num_steps``
-    steps of eq. (1) are made with the score of that level. `sm_jax.noise_levels` computes levels
-    and step from the data.
+    At level ``sigma_i`` of ``L`` the step is ``step_size sigma_i^2 / sigma_L^2``, and
+    ``steps_per_level`` steps of eq. (1) are made with the score of that level.
+    `sm_jax.noise_levels` computes levels and step from the data.
 
     Under ``jax.jit``:
-    ``jax.jit(partial(annealed_langevin, score_fn, sigmas=sigmas, step_size=0.1, num_steps=100))``.
+    ``jax.jit(partial(annealed_langevin, score_fn, sigmas=sigmas, step_size=0.1,
+    steps_per_level=100))``.
 
     Args:
         score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``.
@@ -57,24 +58,25 @@ def annealed_langevin(
         key: a random key.
         sigmas: noise levels ``[L]``, strictly decreasing, in units of the data.
         step_size: step at the smallest level, in squared units of the data.
-        num_steps: steps at each level; in all, ``L num_steps`` evaluations, and one to denoise.
+        steps_per_level: steps at each level; in all, ``L steps_per_level`` evaluations, and one to
+            denoise.
         denoise: end with ``x + sigma_L^2 s(x, sigma_L)``, the mean without the last noise.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        The last points ``[B, ...]``, or ``(x, path [L num_steps + 1, B, ...])``, the path before
-        the denoising.
+        The last points ``[B, ...]``, or ``(x, trajectory [L steps_per_level + 1, B, ...])``, the
+        trajectory before the denoising.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, ``num_steps < 1``, ``step_size`` is
-            not positive, or the levels are not positive and strictly decreasing.
+        ValueError: ``x`` is empty, the score has another shape, ``steps_per_level < 1``,
+            ``step_size`` is not positive, or the levels are not positive and strictly decreasing.
 
     Example:
         >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
         >>> score_fn = lambda x, sigma: -x / (1.0 + sigma[:, None] ** 2)
         >>> x = annealed_langevin(
-        ...     score_fn, x, key, sigmas=[3.0, 1.0, 0.3], step_size=0.01, num_steps=20)
+        ...     score_fn, x, key, sigmas=[3.0, 1.0, 0.3], step_size=0.01, steps_per_level=20)
         >>> x.shape
         (4, 2)
 
@@ -85,7 +87,7 @@ def annealed_langevin(
     sigmas = _checks.check_levels("sigmas", sigmas).astype(_checks.accumulator(x.dtype))
     _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
-    _checks.check_count("num_steps", num_steps)
+    _checks.check_count("steps_per_level", steps_per_level)
     score_fn = wide(score_fn, x)
 
     def score_at(x, sigma):
@@ -98,7 +100,7 @@ def annealed_langevin(
     def finish(x):
         return x + sigmas[-1] ** 2 * score_at(x, sigmas[-1])
 
-    levels = jnp.repeat(sigmas, num_steps)
+    levels = jnp.repeat(sigmas, steps_per_level)
     keys = jax.random.split(key, levels.shape[0])
     return run(step, x, (levels, keys), finish if denoise else None, trajectory)
 
@@ -133,11 +135,12 @@ def consistent_annealed(
         step_size: ``h``, the step at the smallest level, in squared units of the data. It must lie
             within ``1 - gamma < h / sigma_L^2 < 1 + gamma``; `annealed_langevin` has no such limit.
         denoise: end with ``x + sigma_L^2 s(x, sigma_L)``, the mean without the last noise.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
         The last points ``[B, ...]`` after ``L - 1`` evaluations, and one to denoise; or
-        ``(x, path [L, B, ...])``, the path before the denoising, its entry ``i`` at level ``i``.
+        ``(x, trajectory [L, B, ...])``, the trajectory before the denoising, its entry ``i`` at
+        level ``i``.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.

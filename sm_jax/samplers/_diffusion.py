@@ -49,17 +49,17 @@ def _grid(
 
 def _finish(score_fn: NoiseScoreFn, process: ProcessLike, t: jax.Array, denoise: bool):
     """Return the last move of a diffusion sampler: the denoiser at time ``t``, or nothing."""
-    denoiser_fn = denoiser_from_score(score_fn, process)
+    denoiser_fn = denoiser_from_score(score_fn, process=process)
     return (lambda x: denoiser_fn(x, jnp.broadcast_to(t, x.shape[:1]))) if denoise else None
 
 
 def _located(process: ProcessLike, result):
-    """Return samples, or these and their path, with a warning where the prior is far from them."""
+    """Return the result of a sampler; warn where the prior is far from its samples."""
     warn_off_center(process, result[0] if isinstance(result, tuple) else result, "the samples")
     return result
 
 
-def reverse_sde(
+def euler_maruyama(
     score_fn: NoiseScoreFn,
     x: ArrayLike,
     key: jax.Array,
@@ -75,7 +75,7 @@ def reverse_sde(
     Weak order 1. Slower than `heun`, and more forgiving of errors of the score, which its fresh
     noise washes out.
 
-    Under ``jax.jit``: ``jax.jit(partial(reverse_sde, score_fn, process=process))``.
+    Under ``jax.jit``: ``jax.jit(partial(euler_maruyama, score_fn, process=process))``.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
@@ -86,11 +86,11 @@ def reverse_sde(
             evaluation, and the denoising one more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         denoise: end with the denoiser at the last time.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        Samples ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``, the path before the
-        denoising.
+        Samples ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``, the trajectory before
+        the denoising.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -102,13 +102,13 @@ def reverse_sde(
         >>> process = processes.VE(sigma_max=10.0)
         >>> x = processes.prior_sample(process, jax.random.key(0), (4, 2))
         >>> score_fn = lambda x, t: -x / (1.0 + t[:, None] ** 2)
-        >>> reverse_sde(score_fn, x, jax.random.key(1), process=process, num_steps=20).shape
+        >>> euler_maruyama(score_fn, x, jax.random.key(1), process=process, num_steps=20).shape
         (4, 2)
 
     Reference: Song et al. 2021, eq. 6, https://arxiv.org/abs/2011.13456
     """
     x = _checks.check_data(x)
-    _checks.check_key("reverse_sde", key)
+    _checks.check_key("euler_maruyama", key)
     times = _grid(x, process, num_steps, times, default=256)
     score_fn = wide(score_fn, x)
 
@@ -163,11 +163,11 @@ def heun(
             level asks for. Slightly above 1 it makes up for a network that removes too much noise;
             any other than 1 is a bias where the score is exact.
         denoise: end with the denoiser at the last time.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        Samples ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``, the path before the
-        denoising.
+        Samples ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``, the trajectory before
+        the denoising.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -213,7 +213,7 @@ def heun(
         if churn_interval is not None:
             inside = (times[:-1] >= low) & (times[:-1] <= high)
             raised = jnp.where(inside, raised, ratios[:-1])
-        t_raised = jnp.where(raised > ratios[:-1], process.time(raised), t_raised)
+        t_raised = jnp.where(raised > ratios[:-1], process.time_at(raised), t_raised)
 
     def slope(y, t, r):
         score = score_fn(process.alpha(t) * y, jnp.broadcast_to(t, x.shape[:1]))

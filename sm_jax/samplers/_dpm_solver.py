@@ -75,7 +75,7 @@ def _solve(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Integrate eq. (2): the SDE with a key, the ODE without."""
     score_fn, start = wide(score_fn, x), _checks.accumulated(x)
-    denoiser_fn = denoiser_from_score(score_fn, process)
+    denoiser_fn = denoiser_from_score(score_fn, process=process)
     alpha, ratios = process.alpha(times), noise_ratio(process, times)
     kept = ratios[1:] / ratios[:-1]  # exp(-h)
     rate = 1.0 if key is None else 2.0
@@ -136,11 +136,11 @@ def dpm_solver_pp(
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         order: 2 (2M) or 3 (3M); 1 would be `ddim`.
         denoise: end with the denoiser at the last time.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        Samples ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``, the path before the
-        denoising.
+        Samples ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``, the trajectory before
+        the denoising.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -163,7 +163,7 @@ def dpm_solver_pp(
     return _solve(score_fn, x, None, process, times, order, denoise, trajectory)
 
 
-def dpm_solver_sde(
+def dpm_solver_pp_sde(
     score_fn: NoiseScoreFn,
     x: ArrayLike,
     key: jax.Array,
@@ -179,7 +179,7 @@ def dpm_solver_sde(
     Weak order 2 on Gaussian data, where it can be computed. The stochastic sampler for few
     evaluations: `ancestral` with the denoiser extrapolated over the step.
 
-    Under ``jax.jit``: ``jax.jit(partial(dpm_solver_sde, score_fn, process=process))``.
+    Under ``jax.jit``: ``jax.jit(partial(dpm_solver_pp_sde, score_fn, process=process))``.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
@@ -190,11 +190,11 @@ def dpm_solver_sde(
             64 or more by default; each is one evaluation, and the denoising one more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         denoise: end with the denoiser at the last time.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        Samples ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``, the path before the
-        denoising.
+        Samples ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``, the trajectory before
+        the denoising.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -206,12 +206,12 @@ def dpm_solver_sde(
         >>> process = processes.VPLinear()
         >>> x = processes.prior_sample(process, jax.random.key(0), (4, 2))
         >>> key = jax.random.key(1)
-        >>> dpm_solver_sde(lambda x, t: -x, x, key, process=process, num_steps=20).shape
+        >>> dpm_solver_pp_sde(lambda x, t: -x, x, key, process=process, num_steps=20).shape
         (4, 2)
 
     Reference: Lu et al. 2022, section 5, https://arxiv.org/abs/2211.01095
     """
     x = _checks.check_data(x)
-    _checks.check_key("dpm_solver_sde", key)
+    _checks.check_key("dpm_solver_pp_sde", key)
     times = _grid(x, process, num_steps, times, default=64, rho=_RHO)
     return _solve(score_fn, x, key, process, times, 2, denoise, trajectory)

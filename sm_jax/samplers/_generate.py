@@ -46,7 +46,7 @@ def one_sample(
 
     Returns:
         A function of a random key. It returns one sample, or what the sampler returns beside the
-        samples too, without the axis of the batch (which in a path is the second).
+        samples too, without the axis of the batch (which in a trajectory is the second).
 
     Example:
         >>> from sm_jax import processes, samplers
@@ -61,7 +61,7 @@ def one_sample(
         key_prior, key_sampler = jax.random.split(key)
         x = prior_sample(process, key_prior, (1, *event_shape), dtype)
         drawn = sampler(score_fn, x, key_sampler, process=process, **options)
-        # A path has the batch behind its first axis.
+        # A trajectory has the batch behind its first axis.
         rank = x.ndim
         return jax.tree.map(lambda a: a[:, 0] if a.ndim > rank else a[0], drawn)
 

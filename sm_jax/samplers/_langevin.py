@@ -60,10 +60,10 @@ def langevin(
         key: a random key.
         step_size: ``h``, in squared units of the data; well below the smallest variance.
         num_steps: number of steps, each one evaluation of the score.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        The last points ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``.
+        The last points ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -96,7 +96,7 @@ def tempered_langevin(
     *,
     inverse_temperatures: ArrayLike,
     step_size: ArrayLike,
-    num_steps: int,
+    steps_per_temperature: int,
     trajectory: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Run Langevin dynamics on ``p^b`` along a schedule of inverse temperatures ``b``, eq. (2).
@@ -116,21 +116,23 @@ def tempered_langevin(
         inverse_temperatures: ``b``, a scalar or a schedule ``[K]``, e.g.
             ``jnp.linspace(0.1, 1.0, 10)``.
         step_size: ``h``, in squared units of the data; the step at ``b`` is ``h / b``.
-        num_steps: steps at each inverse temperature; in all, ``K num_steps`` evaluations.
-        trajectory: also return the path.
+        steps_per_temperature: steps at each inverse temperature; in all, ``K
+            steps_per_temperature`` evaluations.
+        trajectory: also return the trajectory.
 
     Returns:
-        The last points ``[B, ...]``, or ``(x, path [K num_steps + 1, B, ...])``.
+        The last points ``[B, ...]``, or ``(x, trajectory [K steps_per_temperature + 1, B, ...])``.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, ``num_steps < 1``, or ``step_size``
-            or an inverse temperature is not positive.
+        ValueError: ``x`` is empty, the score has another shape, ``steps_per_temperature < 1``, or
+            ``step_size`` or an inverse temperature is not positive.
 
     Example:
         >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
         >>> x = tempered_langevin(
-        ...     lambda x: -x, x, key, inverse_temperatures=[0.1, 1.0], step_size=0.1, num_steps=50)
+        ...     lambda x: -x, x, key, inverse_temperatures=[0.1, 1.0], step_size=0.1,
+        ...     steps_per_temperature=50)
         >>> x.shape
         (4, 2)
 
@@ -141,7 +143,7 @@ def tempered_langevin(
     _checks.check_positive("inverse_temperatures", inverse_temperatures)
     _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
-    _checks.check_count("num_steps", num_steps)
+    _checks.check_count("steps_per_temperature", steps_per_temperature)
     schedule = jnp.atleast_1d(jnp.asarray(inverse_temperatures, _checks.accumulator(x.dtype)))
     if schedule.ndim != 1 or schedule.size == 0:
         raise ValueError(
@@ -153,11 +155,11 @@ def tempered_langevin(
         inverse_temperature, key = given
         return langevin_step(score_fn(x), x, step_size, key, inverse_temperature)
 
-    schedule = jnp.repeat(schedule, num_steps)
+    schedule = jnp.repeat(schedule, steps_per_temperature)
     return run(step, x, (schedule, jax.random.split(key, schedule.shape[0])), None, trajectory)
 
 
-def mode_seeking(
+def gradient_ascent(
     score_fn: ScoreFn,
     x: ArrayLike,
     *,
@@ -173,17 +175,18 @@ def mode_seeking(
     posteriori of a composed score. It does not sample: in high dimensions the mode lies far from
     every sample, and looks unlike them.
 
-    Under ``jax.jit``: ``jax.jit(partial(mode_seeking, score_fn, step_size=0.1, num_steps=100))``.
+    Under ``jax.jit``: ``jax.jit(partial(gradient_ascent, score_fn, step_size=0.1,
+    num_steps=100))``.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``.
         x: starting points ``[B, ...]``.
         step_size: ``h``, in squared units of the data; below the smallest variance.
         num_steps: number of steps, each one evaluation of the score.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        The last points ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``.
+        The last points ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -191,7 +194,7 @@ def mode_seeking(
             is not positive.
 
     Example:
-        >>> print(mode_seeking(lambda x: 3.0 - x, jnp.zeros((1, 1)), step_size=0.5, num_steps=2))
+        >>> print(gradient_ascent(lambda x: 3.0 - x, jnp.zeros((1, 1)), step_size=0.5, num_steps=2))
         [[2.25]]
     """
     x = _checks.check_data(x)

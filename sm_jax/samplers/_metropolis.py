@@ -48,12 +48,13 @@ class Chain(NamedTuple):
     Attributes:
         x: the last points, ``[B, ...]``.
         acceptance_rate: mean over the steps of the probability of acceptance, ``[B]``.
-        path: the start and every iterate, ``[num_steps + 1, B, ...]``, or None if not asked for.
+        trajectory: the start and every iterate, ``[num_steps + 1, B, ...]``, or None if not asked
+            for.
     """
 
     x: jax.Array
     acceptance_rate: jax.Array
-    path: jax.Array | None
+    trajectory: jax.Array | None
 
 
 class Point(NamedTuple):
@@ -181,11 +182,11 @@ def mala(
             latter only proposes. Its differences are rounded as its values are: an energy of 1e6
             nats in float32 is known to 0.06.
         num_panels: ``n`` of (3), even; of no effect on an energy.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        ``Chain(x [B, ...], acceptance_rate [B], path)``; the path is ``[num_steps + 1, B, ...]``,
-        or None without ``trajectory``.
+        ``Chain(x [B, ...], acceptance_rate [B], trajectory)``; the trajectory is ``[num_steps + 1,
+        B, ...]``, or None without ``trajectory``.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.

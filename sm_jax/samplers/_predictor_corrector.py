@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 from sm_jax import _checks
 from sm_jax.samplers._ancestral import reverse_diffusion
 from sm_jax.samplers._diffusion import _finish, _grid, _located, heun
-from sm_jax.samplers._dpm_solver import dpm_solver_pp, dpm_solver_sde
+from sm_jax.samplers._dpm_solver import dpm_solver_pp, dpm_solver_pp_sde
 from sm_jax.samplers._langevin import langevin_step
 from sm_jax.samplers._scan import run, wide
 from sm_jax.typing import NoiseScoreFn, ProcessLike
@@ -75,18 +75,18 @@ def predictor_corrector(
             more.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
         predictor: a sampler of this family, of which one step is taken at a time:
-            `reverse_diffusion`, `ancestral`, `reverse_sde`, `ddim`, `heun`, ..., or
+            `reverse_diffusion`, `ancestral`, `euler_maruyama`, `ddim`, `heun`, ..., or
             ``functools.partial(ddim, eta=0.5)``. The ``churn`` of ``partial(heun, churn=...)`` is
             that of all steps together, as for `heun`. A multistep sampler would forget its past:
-            `dpm_solver_pp` and `dpm_solver_sde` are refused, others go unnoticed.
+            `dpm_solver_pp` and `dpm_solver_pp_sde` are refused, others go unnoticed.
         num_corrector_steps: Langevin steps after each step of the predictor; 0 for none.
         snr: signal-to-noise ratio of a Langevin step.
         denoise: end with the denoiser at the last time.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
-        Samples ``[B, ...]``, or ``(x, path [num_steps + 1, B, ...])``, the path before the
-        denoising.
+        Samples ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``, the trajectory before
+        the denoising.
 
     Raises:
         TypeError: ``x`` is not floating, the score has another dtype, or the predictor is adaptive.
@@ -149,7 +149,7 @@ def predictor_corrector(
 def _of_one_step(predictor: Callable, num_steps: int) -> Callable:
     """Return a predictor that takes one step of ``num_steps`` by itself, or raise."""
     function = predictor.func if isinstance(predictor, partial) else predictor
-    if function in (dpm_solver_pp, dpm_solver_sde):
+    if function in (dpm_solver_pp, dpm_solver_pp_sde):
         raise ValueError(
             f"predictor {function.__name__} is a multistep sampler, which of single steps becomes "
             "one of order 1: use heun, ddim or ancestral, or it alone."

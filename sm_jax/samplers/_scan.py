@@ -22,10 +22,10 @@ def wide(score_fn: Callable, x: jax.Array) -> Callable:
 def run(
     step: Callable, x: jax.Array, inputs, finish: Callable | None, trajectory: bool
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Scan ``x = step(x, input)`` over ``inputs``, apply ``finish``; return ``x`` or ``(x, path)``.
+    """Scan ``x = step(x, input)`` over ``inputs``, then apply ``finish``.
 
-    The path ``[num_steps + 1, B, ...]`` holds the start and every iterate, before ``finish``. The
-    steps are in float32 at least, ``x`` and the results in the dtype of ``x``.
+    The trajectory ``[num_steps + 1, B, ...]`` holds the start and every iterate, before ``finish``.
+    The steps are in float32 at least, ``x`` and the results in the dtype of ``x``.
     """
     start = _checks.accumulated(x)
 

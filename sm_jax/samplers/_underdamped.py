@@ -60,12 +60,12 @@ def underdamped(
             ``h^2 / 2``.
         velocity: starting velocities ``[B, ...]``, by default drawn from ``N(0, I)``. If given, the
             last ones are returned too, so that a run can be resumed.
-        trajectory: also return the path.
+        trajectory: also return the trajectory.
 
     Returns:
         The last points ``x [B, ...]``; given a velocity, ``(x, velocity)``; with ``trajectory`` the
-        path of positions ``[num_steps + 1, B, ...]`` is appended: ``(x, path)`` or
-        ``(x, velocity, path)``.
+        trajectory of positions ``[num_steps + 1, B, ...]`` is appended: ``(x, trajectory)`` or
+        ``(x, velocity, trajectory)``.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sm_jax import mcmc
+from sm_jax import metrics, samplers
+from sm_jax.samplers import _blackjax
 from tests.oracles import COV, MEAN
 
 pytest.importorskip("blackjax")
@@ -42,17 +43,17 @@ def assert_moments(samples, mean, second):
 def test_nuts_finds_the_moments_of_a_banana(getkey):
     x = jnp.array([[0.0, 1.0], [3.0, 3.0], [-1.0, 0.0], [1.0, 4.0]])
     run = jax.jit(
-        lambda x, key: mcmc.nuts(banana_energy, x, key, num_samples=1_500, num_warmup=300)
+        lambda x, key: samplers.nuts(banana_energy, x, key, num_samples=1_500, num_warmup=300)
     )
     draws = run(x, getkey())
-    other = run(jnp.zeros((4, 2)), getkey()).samples[-1]
-    assert draws.samples.shape == (1_500, 4, 2)
-    assert_moments(draws.samples, np.array([0.0, 0.5]), np.array([1.0, 1.75]))
+    other = run(jnp.zeros((4, 2)), getkey()).x[-1]
+    assert draws.x.shape == (1_500, 4, 2)
+    assert_moments(draws.x, np.array([0.0, 0.5]), np.array([1.0, 1.75]))
     assert draws.acceptance_rate.shape == draws.num_divergent.shape == (4,)
     assert np.all((draws.acceptance_rate > 0.6) & (draws.acceptance_rate < 0.99))
     assert np.all((draws.num_divergent >= 0) & (draws.num_divergent < 100))
     # every chain has its own key
-    assert np.abs(np.corrcoef(np.asarray(draws.samples[..., 0]).T)[0, 1]) < 0.2
+    assert np.abs(np.corrcoef(np.asarray(draws.x[..., 0]).T)[0, 1]) < 0.2
     assert len(np.unique(np.asarray(other)[:, 0])) == 4
 
 
@@ -60,7 +61,7 @@ def test_nuts_finds_the_moments_of_a_banana(getkey):
 def test_mclmc_finds_the_moments_of_a_gaussian(getkey):
     x = jax.random.normal(getkey(), (4, 3))
     run = jax.jit(
-        lambda x, key: mcmc.mclmc(gaussian_energy, x, key, num_samples=2_000, num_warmup=900)
+        lambda x, key: samplers.mclmc(gaussian_energy, x, key, num_samples=2_000, num_warmup=900)
     )
     samples = run(x, getkey())
     other = run(jnp.zeros((4, 3)), getkey())[-1]
@@ -90,8 +91,13 @@ def test_smc_finds_the_normalizer_and_the_weights_of_modes(getkey):
     """Several populations, whose spread is the error."""
     run = jax.jit(
         jax.vmap(
-            lambda key: mcmc.smc(
-                modes_energy, key, base=Base(), num_particles=800, num_steps=3, step_size=0.2
+            lambda key: samplers.smc(
+                modes_energy,
+                key,
+                base=Base(),
+                num_particles=800,
+                steps_per_temperature=3,
+                step_size=0.2,
             )
         )
     )
@@ -121,7 +127,7 @@ def quadrant_energy(x):
 
 def test_smc_stays_behind_hard_walls(getkey):
     """In the positive quadrant log Z = log(2 pi / 4), and each number is half-normal."""
-    run = jax.jit(jax.vmap(lambda key: mcmc.smc(quadrant_energy, key, base=Base())))
+    run = jax.jit(jax.vmap(lambda key: samplers.smc(quadrant_energy, key, base=Base())))
     x, log_normalizer, _ = run(jax.random.split(getkey(), 6))
     assert np.all(x > 0.0)
     ratio = np.exp(np.asarray(log_normalizer, np.float64)) / (np.pi / 2)
@@ -139,7 +145,7 @@ def test_smc_without_a_particle_behind_the_walls_is_nan(getkey):
     def outside(x):
         return jnp.where(x[:, 0] > 1e3, 0.0, jnp.inf)
 
-    x, log_normalizer, _ = mcmc.smc(outside, getkey(), base=Base(), num_particles=8)
+    x, log_normalizer, _ = samplers.smc(outside, getkey(), base=Base(), num_particles=8)
     assert np.all(np.isnan(x))
     assert log_normalizer == -np.inf
 
@@ -166,8 +172,12 @@ def test_smc_moves_particles_in_units_of_their_deviations(getkey):
     half a deviation; there are two times num_steps = 1 of them.
     """
     base = Ellipse(jax.random.normal(getkey(), (3_000, 2)))
-    particles = mcmc.smc(
-        lambda x: 0.6 - base.log_prob(x), getkey(), base=base, num_particles=3_000, num_steps=1
+    particles = samplers.smc(
+        lambda x: 0.6 - base.log_prob(x),
+        getkey(),
+        base=base,
+        num_particles=3_000,
+        steps_per_temperature=1,
     )
     np.testing.assert_allclose(particles.log_normalizer, -0.6, atol=1e-5)
     assert int(particles.num_temperatures) == 1
@@ -196,7 +206,7 @@ def autoregressive(key, shape, rho):
 def test_effective_sample_size_of_an_autoregression(rho, getkey):
     """``N (1 - rho) / (1 + rho)`` draws; the estimate is good to some percent."""
     path = autoregressive(getkey(), (5_000, 4, 2, 3), rho)
-    result = mcmc.diagnostics(path)
+    result = metrics.chain_diagnostics(path)
     expected = 20_000 * (1 - rho) / (1 + rho)
     assert result.effective_sample_size.shape == result.split_rhat.shape == (2, 3)
     np.testing.assert_allclose(result.effective_sample_size, expected, rtol=0.2)
@@ -210,7 +220,7 @@ def test_split_rhat_sees_drift_and_disagreement(getkey):
     path = jax.random.normal(getkey(), (5_000, 4, 2, 3))
     path = path.at[..., 0, 0].add(jnp.linspace(-1.0, 1.0, 5_000)[:, None])
     path = path.at[..., 0, 1].add(jnp.arange(4.0)[None])
-    rhat = mcmc.diagnostics(path).split_rhat
+    rhat = metrics.chain_diagnostics(path).split_rhat
     # The means of the halves are 1 apart: they add 1/4 to a variance of 1 + 1/12 within; of the
     # chains, 5/4 to 1. Ranks make little difference.
     np.testing.assert_allclose(rhat[0, 0], np.sqrt(1 + 0.25 / (1 + 1 / 12)), rtol=0.05)
@@ -224,29 +234,29 @@ def test_acceptance_is_the_share_of_moves(getkey):
     moves = jax.random.bernoulli(getkey(), jnp.array([[0.2, 0.5, 0.9, 1.0]]), (4_999, 4))
     steps = moves[:, :, None] * jnp.array([1.0, 0.0, -1.0, 0.0, 2.0, 0.0])[None, None]
     path = jnp.concatenate([jnp.zeros((1, 4, 6)), jnp.cumsum(steps, axis=0)])
-    result = mcmc.diagnostics(path.reshape(5_000, 4, 2, 3))
+    result = metrics.chain_diagnostics(path.reshape(5_000, 4, 2, 3))
     np.testing.assert_allclose(result.acceptance_rate, moves.mean(axis=0), rtol=1e-5)
 
 
 def test_a_chain_with_a_nan_has_no_acceptance_rate(getkey):
     path = jax.random.normal(getkey(), (20, 3, 2)).at[5:, 1].set(jnp.nan)
-    rate = mcmc.diagnostics(path).acceptance_rate
+    rate = metrics.chain_diagnostics(path).acceptance_rate
     np.testing.assert_array_equal(rate, [1.0, np.nan, 1.0])
 
 
 def test_diagnostics_of_scalar_events():
-    result = jax.eval_shape(mcmc.diagnostics, jnp.ones((20, 3), jnp.bfloat16))
+    result = jax.eval_shape(metrics.chain_diagnostics, jnp.ones((20, 3), jnp.bfloat16))
     assert result.effective_sample_size.shape == result.split_rhat.shape == ()
     assert result.acceptance_rate.shape == (3,)
 
 
 def test_log_density_is_of_one_point():
-    density_fn = mcmc.log_density(gaussian_energy)
+    density_fn = samplers.log_density(gaussian_energy)
     x = jnp.array([1.0, 2.0, -0.5])
     np.testing.assert_allclose(density_fn(x), -gaussian_energy(x[None])[0], rtol=1e-6)
     np.testing.assert_allclose(jax.grad(density_fn)(x), -(x - MEAN) @ PRECISION, rtol=1e-5)
     with pytest.raises(ValueError, match="one number per example"):
-        mcmc.log_density(lambda x: x)(x)
+        samplers.log_density(lambda x: x)(x)
 
 
 class State(NamedTuple):
@@ -289,10 +299,10 @@ def test_nuts_hands_on_its_options_and_fresh_keys(monkeypatch, getkey):
         return show(key, state), info
 
     fake = SimpleNamespace(window_adaptation=adapt, nuts=lambda _: SimpleNamespace(step=step))
-    monkeypatch.setattr(mcmc, "_blackjax", lambda: fake)
-    draws = mcmc.nuts(banana_energy, jnp.ones((2, 2)), getkey(), num_samples=3)
+    monkeypatch.setattr(_blackjax, "_blackjax", lambda: fake)
+    draws = samplers.nuts(banana_energy, jnp.ones((2, 2)), getkey(), num_samples=3)
     assert seen == {"num_steps": 500, "target_acceptance_rate": 0.8, "max_num_doublings": 10}
-    assert_no_draw_twice(draws.samples)
+    assert_no_draw_twice(draws.x)
     np.testing.assert_array_equal(draws.acceptance_rate, [0.5, 0.5])
     np.testing.assert_array_equal(draws.num_divergent, [3, 3])
 
@@ -311,8 +321,8 @@ def test_mclmc_hands_on_its_options_and_fresh_keys(monkeypatch, getkey):
 
     mclmc = SimpleNamespace(build_kernel=lambda: kernel, init=lambda x, density_fn, key: key)
     fake = SimpleNamespace(mclmc=mclmc, mclmc_find_L_and_step_size=tune)
-    monkeypatch.setattr(mcmc, "_blackjax", lambda: fake)
-    samples = mcmc.mclmc(banana_energy, jnp.ones((2, 2)), getkey(), num_samples=3)
+    monkeypatch.setattr(_blackjax, "_blackjax", lambda: fake)
+    samples = samplers.mclmc(banana_energy, jnp.ones((2, 2)), getkey(), num_samples=3)
     third = {f"frac_tune{i}": 1 / 3 for i in (1, 2, 3)}
     assert seen == {"num_steps": 1000, **third}
     assert_no_draw_twice(samples)
@@ -321,76 +331,84 @@ def test_mclmc_hands_on_its_options_and_fresh_keys(monkeypatch, getkey):
 def test_missing_blackjax_is_named(monkeypatch, getkey):
     monkeypatch.setitem(sys.modules, "blackjax", None)
     with pytest.raises(ImportError, match=r"pip install sm_jax\[mcmc\]"):
-        mcmc.diagnostics(jnp.ones((5, 2)))
+        metrics.chain_diagnostics(jnp.ones((5, 2)))
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda k: mcmc.diagnostics(jnp.ones((5,))), ValueError, r"got shape \(5,\)"),
-        (lambda k: mcmc.diagnostics(jnp.ones((3, 2))), ValueError, r"got shape \(3, 2\)"),
-        (lambda k: mcmc.diagnostics(jnp.ones((5, 2), int)), TypeError, "path must have a floating"),
+        (lambda k: metrics.chain_diagnostics(jnp.ones((5,))), ValueError, r"got shape \(5,\)"),
+        (lambda k: metrics.chain_diagnostics(jnp.ones((3, 2))), ValueError, r"got shape \(3, 2\)"),
         (
-            lambda k: mcmc.nuts(gaussian_energy, jnp.ones((2, 3)), k, num_samples=0),
+            lambda k: metrics.chain_diagnostics(jnp.ones((5, 2), int)),
+            TypeError,
+            "trajectory must have a floating",
+        ),
+        (
+            lambda k: samplers.nuts(gaussian_energy, jnp.ones((2, 3)), k, num_samples=0),
             ValueError,
             "num_samples must be at least 1",
         ),
         (
-            lambda k: mcmc.nuts(gaussian_energy, jnp.ones((2, 3)), k, num_samples=1, num_warmup=0),
+            lambda k: samplers.nuts(
+                gaussian_energy, jnp.ones((2, 3)), k, num_samples=1, num_warmup=0
+            ),
             ValueError,
             "num_warmup must be at least 1",
         ),
         (
-            lambda k: mcmc.nuts(
+            lambda k: samplers.nuts(
                 gaussian_energy, jnp.ones((2, 3)), k, num_samples=1, target_acceptance=1.0
             ),
             ValueError,
             "target_acceptance must be between 0 and 1, got 1.0",
         ),
         (
-            lambda k: mcmc.nuts(
+            lambda k: samplers.nuts(
                 gaussian_energy, jnp.ones((2, 3)), k, num_samples=1, max_doublings=0
             ),
             ValueError,
             "max_doublings must be at least 1, got 0",
         ),
         (
-            lambda k: mcmc.mclmc(gaussian_energy, jnp.ones((2, 1)), k, num_samples=1),
+            lambda k: samplers.mclmc(gaussian_energy, jnp.ones((2, 1)), k, num_samples=1),
             ValueError,
             r"at least two numbers, got x of shape \(2, 1\)",
         ),
         (
-            lambda k: mcmc.mclmc(gaussian_energy, jnp.ones((2, 3)), k, num_samples=0),
+            lambda k: samplers.mclmc(gaussian_energy, jnp.ones((2, 3)), k, num_samples=0),
             ValueError,
             "num_samples must be at least 1",
         ),
         (
-            lambda k: mcmc.mclmc(gaussian_energy, jnp.ones((2, 3)), k, num_samples=1, num_warmup=9),
+            lambda k: samplers.mclmc(
+                gaussian_energy, jnp.ones((2, 3)), k, num_samples=1, num_warmup=9
+            ),
             ValueError,
             "num_warmup must be at least 10",
         ),
         (
-            lambda k: mcmc.smc(gaussian_energy, k, base=Base(), num_particles=1),
+            lambda k: samplers.smc(gaussian_energy, k, base=Base(), num_particles=1),
             ValueError,
             "num_particles must be at least 2",
         ),
         (
-            lambda k: mcmc.smc(gaussian_energy, k, base=Base(), num_steps=0),
+            lambda k: samplers.smc(gaussian_energy, k, base=Base(), steps_per_temperature=0),
             ValueError,
-            "num_steps must be at least 1",
+            "steps_per_temperature must be at least 1",
         ),
         (
-            lambda k: mcmc.smc(gaussian_energy, k, base=Base(), num_integration_steps=0),
+            lambda k: samplers.smc(gaussian_energy, k, base=Base(), num_integration_steps=0),
             ValueError,
             "num_integration_steps must be at least 1",
         ),
         (
-            lambda k: mcmc.smc(gaussian_energy, k, base=Base(), step_size=0.0),
+            lambda k: samplers.smc(gaussian_energy, k, base=Base(), step_size=0.0),
             ValueError,
             "step_size must be positive",
         ),
         (
-            lambda k: mcmc.smc(gaussian_energy, k, base=Base(), target_ess=1.0),
+            lambda k: samplers.smc(gaussian_energy, k, base=Base(), target_ess=1.0),
             ValueError,
             "between 0 and 1, got 1.0",
         ),
@@ -404,7 +422,7 @@ def test_bad_input(call, error, message, getkey):
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e16, 1e30])
 def test_diagnostics_do_not_depend_on_the_units(scale, getkey):
     path = autoregressive(getkey(), (400, 3, 2), 0.5)
-    plain, scaled = mcmc.diagnostics(path), mcmc.diagnostics(path * scale)
+    plain, scaled = metrics.chain_diagnostics(path), metrics.chain_diagnostics(path * scale)
     for before, after in zip(plain, scaled, strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-3)
 
@@ -413,11 +431,11 @@ def test_effective_sample_size_is_of_split_chains(getkey):
     """Against ArviZ's definition: a chain that jumps halfway counts as two that disagree."""
     path = jax.random.normal(getkey(), (2_000, 1, 1)).at[1_000:].add(10.0)
     halves = jnp.concatenate([path[:1_000], path[1_000:]], axis=1)
-    found, split = mcmc.diagnostics(path), mcmc.diagnostics(halves)
+    found, split = metrics.chain_diagnostics(path), metrics.chain_diagnostics(halves)
     assert float(found.effective_sample_size[0]) < 10
     assert float(found.split_rhat[0]) > 1.5
     assert float(split.effective_sample_size[0]) < 10
-    stuck = mcmc.diagnostics(jnp.broadcast_to(jnp.arange(3.0)[None, :, None], (50, 3, 1)))
+    stuck = metrics.chain_diagnostics(jnp.broadcast_to(jnp.arange(3.0)[None, :, None], (50, 3, 1)))
     assert float(stuck.effective_sample_size[0]) == 0.0
 
 
@@ -434,9 +452,9 @@ def test_blackjax_keeps_the_dtype_of_the_points(dtype, bits, getkey):
 
     with jax.enable_x64(bits):
         x = jnp.ones((2, 3), dtype)
-        nuts = partial(mcmc.nuts, energy_fn, num_samples=3, num_warmup=20)
-        mclmc = partial(mcmc.mclmc, energy_fn, num_samples=3, num_warmup=30)
-        assert jax.eval_shape(nuts, x, getkey()).samples.dtype == dtype
+        nuts = partial(samplers.nuts, energy_fn, num_samples=3, num_warmup=20)
+        mclmc = partial(samplers.mclmc, energy_fn, num_samples=3, num_warmup=30)
+        assert jax.eval_shape(nuts, x, getkey()).x.dtype == dtype
         assert jax.eval_shape(mclmc, x, getkey()).dtype == dtype
 
 
@@ -459,7 +477,9 @@ def test_smc_keeps_the_dtype_of_the_base(dtype, bits, getkey):
         return 0.5 * jnp.sum((x - jnp.ones((1, 2), x.dtype)).astype(float) ** 2, axis=-1)
 
     with jax.enable_x64(bits):
-        run = partial(mcmc.smc, energy_fn, base=Typed(), num_particles=256, num_steps=2)
+        run = partial(
+            samplers.smc, energy_fn, base=Typed(), num_particles=256, steps_per_temperature=2
+        )
         x, log_normalizer, _ = jax.jit(jax.vmap(run))(jax.random.split(getkey(), 8))
         ratio = np.exp(np.asarray(log_normalizer, np.float64)) / (2 * np.pi)
     assert x.dtype == dtype
@@ -478,7 +498,7 @@ def test_mclmc_returns_nan_for_chains_that_never_moved(getkey):
         return jnp.where(inside, 0.5 * jnp.sum(x**2, axis=-1), jnp.nan)
 
     x = jnp.array([[0.5, 0.5], [-9.0, -9.0]])
-    samples = np.asarray(mcmc.mclmc(energy_fn, x, getkey(), num_samples=50, num_warmup=300))
+    samples = np.asarray(samplers.mclmc(energy_fn, x, getkey(), num_samples=50, num_warmup=300))
     assert np.isnan(samples[:, 1]).all()
     assert np.isfinite(samples[:, 0]).all()
     assert len(np.unique(samples[:, 0, 0])) > 1

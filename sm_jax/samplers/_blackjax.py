@@ -1,4 +1,4 @@
-"""Markov chain Monte Carlo on energies by blackjax, and the diagnostics of any chain.
+"""Markov chain Monte Carlo on energies, by blackjax: NUTS, MCLMC and sequential Monte Carlo.
 
 The bridge is `log_density`: it turns an energy over a batch, ``E: [B, ...] -> [B]``, be it learned,
 analytic or a sum of others, into the log-density of one point that blackjax wants. The functions
@@ -20,47 +20,18 @@ from sm_jax import _checks
 from sm_jax._eager import compiled
 from sm_jax.typing import DensityLike, EnergyFn
 
-__all__ = [
-    "Diagnostics",
-    "Draws",
-    "Particles",
-    "diagnostics",
-    "log_density",
-    "mclmc",
-    "nuts",
-    "smc",
-]
-
-
-class Diagnostics(NamedTuple):
-    """What a path says of its own convergence.
-
-    Attributes:
-        effective_sample_size: of the mean of each number of the event, all chains together, each
-            split in halves as for R-hat, ``[...]``: independent draws of the same standard error.
-            It does not depend on the units. 0 where no chain moves, NaN where there is a NaN.
-        split_rhat: rank-normalized split R-hat of each, ``[...]``: 1 for chains that have
-            converged and agree; above 1.01 they have not, or one of them drifts.
-        acceptance_rate: share of the steps of each chain that moved, ``[B]``; NaN where there is
-            a NaN.
-    """
-
-    effective_sample_size: jax.Array
-    split_rhat: jax.Array
-    acceptance_rate: jax.Array
-
 
 class Draws(NamedTuple):
     """Chains of draws.
 
     Attributes:
-        samples: ``[num_samples, B, ...]``, without the warm-up.
+        x: the draws ``[num_samples, B, ...]``, without the warm-up.
         acceptance_rate: mean probability of acceptance along the trajectories, ``[B]``.
         num_divergent: number of draws at which the integrator lost the energy, ``[B]``: above 0, do
             not trust the samples.
     """
 
-    samples: jax.Array
+    x: jax.Array
     acceptance_rate: jax.Array
     num_divergent: jax.Array
 
@@ -85,7 +56,9 @@ def _blackjax():
         import blackjax
         import blackjax.smc.resampling
     except ImportError as error:
-        raise ImportError("sm_jax.mcmc needs blackjax: pip install sm_jax[mcmc]") from error
+        raise ImportError(
+            "samplers.nuts, mclmc and smc need blackjax: pip install sm_jax[mcmc]"
+        ) from error
     return blackjax
 
 
@@ -133,58 +106,6 @@ def _wide_log_density(energy_fn: EnergyFn, x: jax.Array) -> Callable[[jax.Array]
     return lambda y: _wide(density_fn(y.astype(x.dtype)))
 
 
-def diagnostics(path: ArrayLike) -> Diagnostics:
-    """Return effective sample size, split R-hat and acceptance of chains, by blackjax.
-
-    Args:
-        path: ``[num_steps, B, ...]``, as samplers return it with ``trajectory=True``, without the
-            steps of the warm-up: ``path[1000:]``.
-
-    Returns:
-        ``Diagnostics(effective_sample_size [...], split_rhat [...], acceptance_rate [B])``.
-
-    Raises:
-        TypeError: ``path`` is not floating.
-        ValueError: ``path`` has no chain axis, or fewer than four steps.
-        ImportError: blackjax is not installed.
-
-    Example:
-        >>> path = jax.random.normal(jax.random.key(0), (1000, 4, 2))
-        >>> result = diagnostics(path)
-        >>> bool((result.split_rhat < 1.01).all()), result.acceptance_rate.shape
-        (True, (4,))
-
-    Reference: Vehtari et al. 2021, https://arxiv.org/abs/1903.08008
-    """
-    blackjax = _blackjax()
-    path = _checks.check_data(path, "path")
-    if path.ndim < 2 or path.shape[0] < 4:
-        raise ValueError(
-            f"path must be [num_steps, B, ...] with at least 4 steps, got shape {path.shape}."
-        )
-    return compiled(partial(_diagnostics, blackjax), path)
-
-
-def _diagnostics(blackjax, path: jax.Array) -> Diagnostics:
-    """Return the diagnostics of checked chains."""
-    flat = _checks.accumulated(path).reshape(*path.shape[:2], -1)
-
-    def of_each_number(statistic, flat):
-        values = jax.vmap(lambda flat: statistic(flat, chain_axis=1, sample_axis=0), -1)(flat)
-        return values.reshape(path.shape[2:])
-
-    # In units of the largest distance, as its squares would underflow or overflow; half by half.
-    away = flat - flat[:1, :1]
-    largest = jnp.abs(away).max(axis=(0, 1), keepdims=True)
-    away = away / jnp.where(largest > 0.0, largest, 1.0)
-    half = path.shape[0] // 2
-    halves = jnp.concatenate([away[:half], away[half : 2 * half]], axis=1)
-    size, rhat = of_each_number(blackjax.ess, halves), of_each_number(blackjax.rhat, flat)
-    moved = jnp.any(flat[1:] != flat[:-1], axis=-1).mean(axis=0)
-    moved = jnp.where(jnp.isnan(flat).any(axis=(0, 2)), jnp.nan, moved)
-    return Diagnostics(size, rhat, moved)
-
-
 def nuts(
     energy_fn: EnergyFn,
     x: ArrayLike,
@@ -213,7 +134,7 @@ def nuts(
         max_doublings: limit of the length of a trajectory, ``2^max_doublings`` steps.
 
     Returns:
-        ``Draws(samples [num_samples, B, ...], acceptance_rate [B], num_divergent [B])``.
+        ``Draws(x [num_samples, B, ...], acceptance_rate [B], num_divergent [B])``.
 
     Raises:
         TypeError: ``x`` is not floating.
@@ -225,7 +146,7 @@ def nuts(
         >>> energy_fn = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
         >>> draws = nuts(energy_fn, jnp.zeros((2, 3)), jax.random.key(0),
         ...     num_samples=10, num_warmup=50)
-        >>> draws.samples.shape
+        >>> draws.x.shape
         (10, 2, 3)
 
     Reference: Hoffman & Gelman 2014, https://arxiv.org/abs/1111.4246
@@ -345,7 +266,7 @@ def smc(
     *,
     base: DensityLike,
     num_particles: int = 1024,
-    num_steps: int = 5,
+    steps_per_temperature: int = 5,
     step_size: ArrayLike = 0.5,
     num_integration_steps: int = 5,
     target_ess: float = 0.7,
@@ -369,7 +290,7 @@ def smc(
         base: a normalized density wider than the model, with ``sample(key, n)`` and
             ``log_prob(x)``: e.g. ``sm_jax.densities.gaussian``.
         num_particles: size of the population.
-        num_steps: moves of each particle at each temperature.
+        steps_per_temperature: moves of each particle at each temperature.
         step_size: of the leapfrog integrator, in standard deviations of the particles, to which the
             metric is adapted.
         num_integration_steps: leapfrog steps of each move: evaluations of the gradient.
@@ -396,7 +317,7 @@ def smc(
     """
     blackjax = _blackjax()
     _checks.check_count("num_particles", num_particles, minimum=2)
-    _checks.check_count("num_steps", num_steps)
+    _checks.check_count("steps_per_temperature", steps_per_temperature)
     _checks.check_count("num_integration_steps", num_integration_steps)
     _checks.check_positive("step_size", step_size)
     _check_share("target_ess", target_ess)
@@ -440,7 +361,7 @@ def smc(
             parameters,
             blackjax.smc.resampling.systematic,
             target_ess,
-            num_mcmc_steps=num_steps,
+            num_mcmc_steps=steps_per_temperature,
         ).step(key, state)
 
     def body(carry):

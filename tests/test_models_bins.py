@@ -14,7 +14,7 @@ from sm_jax.divergence import rows_are_independent
 def test_level_mlp(getkey):
     """Equal weights at first; then bias + features basis, with gradients to all parameters."""
     apply, params = models.functional(
-        models.LevelMLP((2, 2), 5, rank=3, width=8, depth=1, cond_dims=2, rngs=nnx.Rngs(0))
+        models.BinMLP((2, 2), 5, rank=3, width=8, depth=1, cond_dims=2, rngs=nnx.Rngs(0))
     )
     x, c = jax.random.normal(getkey(), (3, 2, 2)), jnp.zeros(3)
     np.testing.assert_array_equal(apply(params, x, c), np.zeros((3, 2, 2, 5)))
@@ -34,7 +34,7 @@ def test_level_mlp(getkey):
 
 
 def test_rows_condition_and_dropout(getkey):
-    network = models.LevelMLP(3, 5, width=8, depth=1, cond_dims=2, dropout=0.5, rngs=nnx.Rngs(0))
+    network = models.BinMLP(3, 5, width=8, depth=1, cond_dims=2, dropout=0.5, rngs=nnx.Rngs(0))
     apply, params = models.functional(network)
     params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(getkey(), p.shape), params)
     x, c_noise, cond = jnp.ones((4, 3)), jnp.full(4, 0.5), jnp.ones((4, 2))
@@ -50,15 +50,15 @@ def test_rows_condition_and_dropout(getkey):
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"num_levels": 1}, "num_levels"), ({"rank": 0}, "rank"), ({"dropout": 1.0}, "dropout")],
+    [({"num_values": 1}, "num_values"), ({"rank": 0}, "rank"), ({"dropout": 1.0}, "dropout")],
 )
 def test_bad_sizes(options, match):
     with pytest.raises(ValueError, match=match):
-        models.LevelMLP(3, **{"num_levels": 4, **options}, rngs=nnx.Rngs(0))
+        models.BinMLP(3, **{"num_values": 4, **options}, rngs=nnx.Rngs(0))
 
 
 def test_bad_inputs():
-    network = models.LevelMLP(3, 4, width=8, depth=1, rngs=nnx.Rngs(0))
+    network = models.BinMLP(3, 4, width=8, depth=1, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="shape"):
         network(jnp.ones((2, 4)), jnp.ones(2))
     with pytest.raises(ValueError, match="c_noise"):

@@ -23,8 +23,6 @@ from jax.typing import ArrayLike
 
 from sm_jax import _checks
 
-__all__ = ["sliced_wasserstein"]
-
 
 def sliced_wasserstein(
     x: ArrayLike, y: ArrayLike, key: jax.Array, *, num_projections: int = 128, p: float = 2.0

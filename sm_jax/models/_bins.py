@@ -1,11 +1,11 @@
-r"""The residual multilayer perceptron for data that have levels, such as pixels.
+r"""The residual multilayer perceptron for data that have values, such as pixels.
 
 The ``R`` outputs ``o_dr`` of the network of sm_jax.models._mlp for the number ``d`` of an event
-become log-weights of its levels ``k``,
+become log-weights of its values ``k``,
 
     l_dk = bias_dk + sum_r o_dr basis_rk,                                              (1)
 
-with a bias of each number and level, the marginal weights of the levels, and a basis that all
+with a bias of each number and level, the marginal weights of the values, and a basis that all
 numbers share.
 """
 
@@ -21,15 +21,15 @@ from sm_jax.models import _checks
 from sm_jax.models._mlp import _Network
 
 
-class LevelMLP(nnx.Module):
-    """Log-weights of the levels of every number of an event, equation (1) of this module.
+class BinMLP(nnx.Module):
+    """Log-weights of the values of every number of an event, equation (1) of this module.
 
     To be used with `sm_jax.quantized.precondition`, which makes a score of it. Before training all
-    levels have equal weights.
+    values have equal weights.
 
     Args:
       event_shape: shape of one example; an integer `n` means `(n,)`, and `()` scalar events.
-      num_levels: number of levels of each number.
+      num_values: number of values of each number.
       rank: number of features `R` from which the log-weights of a number are made.
       width: number of hidden features.
       depth: number of residual blocks, each of two linear layers.
@@ -41,10 +41,10 @@ class LevelMLP(nnx.Module):
 
     Call:
       `network(x [B, *event_shape], c_noise [B], cond=None or [B, cond_dims], *, rngs=None)` returns
-      `[B, *event_shape, num_levels]` in the dtype of `x`.
+      `[B, *event_shape, num_values]` in the dtype of `x`.
 
     Raises:
-      ValueError: for sizes below 1, fewer than two levels, a dropout rate outside [0, 1), and, when
+      ValueError: for sizes below 1, fewer than two values, a dropout rate outside [0, 1), and, when
         called, for arrays of other shapes.
       TypeError: when called on arrays that are not floating point.
 
@@ -52,7 +52,7 @@ class LevelMLP(nnx.Module):
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from sm_jax import models
-      >>> network = models.LevelMLP((8, 8), 17, width=32, depth=2, rngs=nnx.Rngs(0))
+      >>> network = models.BinMLP((8, 8), 17, width=32, depth=2, rngs=nnx.Rngs(0))
       >>> network(jnp.ones((5, 8, 8)), jnp.zeros(5)).shape
       (5, 8, 8, 17)
     """
@@ -60,7 +60,7 @@ class LevelMLP(nnx.Module):
     def __init__(
         self,
         event_shape: int | Sequence[int],
-        num_levels: int,
+        num_values: int,
         *,
         rank: int = 4,
         width: int = 256,
@@ -72,7 +72,7 @@ class LevelMLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         event_shape = _checks.as_shape("event_shape", event_shape)
-        check_count("num_levels", num_levels, 2)
+        check_count("num_values", num_values, 2)
         check_count("rank", rank)
         num_dims = math.prod(event_shape)
         self.network = _Network(
@@ -88,8 +88,8 @@ class LevelMLP(nnx.Module):
             rngs=rngs,
         )
         draw = nnx.initializers.lecun_normal()
-        self.basis = nnx.Param(draw(rngs.params(), (rank, num_levels)))
-        self.bias = nnx.Param(jnp.zeros((num_dims, num_levels)))
+        self.basis = nnx.Param(draw(rngs.params(), (rank, num_values)))
+        self.bias = nnx.Param(jnp.zeros((num_dims, num_values)))
 
     def __call__(
         self,
@@ -99,9 +99,9 @@ class LevelMLP(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """The log-weights, `[B, *event_shape, num_levels]`; see the class."""
-        num_dims, num_levels = self.bias.shape
+        """The log-weights, `[B, *event_shape, num_values]`; see the class."""
+        num_dims, num_values = self.bias.shape
         features = self.network(x, c_noise, cond, rngs=rngs)
         features = features.reshape(x.shape[0], num_dims, self.basis.shape[0])
         logits = self.bias[...][None] + features @ self.basis[...]
-        return logits.reshape(*x.shape, num_levels).astype(x.dtype)
+        return logits.reshape(*x.shape, num_values).astype(x.dtype)

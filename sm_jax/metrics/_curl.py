@@ -1,4 +1,4 @@
-r"""Diagnostics of a trained score.
+r"""Curl of a score: how far its Jacobian is from symmetric.
 
 The Jacobian ``J = grad s`` of a score is a Hessian, hence symmetric. A network is not made so, and
 what it lacks is its *asymmetry*: with probes ``v`` of identity covariance,
@@ -23,32 +23,30 @@ from sm_jax._eager import compiled
 from sm_jax.divergence import draw_probes
 from sm_jax.typing import RandomFn, ScoreFn
 
-__all__ = ["Asymmetry", "asymmetry"]
 
-
-class Asymmetry(NamedTuple):
+class Curl(NamedTuple):
     """How far the Jacobian of a score is from symmetric.
 
     Attributes:
-        asymmetry: estimates of ``|J - J'|_F^2``, ``[B]``, eq. (1).
+        curl: estimates of ``|J - J'|_F^2``, ``[B]``, eq. (1).
         norm: estimates of ``|J|_F^2``, ``[B]``, eq. (2).
-        share: ``asymmetry / (4 norm)``, ``[B]``, from 0 to 1; NaN where the Jacobian is zero. A
+        share: ``curl / (4 norm)``, ``[B]``, from 0 to 1; NaN where the Jacobian is zero. A
             ratio of two estimates: it is biased where probes are few.
     """
 
-    asymmetry: jax.Array
+    curl: jax.Array
     norm: jax.Array
     share: jax.Array
 
 
-def asymmetry(
+def curl(
     score_fn: ScoreFn,
     x: ArrayLike,
     key: jax.Array,
     *,
     num_probes: int = 1,
     probe: RandomFn = jax.random.rademacher,
-) -> Asymmetry:
+) -> Curl:
     """Estimate the squared asymmetry of the Jacobian of a score, eqs. (1) and (2).
 
     Args:
@@ -59,7 +57,7 @@ def asymmetry(
         probe: ``(key, shape [B, ...], dtype) -> probes``, with identity covariance.
 
     Returns:
-        ``Asymmetry(asymmetry [B], norm [B], share [B])``: squared Frobenius norms, without a factor
+        ``Curl(curl [B], norm [B], share [B])``: squared Frobenius norms, without a factor
         1/2, the first two unbiased. One pass of the network, and two products per probe.
 
     Raises:
@@ -68,8 +66,8 @@ def asymmetry(
 
     Example:
         >>> x, turn = jax.numpy.ones((1, 2)), jax.numpy.array([[0.0, 1.0], [-1.0, 0.0]])
-        >>> result = asymmetry(lambda x: x @ turn - x, x, jax.random.key(0))
-        >>> print(result.asymmetry, result.norm, result.share)
+        >>> result = curl(lambda x: x @ turn - x, x, jax.random.key(0))
+        >>> print(result.curl, result.norm, result.share)
         [8.] [4.] [0.5]
     """
     x = _checks.check_data(x)
@@ -83,4 +81,4 @@ def asymmetry(
         return _checks.sum_data_axes((forward - backward) ** 2), norm
 
     curl, norm = (values.mean(axis=0) for values in compiled(partial(jax.lax.map, one), probes))
-    return Asymmetry(curl, norm, curl / (4.0 * norm))
+    return Curl(curl, norm, curl / (4.0 * norm))
