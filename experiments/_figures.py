@@ -1,4 +1,4 @@
-"""What all pictures share: colours, of Okabe & Ito's palette, style, and a figure to draw in."""
+"""What all pictures share: colors, of Okabe & Ito's palette, style, and a figure to draw in."""
 
 import contextlib
 import pathlib
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7f7f7f"
+BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7f7f7f"
 STYLE = {
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,

@@ -10,7 +10,7 @@ from experiments._figures import STYLE, plt
 from experiments._problem import Problem
 
 
-def grey(problem: Problem, x: np.ndarray) -> np.ndarray:
+def gray(problem: Problem, x: np.ndarray) -> np.ndarray:
     """Brings scaled images `[..., *event_shape]` to `[..., H, W]` or `[..., H, W, 3]` of 0 to 1.
 
     Your own images are shown in their own units, over the range of the training examples: numbers
@@ -57,7 +57,7 @@ def to_pil(grid: np.ndarray, factor: int) -> Any:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def labelled(
+def labeled(
     path: pathlib.Path,
     images: np.ndarray,
     labels: np.ndarray,

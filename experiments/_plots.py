@@ -1,4 +1,4 @@
-"""The pictures of a run. Maps of colours are perceptually uniform."""
+"""The pictures of a run. Maps of colors are perceptually uniform."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from experiments._examples import Examples
 from experiments._figures import (
     BLUE,
     GREEN,
-    GREY,
+    GRAY,
     ORANGE,
     RED,
     drawing,
@@ -77,9 +77,9 @@ def samples(
     size. The title is of such a picture.
     """
     if problem.is_image and labels is not None:
-        _images.labelled(path, _images.grey(problem, x), labels, title, problem.labels)
+        _images.labeled(path, _images.gray(problem, x), labels, title, problem.labels)
     elif problem.is_image:
-        grid = _images.tiles(_images.grey(problem, x))
+        grid = _images.tiles(_images.gray(problem, x))
         _images.to_pil(grid, _images.enlargement(problem, len(x))).save(path)
     elif problem.event_shape == (2,) and not (
         problem.integers or problem.num_values or problem.kept
@@ -110,7 +110,7 @@ def gif(
     if problem.is_image:
         factor = max(1, _images.enlargement(problem, trajectory.shape[1]) // 2)  # a smaller file
         columns = None if labels is None else len(labels) // len(np.unique(labels))
-        grids = (_images.tiles(_images.grey(problem, scaled[i]), columns) for i in chosen)
+        grids = (_images.tiles(_images.gray(problem, scaled[i]), columns) for i in chosen)
         frames = [_images.to_pil(grid, factor) for grid in grids]
     elif problem.event_shape == (2,):
         frames = _scatter_frames(scaled[chosen], levels[chosen])
@@ -134,10 +134,10 @@ def completions(
 
     The mask `known [...]` is true where the completions `[N, C, ...]` have the original's pixels.
     """
-    color = np.array([0.36, 0.48, 0.62])  # of what is not known: no grey
+    color = np.array([0.36, 0.48, 0.62])  # of what is not known: no gray
     originals, completed = (
-        _images.rgb(_images.grey(problem, originals)),
-        _images.rgb(_images.grey(problem, completed)),
+        _images.rgb(_images.gray(problem, originals)),
+        _images.rgb(_images.gray(problem, completed)),
     )
     shown = known.reshape(*known.shape[:2], -1)[..., :1]
     parts = {
@@ -200,7 +200,7 @@ def _scores_of_images(path, run, examples, results, key):
                     image = image.mean(axis=-1) if image.ndim == 3 else image
                     axes.imshow(image, cmap="PuOr", vmin=-2.5, vmax=2.5)
                 else:
-                    axes.imshow(_images.grey(problem, image[None])[0], cmap="grey", vmin=0, vmax=1)
+                    axes.imshow(_images.gray(problem, image[None])[0], cmap="gray", vmin=0, vmax=1)
         _loss_levels(lower.subplots(), problem, results)
 
 
@@ -224,7 +224,7 @@ def _loss_levels(axes: Axes, problem: Problem, results: dict[str, Any]) -> None:
 def _plane(path: pathlib.Path, problem: Problem, x: np.ndarray, examples: Examples | None) -> None:
     panels = [("samples", _units(problem, x), BLUE)]
     if examples is not None:
-        panels.append(("held-out points", examples.held_out[: len(x)], GREY))
+        panels.append(("held-out points", examples.held_out[: len(x)], GRAY))
     with drawing(path, 3.6 * len(panels), 3.8) as figure:
         for axes, (title, points, color) in zip(
             np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True)),
@@ -274,7 +274,7 @@ def _scores_of_toy(path, run, examples, results):
 
         left, right = lower.subplots(1, 2)
         fisher, levels = results["fisher_divergence"], results["levels"]
-        left.plot(levels, fisher["zero score"], ":", color=GREY, label="zero score")
+        left.plot(levels, fisher["zero score"], ":", color=GRAY, label="zero score")
         left.plot(levels, fisher["score model"], "o-", ms=3, color=BLUE, label="score model")
         left.set(
             xscale="log",

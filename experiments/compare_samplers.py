@@ -250,7 +250,7 @@ def plot(points: list[Point], floor: float, path: pathlib.Path) -> None:
     from experiments import _figures
 
     colors = (_figures.BLUE, _figures.ORANGE, _figures.GREEN, _figures.RED, "#CC79A7", "#56B4E9")
-    colors = (*colors, "#000000", "#b8a000", _figures.GREY)
+    colors = (*colors, "#000000", "#b8a000", _figures.GRAY)
     with _figures.drawing(path, 10, 5.4) as figure:
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         titles = ("probability-flow ODE", "stochastic")

@@ -77,10 +77,10 @@ def prepare(recipe: str, config: _config.Config) -> tuple["Run", "Examples", dic
         _run.check_same(directory, facts)
     directory = training.prepare_directory(directory, resume=config.run.resume)
     _run.write_config(directory, recipe, config, problem)
-    labelled = f" with {problem.num_labels} labels" if problem.num_labels else ""
+    labeled = f" with {problem.num_labels} labels" if problem.num_labels else ""
     print(
         f"{recipe}: {len(examples.train):,} examples of shape {examples.train.shape[1:]}"
-        f"{labelled}; "
+        f"{labeled}; "
         f"run in {directory}"
     )
     if explanation:

@@ -103,7 +103,7 @@ def concrete(value: ArrayLike) -> np.ndarray | None:
 def spacing(x: jax.Array) -> np.ndarray | None:
     """Return the spacing of floating point numbers at the largest of each row, or None if traced.
 
-    The result is ``[B]``, in float64: the distance of neighbours of ``max_i |x_i|`` in the dtype of
+    The result is ``[B]``, in float64: the distance of neighbors of ``max_i |x_i|`` in the dtype of
     ``x [B, ...]``.
     """
     known = concrete(x)

@@ -11,7 +11,7 @@ standard error. With the Jacobian ``J = grad s`` of one row, ``d x d``,
 
 Hutch++ computes the first term of (3) exactly, on the range ``Q`` of a random sketch of ``J``, and
 estimates the second by (2). All products share one pass of the network. Beyond a few they are made
-one by one (or ``chunk`` at a time), each with its own vector, and rematerialised when
+one by one (or ``chunk`` at a time), each with its own vector, and rematerialized when
 differentiated: memory grows by one number per row and product, not by one vector. (Hutch++ keeps
 its basis.) For the score of an energy (`sm_jax.parameterization.score_from_energy`), whose
 divergence is minus the Laplacian of the energy, (1) and (2) take a forward-mode Laplacian instead
@@ -76,7 +76,7 @@ def exact(
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only: a network that mixes
-            rows (batch normalisation in training mode) gives wrong values; see
+            rows (batch normalization in training mode) gives wrong values; see
             `rows_are_independent`.
         x: points ``[B, ...]``.
         key: unused; there so that this is a `DivergenceFn`.
@@ -397,7 +397,7 @@ def _energy_derivatives(
 
 
 def _map(function: Callable, inputs: jax.Array, chunk: int | None, num_axes: int) -> jax.Array:
-    """Return ``function`` of each input, rematerialised, ``chunk`` at a time.
+    """Return ``function`` of each input, rematerialized, ``chunk`` at a time.
 
     ``num_axes`` is the rank of one event.
     """

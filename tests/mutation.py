@@ -9,7 +9,7 @@ of the broken versions the tests notice.
 The tree and the tests are copied to a temporary folder, so the working tree may change meanwhile.
 One parent process imports what takes long to import and forks a child for each mutant (before any
 JAX backend exists, so that forking is safe). The child puts the mutated module in the place of the
-original and runs the tests of that module, those that killed the neighbouring mutants first, until
+original and runs the tests of that module, those that killed the neighboring mutants first, until
 one fails. Compiled programs are kept on disk, as most of them are the same for every mutant.
 
 Not mutated: documentation, annotations, checks of arguments, and integers that are shapes, axes,

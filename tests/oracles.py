@@ -65,8 +65,8 @@ def gaussian_noised_score(process):
         alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
         basis = jnp.asarray(vectors, x.dtype)
         variances = alpha**2 * jnp.asarray(values, x.dtype)[None] + sigma**2
-        centred = (x - alpha * jnp.asarray(MEAN, x.dtype)[None]) @ basis
-        return (-(centred / variances) @ basis.T).astype(x.dtype)
+        centered = (x - alpha * jnp.asarray(MEAN, x.dtype)[None]) @ basis
+        return (-(centered / variances) @ basis.T).astype(x.dtype)
 
     return score_fn
 
@@ -74,8 +74,8 @@ def gaussian_noised_score(process):
 def gaussian_log_prob(x, mean, cov):
     """Log-density of ``N(mean, cov)`` at ``x [B, D]``, in float64."""
     x, mean, cov = (np.asarray(v, np.float64) for v in (x, mean, cov))
-    centred = x - mean
-    mahalanobis = np.einsum("bi,ij,bj->b", centred, np.linalg.inv(cov), centred)
+    centered = x - mean
+    mahalanobis = np.einsum("bi,ij,bj->b", centered, np.linalg.inv(cov), centered)
     return -0.5 * (mahalanobis + np.linalg.slogdet(2 * np.pi * cov)[1])
 
 

@@ -121,7 +121,7 @@ def test_annealed_importance(getkey):
 
 @pytest.mark.parametrize("rho", [0.0, 0.7])
 def test_effective_sample_size_of_a_mean(rho, getkey):
-    """The standard error of the mean of chains, from their size; rho is that of neighbours."""
+    """The standard error of the mean of chains, from their size; rho is that of neighbors."""
 
     def one(key):
         path = autoregressive(key, (300, 4), rho)

@@ -99,7 +99,7 @@ def test_blocks_of_a_large_data_set_are_independent(getkey):
 
 
 @pytest.mark.parametrize("num_examples", [5, 7])
-def test_neighbours_are_independent(num_examples, getkey):
+def test_neighbors_are_independent(num_examples, getkey):
     """Ordered pairs of one epoch, and first examples of consecutive epochs: both multinomial."""
     found = epochs(getkey(), num_examples, 20000)
     pairs = np.bincount(found[:, 0] * num_examples + found[:, 1], minlength=num_examples**2)

@@ -140,9 +140,9 @@ def test_tables_by_other_names(tmp_path):
         load(tmp_path / "x.csv.gz")
 
 
-@pytest.mark.parametrize(("colour", "rows"), [("red", 1599), ("white", 4898)])
-def test_real_csv(colour, rows, data_dir):
-    file = data_dir / "uci" / f"winequality-{colour}.csv"
+@pytest.mark.parametrize(("color", "rows"), [("red", 1599), ("white", 4898)])
+def test_real_csv(color, rows, data_dir):
+    file = data_dir / "uci" / f"winequality-{color}.csv"
     found = load(file)
     assert found.shape == (rows, 12)
     np.testing.assert_array_equal(found, np.loadtxt(file, delimiter=";", skiprows=1))

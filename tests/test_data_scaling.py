@@ -33,7 +33,7 @@ def test_fit_finds_mean_and_standard_deviation():
 
 
 @pytest.mark.parametrize("event_shape", [(), (3,), (4, 5), (2, 3, 1)])
-def test_standardised_data_has_mean_0_and_variance_1(event_shape):
+def test_standardized_data_has_mean_0_and_variance_1(event_shape):
     x = np.random.default_rng(0).gamma(2.0, 5.0, (50, *event_shape))
     standardizer = Standardizer.fit(x)
     y = standardizer(jnp.asarray(x, jnp.float32))
@@ -173,7 +173,7 @@ def test_a_long_list_of_constant_features_is_cut():
         (np.array([[0.0], [1e300]]), ValueError, "beyond the range of float32"),
     ],
 )
-def test_data_that_cannot_be_standardised(x, error, match):
+def test_data_that_cannot_be_standardized(x, error, match):
     with pytest.raises(error, match=match):
         Standardizer.fit(x)
 

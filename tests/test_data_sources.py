@@ -115,49 +115,49 @@ def save_image(file, pixels, **options):
     Image.fromarray(np.asarray(pixels, np.uint8)).save(file, **options)
 
 
-GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
+GRAY = np.arange(12, dtype=np.uint8).reshape(3, 4)
 RGB = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
 
 
 def test_a_folder_of_grey_images_in_the_order_of_names(tmp_path):
     for i, name in enumerate(["b.png", "a.bmp", "c.PNG"]):
-        save_image(tmp_path / name, GREY + i)
+        save_image(tmp_path / name, GRAY + i)
     (tmp_path / "notes.txt").touch()
     (tmp_path / "sub").mkdir()
     found = load(tmp_path)
-    expected = np.stack([GREY + 1, GREY, GREY + 2])[..., None]
+    expected = np.stack([GRAY + 1, GRAY, GRAY + 2])[..., None]
     np.testing.assert_array_equal(found, expected, strict=True)
 
 
 def test_a_folder_of_colour_images_some_grey(tmp_path):
     save_image(tmp_path / "a.png", RGB)
-    save_image(tmp_path / "b.png", GREY)
+    save_image(tmp_path / "b.png", GRAY)
     Image.fromarray(RGB).quantize(16).save(tmp_path / "c.png")
     found = load(tmp_path)
     assert (found.shape, found.dtype) == ((3, 3, 4, 3), np.uint8)
     np.testing.assert_array_equal(found[0], RGB)
-    np.testing.assert_array_equal(found[1], np.repeat(GREY[..., None], 3, axis=2))
-    np.testing.assert_allclose(found[2], RGB, atol=8)  # a palette of 16 colours
+    np.testing.assert_array_equal(found[1], np.repeat(GRAY[..., None], 3, axis=2))
+    np.testing.assert_allclose(found[2], RGB, atol=8)  # a palette of 16 colors
 
 
 def test_gifs_are_read(tmp_path):
-    """Their palettes are colours, of grey images too; one of several frames is refused."""
-    save_image(tmp_path / "a.gif", GREY)
-    save_image(tmp_path / "b.jfif", GREY, format="png")
-    np.testing.assert_array_equal(load(tmp_path), np.stack([GREY, GREY])[..., None], strict=True)
+    """Their palettes are colors, of gray images too; one of several frames is refused."""
+    save_image(tmp_path / "a.gif", GRAY)
+    save_image(tmp_path / "b.jfif", GRAY, format="png")
+    np.testing.assert_array_equal(load(tmp_path), np.stack([GRAY, GRAY])[..., None], strict=True)
     save_image(tmp_path / "c.gif", np.full((3, 4, 3), [7, 8, 9]))
     found = load(tmp_path)
     assert found.shape == (3, 3, 4, 3)
-    np.testing.assert_array_equal(found[0], np.repeat(GREY[..., None], 3, axis=2))
+    np.testing.assert_array_equal(found[0], np.repeat(GRAY[..., None], 3, axis=2))
     np.testing.assert_array_equal(found[2, 0, 0], [7, 8, 9])
-    frames = [Image.fromarray(GREY + i) for i in range(3)]
+    frames = [Image.fromarray(GRAY + i) for i in range(3)]
     frames[0].save(tmp_path / "d.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(ValueError, match=r"d.gif' holds 3 images: write each to a file of"):
         load(tmp_path)
 
 
 def test_images_that_are_left_out_are_named(tmp_path):
-    save_image(tmp_path / "a.png", GREY)
+    save_image(tmp_path / "a.png", GRAY)
     for name in ("b.svg", "c.HEIC", "d.heic", "notes.txt", ".DS_Store"):
         (tmp_path / name).touch()
     with pytest.warns(UserWarning, match=r"are left out \(2 .heic, 1 .svg\): convert"):
@@ -168,8 +168,8 @@ def test_images_that_are_left_out_are_named(tmp_path):
 
 
 def test_images_of_several_sizes(tmp_path):
-    save_image(tmp_path / "a.png", GREY)
-    save_image(tmp_path / "b.png", GREY.T)
+    save_image(tmp_path / "a.png", GRAY)
+    save_image(tmp_path / "b.png", GRAY.T)
     with pytest.raises(ValueError, match=r"a.png' is 3x4, '.*b.png' is 4x3 \(height x width\): cr"):
         load(tmp_path)
 
@@ -181,10 +181,10 @@ def test_images_that_cannot_be_used(tmp_path):
     for mode in ("RGBA", "CMYK"):
         path = file if mode == "RGBA" else file.with_suffix(".tiff")
         Image.new(mode, (2, 2)).save(path)
-        with pytest.raises(ValueError, match=rf"a.*neither 8-bit grey nor RGB but '{mode}'.*conv"):
+        with pytest.raises(ValueError, match=rf"a.*neither 8-bit gray nor RGB but '{mode}'.*conv"):
             load(tmp_path)
         path.unlink()
-    save_image(file, GREY, transparency=3)
+    save_image(file, GRAY, transparency=3)
     with pytest.raises(ValueError, match="but 'L', perhaps with transparency"):
         load(tmp_path)
     save_image(file, np.random.default_rng(0).integers(0, 255, (50, 50)))
@@ -210,7 +210,7 @@ def png_of_16_bits(pixels):
 
 
 def test_images_of_more_than_8_bits(tmp_path):
-    """None is cut: Pillow reads 16-bit colours as if they had 8, and clips 16-bit grey to white."""
+    """None is cut: Pillow reads 16-bit colors as if they had 8, and clips 16-bit gray to white."""
     deep = np.arange(36).reshape(3, 4, 3) * 1000
     contents = {
         "a.png": png_of_16_bits(deep),
@@ -220,7 +220,7 @@ def test_images_of_more_than_8_bits(tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    for mode, name in (("I;16", "grey.png"), ("F", "real.tiff")):
+    for mode, name in (("I;16", "gray.png"), ("F", "real.tiff")):
         Image.new(mode, (4, 3)).save(tmp_path / name)
     for file in sorted(tmp_path.iterdir()):
         folder = tmp_path / f"of {file.name}"
@@ -238,12 +238,12 @@ def test_images_are_upright(tmp_path):
     """EXIF's orientation 6: the first row of the pixels is the right side of the image."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    save_image(tmp_path / "a.png", GREY, exif=exif)
-    np.testing.assert_array_equal(load(tmp_path)[0, :, :, 0], np.rot90(GREY, -1))
+    save_image(tmp_path / "a.png", GRAY, exif=exif)
+    np.testing.assert_array_equal(load(tmp_path)[0, :, :, 0], np.rot90(GRAY, -1))
 
 
 def test_images_of_several_pages(tmp_path):
-    pages = [Image.fromarray(GREY + i) for i in range(3)]
+    pages = [Image.fromarray(GRAY + i) for i in range(3)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     with pytest.raises(ValueError, match=r"a.tif' holds 3 images: write each to a file of"):
         load(tmp_path)
@@ -252,7 +252,7 @@ def test_images_of_several_pages(tmp_path):
 
 
 def test_an_image_too_large_to_open(tmp_path, monkeypatch):
-    save_image(tmp_path / "a.png", GREY)
+    save_image(tmp_path / "a.png", GRAY)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
     with pytest.raises(ValueError, match=r"a.png' is no readable image: .*bomb.*\. Remove it"):
         load(tmp_path)

@@ -1,4 +1,4 @@
-"""Analytic densities: normalised, differentiated, sampled, noised, against other truths."""
+"""Analytic densities: normalized, differentiated, sampled, noised, against other truths."""
 
 import dataclasses
 import math
@@ -336,12 +336,12 @@ def test_toys_have_mean_zero_and_standard_deviation_one(name):
         density = densities.TOYS[name]()
         weights = np.exp(density.log_weights)
         if name == "checkerboard":
-            centre = (density.low + density.high) / 2
+            center = (density.low + density.high) / 2
             variance = (density.high - density.low)[0] ** 2 / 12
         else:
-            centre, variance = density.means, density.variances[0]
-        np.testing.assert_allclose(weights @ centre, 0, atol=1e-12)
-        np.testing.assert_allclose(weights @ centre**2 + variance, 1, rtol=1e-12)
+            center, variance = density.means, density.variances[0]
+        np.testing.assert_allclose(weights @ center, 0, atol=1e-12)
+        np.testing.assert_allclose(weights @ center**2 + variance, 1, rtol=1e-12)
 
 
 def curve(name):
@@ -376,9 +376,9 @@ def test_toys_are_the_blurred_curves(name):
     points, weights = curve(name)
     x = np.random.default_rng(6).normal(size=(24, 2))
     for alpha, sigma in ((1.0, 0.0), (0.5, 0.2)):
-        centres = alpha * math.sqrt(1 - 0.1**2) * points
+        centers = alpha * math.sqrt(1 - 0.1**2) * points
         variance = alpha**2 * 0.1**2 + sigma**2
-        distance2 = ((x[:, None] - centres[None]) ** 2).sum(-1)
+        distance2 = ((x[:, None] - centers[None]) ** 2).sum(-1)
         truth = scipy.special.logsumexp(-distance2 / (2 * variance), b=weights, axis=1)
         truth = truth - math.log(2 * math.pi * variance)
         with jax.enable_x64(True):
@@ -485,13 +485,13 @@ def test_blurred_interval_in_all_its_regimes():
 
 
 def test_curvature_of_the_checkerboard_at_its_symmetry_points():
-    """The Hessian at the centre of a square, where |u| would lose it, against differences."""
+    """The Hessian at the center of a square, where |u| would lose it, against differences."""
     with jax.enable_x64(True):
         density = densities.checkerboard().noised(Scaled(1.0, 0.3), 1.0)
-        centre = (density.low + density.high)[0] / 2
-        hessian = jax.jit(jax.jacfwd(lambda x: density.score(x[None])[0]))(centre)
+        center = (density.low + density.high)[0] / 2
+        hessian = jax.jit(jax.jacfwd(lambda x: density.score(x[None])[0]))(center)
         step = 1e-5 * np.eye(2)
-        numeric = (score(density, centre[None] + step) - score(density, centre[None] - step)) / 2e-5
+        numeric = (score(density, center[None] + step) - score(density, center[None] - step)) / 2e-5
         np.testing.assert_allclose(hessian, numeric, rtol=1e-6, atol=1e-8)
 
 

@@ -418,8 +418,8 @@ def test_pictures_of_few_levels_are_not_black(low, high, tmp_path):
     _, problem, _ = prepared(tmp_path, np.repeat(x, 3, axis=0))
     problem = _problem.Problem.from_dict(json.loads(json.dumps(problem.to_dict())))
     y = 2 * (x + 0.5) / 256 - 1
-    grey = _images.grey(problem, y.reshape(12, 5, 4, 5)).reshape(x.shape)
-    np.testing.assert_allclose(grey, (x - low + 0.5) / (high - low + 1), rtol=1e-6)
+    gray = _images.gray(problem, y.reshape(12, 5, 4, 5)).reshape(x.shape)
+    np.testing.assert_allclose(gray, (x - low + 0.5) / (high - low + 1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

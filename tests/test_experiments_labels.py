@@ -407,15 +407,15 @@ def test_inpainting_of_your_own_images_is_in_their_units(dtype, tmp_path):
         ("{digits} --sampler adaptive_sde --num-steps 3", "--num-steps is not of adaptive_sde"),
         ("{digits} --sampler ddim --churn 1", "--churn is of heun"),
         ("{signs} --inpaint left", "is for images"),
-        ("{unlabelled} --label 3", "was trained without labels"),
+        ("{unlabeled} --label 3", "was trained without labels"),
     ],
 )
 def test_mistakes_of_sampling(args, says, digits, signs, tmp_path, capsys, monkeypatch):
     problem = dataclasses.replace(signs[0].problem, num_labels=None, label_names=None)
-    unlabelled = signs[0]._replace(directory=tmp_path, problem=problem)
+    unlabeled = signs[0]._replace(directory=tmp_path, problem=problem)
     load = _run.load
-    monkeypatch.setattr(_run, "load", lambda d: unlabelled if d == tmp_path else load(d))
-    places = {"digits": digits, "signs": signs[0].directory, "unlabelled": tmp_path}
+    monkeypatch.setattr(_run, "load", lambda d: unlabeled if d == tmp_path else load(d))
+    places = {"digits": digits, "signs": signs[0].directory, "unlabeled": tmp_path}
     error, code = run_fails(sample.main, args.format(**places).split(), capsys)
     assert code == 2
     assert says in error

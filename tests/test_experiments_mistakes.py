@@ -131,22 +131,22 @@ def test_images_of_real_numbers_are_shown_in_their_own_units(tmp_path):
     _, config = _cli.parse(["array", "--data", str(tmp_path / "x.npy")])
     examples = _examples.load(config)
     problem, _ = _problem.examine(config, examples)
-    shown = _images.grey(problem, problem.rows(examples.train[:7]))
+    shown = _images.gray(problem, problem.rows(examples.train[:7]))
     low, high = examples.train.min(), examples.train.max()
     expected = (examples.train[:7, ..., 0] - low) / (high - low)
     np.testing.assert_allclose(shown, expected, atol=1e-5)
     several = problem.rows(examples.train[:6]).reshape(2, 3, 5, 6, 1)
-    np.testing.assert_allclose(_images.grey(problem, several).reshape(6, 5, 6), shown[:6])
+    np.testing.assert_allclose(_images.gray(problem, several).reshape(6, 5, 6), shown[:6])
 
     stored = json.loads(json.dumps(problem.to_dict()))
     assert _problem.Problem.from_dict(stored).limits == (low, high)
     del stored["limits"]  # as of an earlier version
-    shown = _images.grey(_problem.Problem.from_dict(stored), problem.rows(examples.train))
+    shown = _images.gray(_problem.Problem.from_dict(stored), problem.rows(examples.train))
     assert (shown.min(), shown.max()) == (0.0, 1.0)
 
 
 def test_levels_are_shown_as_they_were(images):
-    shown = _images.grey(images[0].problem, np.array([-1.0, -0.5, 1.0, 2.0]).reshape(1, 2, 2))
+    shown = _images.gray(images[0].problem, np.array([-1.0, -0.5, 1.0, 2.0]).reshape(1, 2, 2))
     np.testing.assert_array_equal(shown.ravel(), [0.0, 0.25, 1.0, 1.0])
 
 

@@ -114,7 +114,7 @@ def test_guided_samples_of_gaussians_move_by_the_scale(getkey):
     guided = guidance.classifier_free(score_of(mean), score_of(0.0 * mean), scale=2.5)
     out = samplers.heun(guided, x, process=process, num_steps=60)
     error = 4.5 * np.sqrt(v / 4_000)
-    # the prior is centred at 0, not at w m: what is left of that at t_min is sqrt(v) / 50 of it
+    # the prior is centered at 0, not at w m: what is left of that at t_min is sqrt(v) / 50 of it
     left = 2.5 * mean * np.sqrt(v / (v + 50.0**2))
     assert np.abs(np.mean(out, 0) - (2.5 * mean - left)).max() < error + 0.01
     assert np.abs(np.var(out, 0) / v - 1).max() < 4.5 * np.sqrt(2 / 4_000) + 0.02

@@ -105,13 +105,13 @@ def test_mixture_in_one_dimension():
         def parts(x, t, process=process):
             alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
             variance = (alpha * std) ** 2 + sigma**2
-            centred = x[:, None] - alpha * means[None]
-            logits = jnp.log(weights)[None] - 0.5 * centred**2 / variance
-            return logits, centred, variance
+            centered = x[:, None] - alpha * means[None]
+            logits = jnp.log(weights)[None] - 0.5 * centered**2 / variance
+            return logits, centered, variance
 
         def score_fn(x, t, parts=parts):
-            logits, centred, variance = parts(x, t)
-            return -jnp.sum(jax.nn.softmax(logits) * centred / variance, axis=1)
+            logits, centered, variance = parts(x, t)
+            return -jnp.sum(jax.nn.softmax(logits) * centered / variance, axis=1)
 
         t = jnp.full(9, process.t_min)
         logits, _, variance = parts(x, t)

@@ -1,4 +1,4 @@
-"""The losses of one noise level: closed forms, identities between them, minimisers, contracts."""
+"""The losses of one noise level: closed forms, identities between them, minimizers, contracts."""
 
 from functools import partial
 
@@ -430,8 +430,8 @@ def test_the_score_learned_from_noise_of_half_a_spacing(part, expected, getkey):
     assert abs(best - expected) < 0.003 + 4.5 * np.sqrt(2 / n) / np.sqrt(part)
 
 
-def linear_minimiser(loss_fn, num_parameters=12):
-    """The minimiser of a loss that is quadratic in the parameters (A, b) of a linear score."""
+def linear_minimizer(loss_fn, num_parameters=12):
+    """The minimizer of a loss that is quadratic in the parameters (A, b) of a linear score."""
 
     def mean_loss(theta):
         matrix, shift = theta[:9].reshape(3, 3), theta[9:]
@@ -445,7 +445,7 @@ def linear_minimiser(loss_fn, num_parameters=12):
 
 @pytest.mark.parametrize("name", ["implicit", "sliced", "sliced plain", "finite differences"])
 def test_the_best_linear_score_is_the_precision_of_the_data(name, getkey):
-    """Exactly, on a finite sample: the loss in expectation over probes has that minimiser."""
+    """Exactly, on a finite sample: the loss in expectation over probes has that minimizer."""
     x = jax.random.multivariate_normal(getkey(), jnp.array(MEAN), jnp.array(COV), (400,))
     mean, cov = np.mean(x, axis=0), np.cov(np.asarray(x).T, bias=True)
     loss_fn = {
@@ -462,7 +462,7 @@ def test_the_best_linear_score_is_the_precision_of_the_data(name, getkey):
         cube = sign_cube(3)[:4]  # v and -v agree
         return jnp.stack([loss_fn(score_fn, x, key, probe=fixed(v[None])) for v in cube]).mean(0)
 
-    matrix, shift = linear_minimiser(over_cube)
+    matrix, shift = linear_minimizer(over_cube)
     np.testing.assert_allclose(matrix, np.linalg.inv(cov), rtol=2e-3, atol=2e-3)
     np.testing.assert_allclose(shift, np.linalg.inv(cov) @ mean, rtol=2e-3, atol=2e-3)
 
@@ -471,7 +471,7 @@ def test_the_best_linear_score_is_the_precision_of_the_data(name, getkey):
 def test_the_best_linear_denoiser_is_the_precision_of_the_smoothed_data(getkey, control_variate):
     sigma, n = 0.5, 200_000
     x = jax.random.multivariate_normal(getkey(), jnp.array(MEAN), jnp.array(COV), (n,))
-    matrix, shift = linear_minimiser(
+    matrix, shift = linear_minimizer(
         partial(
             losses.denoising,
             x=x,
@@ -819,8 +819,8 @@ def test_energies_and_scores_agree(x, getkey):
     precision = jnp.linalg.inv(COV)
 
     def energy_fn(x):
-        centred = x - MEAN[None]
-        return 0.5 * jnp.einsum("bi,ij,bj->b", centred, precision, centred)
+        centered = x - MEAN[None]
+        return 0.5 * jnp.einsum("bi,ij,bj->b", centered, precision, centered)
 
     key = getkey()
     for loss_fn in LOSSES.values():

@@ -82,7 +82,7 @@ def test_neighbors_within_clusters_far_apart(separation, getkey):
     np.testing.assert_allclose(noise_levels.smallest_sigma(x, getkey()), right, rtol=1e-6)
 
 
-def test_duplicates_are_no_neighbours(getkey):
+def test_duplicates_are_no_neighbors(getkey):
     x = jnp.array([[0.0, 1e4], [0.0, 1e4], [0.3, 1e4 + 0.4], [1.0, 1e4], [9.0, 1e4]])
     value = noise_levels.smallest_sigma(x.astype(jnp.float32), getkey())
     # Nearest distances 0.5, 0.5, 0.5, 0.8, 8 (in exact arithmetic): the median is 0.5.
@@ -317,7 +317,7 @@ def test_the_explanation_names_the_overlap_it_was_made_with(getkey):
     x = jax.random.normal(getkey(), (20, 64))
     levels = noise_levels.noise_levels_from_data(x, getkey(), overlap=0.7)
     limit = noise_levels.sigma_ratio(64, overlap=0.7)
-    assert f"at most {limit:.6g}, where neighbouring levels overlap by 0.7 " in str(levels)
+    assert f"at most {limit:.6g}, where neighboring levels overlap by 0.7 " in str(levels)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (4, 4, 2)])

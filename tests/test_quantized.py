@@ -106,7 +106,7 @@ def log_space(logits, y, r, edges):
 @pytest.mark.parametrize(
     ("logits", "y"),
     [
-        ([0.0, 0.0, 0.0, 100.0], -0.75),  # all within reach alike, one favoured far away
+        ([0.0, 0.0, 0.0, 100.0], -0.75),  # all within reach alike, one favored far away
         ([-100.0, 0.0, 0.0, 300.0], -0.75),
         ([100.0, -100.0, 50.0, 0.0], 0.1),
         ([-60.0, 0.0, 60.0, -60.0], -0.08),  # eight noise levels away, and yet the most likely
@@ -114,7 +114,7 @@ def log_space(logits, y, r, edges):
     ],
 )
 def test_spread_logits(logits, y):
-    """Value and slopes against sums of logarithms, where the favoured cell underflows or nearly."""
+    """Value and slopes against sums of logarithms, where the favored cell underflows or nearly."""
     edges = quantized.uniform_bin_edges(4)
     logits = np.array(logits)
 

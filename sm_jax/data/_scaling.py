@@ -41,7 +41,7 @@ _NAMED = 5  # how many constant features a warning names
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Standardizer:
-    """Standardise each feature to mean 0 and variance 1, ``y = (x - mean) / scale``; equation (2).
+    """Standardize each feature to mean 0 and variance 1, ``y = (x - mean) / scale``; equation (2).
 
     A pytree; make one with `fit`, store one with `to_dict` (plain JSON) and `from_dict`.
 
@@ -141,7 +141,7 @@ class Standardizer:
         """Return ``mean + scale y``, the inverse of the call.
 
         Args:
-            y: standardised data ``[B, ...]``, as for the call.
+            y: standardized data ``[B, ...]``, as for the call.
 
         Returns:
             Data ``[B, ...]`` in its own units, of the dtype of ``y``, or a float64 NumPy array.
@@ -157,7 +157,7 @@ class Standardizer:
 
     @property
     def log_det(self) -> jax.Array:
-        """``-sum log scale``, a scalar in nats: add it to the log-density of standardised data."""
+        """``-sum log scale``, a scalar in nats: add it to the log-density of standardized data."""
         return -jnp.sum(jnp.log(self.scale))
 
     def to_dict(self) -> dict[str, list | float]:
@@ -242,7 +242,7 @@ def dequantize(
         x: values ``0..num_values - 1`` of any shape and any real dtype.
         key: key of the noise.
         num_values: number of values: 256 for 8-bit images, 17 for scikit-learn's digits.
-        noise: ``u`` as ``noise(key, shape, dtype)``; ``lambda *_: 0.5`` gives the cell centres.
+        noise: ``u`` as ``noise(key, shape, dtype)``; ``lambda *_: 0.5`` gives the cell centers.
 
     Returns:
         Numbers from -1 to 1 in the shape of ``x``, in float32 (float64 if ``x`` is).

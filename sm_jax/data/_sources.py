@@ -34,8 +34,8 @@ def load(
     | ``.npy`` | the array                                                                    |
     | ``.npz`` | the array named ``array``, or the only one                                   |
     | ``.csv`` | rows ``[N, columns]``, float64; ``.tsv`` and ``.txt`` alike                  |
-    | folder   | its images in the order of their names, uint8 ``[N, H, W, 1]`` (all grey) or |
-    |          | ``[N, H, W, 3]`` (grey ones among them are repeated)                         |
+    | folder   | its images in the order of their names, uint8 ``[N, H, W, 1]`` (all gray) or |
+    |          | ``[N, H, W, 3]`` (gray ones among them are repeated)                         |
 
     Numbers come as they are stored, because their dtype says how to scale them: uint8 means 8-bit
     levels, so `dequantize` with 256 levels; otherwise `Standardizer`, in float64. Integers become
@@ -168,7 +168,7 @@ def _load_images(folder: pathlib.Path) -> np.ndarray:
                 upright = ImageOps.exif_transpose(image)
                 pixels = np.asarray(upright.convert(_COLOUR[image.mode]))
                 if image.mode == "P" and (pixels == pixels[..., :1]).all():
-                    pixels = pixels[..., 0]  # a palette of greys
+                    pixels = pixels[..., 0]  # a palette of grays
         except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(f"{str(file)!r} is no readable image: {error}. Remove it.") from error
         images.append(pixels if pixels.ndim == 3 else pixels[:, :, None])
@@ -183,7 +183,7 @@ def _load_images(folder: pathlib.Path) -> np.ndarray:
 
 
 def _check_image(file: pathlib.Path, image: Any) -> None:
-    """Raise unless all that the file holds is one image of 8-bit grey or RGB."""
+    """Raise unless all that the file holds is one image of 8-bit gray or RGB."""
     pages = getattr(image, "n_frames", 1)
     if pages > 1:
         raise ValueError(f"{str(file)!r} holds {pages} images: write each to a file of its own.")
@@ -195,13 +195,13 @@ def _check_image(file: pathlib.Path, image: Any) -> None:
         )
     if image.mode not in _COLOUR or "transparency" in image.info:
         raise ValueError(
-            f"{str(file)!r} is neither 8-bit grey nor RGB but {image.mode!r}, perhaps with "
+            f"{str(file)!r} is neither 8-bit gray nor RGB but {image.mode!r}, perhaps with "
             "transparency: convert it, e.g. with Pillow's Image.convert('RGB')."
         )
 
 
 def _is_cut(image: Any) -> bool:
-    """Return whether Pillow would cut 16-bit colours to 8 bits, which its mode does not tell."""
+    """Return whether Pillow would cut 16-bit colors to 8 bits, which its mode does not tell."""
     args = image.tile[0][3] if image.tile else ""
     mode, *rest = (args,) if isinstance(args, str) else args or ("",)
     largest = rest[0] if image.format == "PPM" and rest else 0

@@ -43,7 +43,7 @@ class UniformBoxes:
     reaches further, so that neighbors share no point.
 
     Args:
-        log_weights: log of the normalised weights, ``[K]``.
+        log_weights: log of the normalized weights, ``[K]``.
         low: lower corners, ``[K, D]``.
         high: upper corners, ``[K, D]``, above ``low``.
         std: standard deviation of the noise, a scalar; None before noising.

@@ -50,7 +50,7 @@ def scale_and_noise(
     return alpha, sigma
 
 
-def log_normalised(weights: ArrayLike, num: int, dtype: DTypeLike) -> jax.Array:
+def log_normalized(weights: ArrayLike, num: int, dtype: DTypeLike) -> jax.Array:
     """Return ``log(weights / sum(weights))``, checked to be ``num`` weights."""
     if np.shape(weights) != (num,):
         raise ValueError(

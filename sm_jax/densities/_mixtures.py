@@ -39,7 +39,7 @@ class GaussianMixture:
     Build it with `gaussian` or `gaussian_mixture`.
 
     Args:
-        log_weights: log of the normalised weights, ``[K]``.
+        log_weights: log of the normalized weights, ``[K]``.
         means: ``[K, ...]``, the event shape after the first axis.
         variances: along the axes of each component: ``[K, D]``, ``[K, 1]``, or ``[1, 1]`` where
             all are the same.
@@ -217,7 +217,7 @@ def gaussian_mixture(weights: ArrayLike, means: ArrayLike, covs: ArrayLike) -> G
     if means.ndim == 0 or means.size == 0:
         raise ValueError(f"means must have shape [K, ...] and not be empty, got {means.shape}.")
     num, num_dims = means.shape[0], math.prod(means.shape[1:])
-    log_weights = _common.log_normalised(weights, num, means.dtype)
+    log_weights = _common.log_normalized(weights, num, means.dtype)
     shape = np.shape(covs)
     if shape in ((), (num,)):
         _checks.check_positive("covs", covs)
@@ -254,7 +254,7 @@ def empirical(points: ArrayLike) -> Empirical:
     """Return the empirical distribution of ``points``: mass ``1 / N`` at each.
 
     Once noised it is the exact optimum of denoising score matching on a finite set: what a
-    model that memorises its training set would learn. Its score costs ``O(B N D)`` time, and
+    model that memorizes its training set would learn. Its score costs ``O(B N D)`` time, and
     memory that does not grow with ``B``.
 
     Args:

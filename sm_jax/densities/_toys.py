@@ -8,7 +8,7 @@ a Gaussian mixture with infinitely many components,
 and with Gauss-Legendre nodes ``u_k`` (equal ones on a closed curve) that are closer together than
 ``s`` the sum converges faster than any power of their number. The toys *are* these sums: a finite
 mixture, from which `sample` draws and whose `log_prob`, `score` and `noised` are exact to rounding.
-By default neighbouring nodes are at most 0.8 ``s`` apart, and ``log p`` is then that of the blurred
+By default neighboring nodes are at most 0.8 ``s`` apart, and ``log p`` is then that of the blurred
 curve to 1e-8 for ``s <= 0.1``, to 2e-6 at ``s = 0.3``, wherever ``p`` is above 1e-8 of its maximum.
 
 Coordinates are scaled per axis, before the noise is added, such that the standard deviation
@@ -181,7 +181,7 @@ def _legendre(start, end, num_nodes):
 
 
 def _num_nodes(constant, noise):
-    """Return the number of nodes that keeps neighbours within 0.8 ``noise`` of each other."""
+    """Return the number of nodes that keeps neighbors within 0.8 ``noise`` of each other."""
     _check_noise(noise)
     return math.ceil(constant / (0.8 * noise))
 
@@ -201,5 +201,5 @@ def _blurred(points, weights, noise):
     points = points - weights @ points
     points = points * np.sqrt((1 - noise**2) / (weights @ points**2))
     means = jnp.asarray(points, float)
-    log_weights = _common.log_normalised(weights, len(weights), means.dtype)
+    log_weights = _common.log_normalized(weights, len(weights), means.dtype)
     return GaussianMixture(log_weights, means, jnp.full((1, 1), noise**2, means.dtype))

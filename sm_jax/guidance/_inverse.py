@@ -130,7 +130,7 @@ def pigdm(
         observation: ``y``, of the shape of ``operator(x)``, or of one of its rows, for all.
         noise_std: ``s``, standard deviation of the noise of the observation, one or ``[B]``. At
             0 the part of ``y`` outside the range of ``A``, which nothing explains, is ignored.
-        sigma_data: ``d``, standard deviation of the data, one number. 1 is that of standardised
+        sigma_data: ``d``, standard deviation of the data, one number. 1 is that of standardized
             data, as in the likelihoods; pass what the network was trained with, for which
             `sm_jax.parameterization.precondition` has the default 0.5 of EDM.
         num_iterations: iterations of ``solve``, one ``A`` and one ``A'`` each. As many as ``A A'``

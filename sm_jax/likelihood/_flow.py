@@ -257,7 +257,7 @@ def bits_per_dim(log_prob: ArrayLike, num_dims: int, *, log_det: ArrayLike = 0.0
         num_dims: ``d``, the number of numbers in one example.
         log_det: logarithm of the determinant of the map from the units in which bits are counted to
             those of the model, summed over an example; it has no default other than none. For
-            standardised data ``-sum(log scale)``. For pixels of ``L`` levels seen as
+            standardized data ``-sum(log scale)``. For pixels of ``L`` levels seen as
             ``(x + u) / L * 2 - 1``, ``d log(2 / L)``, and the result then bounds the bits of a
             lossless code.
 

@@ -6,7 +6,7 @@ mean and the standard deviation of the noised data, let the levels be compared i
 
     x' = alpha' m + (k' / k) (x - alpha m),    W = E(x', t') - E(x, t) - D log(k' / k).  (1)
 
-The work ``W`` is a constant where the data are Gaussian, and for neighbouring levels small. As
+The work ``W`` is a constant where the data are Gaussian, and for neighboring levels small. As
 ``d log Z = -E[dW]`` along the levels, the trapezoidal rule gives
 
     log Z(t') - log Z(t) = -1/2 (E_{x ~ p_t}[W] + E_{x' ~ p_t'}[W]),                   (2)

@@ -1,6 +1,6 @@
 """Denoising score matching at one noise level.
 
-With ``x~ = x + sigma z``, ``z ~ N(0, I)``, the score ``s*`` of the smoothed density minimises
+With ``x~ = x + sigma z``, ``z ~ N(0, I)``, the score ``s*`` of the smoothed density minimizes
 
     L(s) = sigma^2 E[1/2 |s(x~) - grad log p(x~ | x)|^2] = E[1/2 |sigma s(x~) + z|^2]  (1)
          = sigma^2 E[1/2 |s(x~) - s*(x~)|^2] + constant,                               (2)

@@ -132,7 +132,7 @@ def noise_conditional_sliced(
         variance_reduced: as in `sliced`.
 
     Returns:
-        ``[B]``, in nats, scaled by ``sigma^2``. It has the minimiser of `noise_conditional` and
+        ``[B]``, in nats, scaled by ``sigma^2``. It has the minimizer of `noise_conditional` and
         equals it up to a constant in the mean, for normal noise.
 
     Raises:

@@ -92,6 +92,6 @@ def _common_steps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     Of each: the orders of the two samples that are the values there, and the length.
     """
-    # In units of 1 / (n m), so that common steps are recognised exactly.
+    # In units of 1 / (n m), so that common steps are recognized exactly.
     ends = np.union1d(np.arange(1, n + 1, dtype=np.int64) * m, np.arange(1, m + 1) * n)
     return (ends - 1) // m, (ends - 1) // n, np.diff(ends, prepend=0) / (n * m)

@@ -8,7 +8,7 @@ With e the embedding of the noise level, d = 1, ..., depth, and an activation f,
     output = W_out h_depth + b_out                                                      (4)
 
 (2) is the adaptive scale and shift of FiLM. W'_d and W_out start at zero: every block starts as the
-identity and the network as zero. This takes the place of normalisation layers, which cost
+identity and the network as zero. This takes the place of normalization layers, which cost
 time and, on data of few dimensions, discard the length of x.
 """
 

@@ -1,6 +1,6 @@
 """A small U-Net for images of any size, conditioned on the noise level.
 
-Every residual block computes, with e the embedding of the noise level and N group normalisation,
+Every residual block computes, with e the embedding of the noise level and N group normalization,
 
     u = conv(silu(N(h))),     (a, c) = V e + v                                          (1)
     block(h) = skip(h) + conv_0(dropout(silu((1 + a) N(u) + c)))                        (2)

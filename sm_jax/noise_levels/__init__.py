@@ -23,11 +23,11 @@ A ladder is ``sigma_1 > sigma_2 > ... > sigma_L > 0``, largest noise first. Song
 
    which should be 1. (The paper's ``2 e / (sigma_L^2 - sigma_L^2 (1 - e / sigma_L^2)^2)`` is
    ``2 / (2 - h)``.) In a stable chain, ``0 < h < 2``, it never is: (3) is an average of ``g^2`` and
-   ``2 / (2 - h)``, both above 1. The step closest to it minimises ``v_T``. As long as
+   ``2 / (2 - h)``, both above 1. The step closest to it minimizes ``v_T``. As long as
    ``2 / (2 - h) < g^2`` and ``h < 1``, ``v_T`` is strictly convex in ``h`` with a falling start and
    a rising end, and beyond, it is larger; so the minimum is one, and a root of the derivative.
 4. ``sigma_L`` is not chosen by the paper beyond "small enough": 0.01 for images in [0, 1]. Here it
-   is a tenth of the distance to a neighbour: see `smallest_sigma`.
+   is a tenth of the distance to a neighbor: see `smallest_sigma`.
 
 These are functions for setting up, of concrete numbers: they run in float64 NumPy, outside ``jit``.
 """

@@ -50,19 +50,19 @@ def largest_sigma(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> fl
 
 
 def smallest_sigma(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> float:
-    """Return a tenth of the typical distance to a neighbour per root dimension, for ``sigma_L``.
+    """Return a tenth of the typical distance to a neighbor per root dimension, for ``sigma_L``.
 
         sigma_L = 1/10 median_n min_m |x_n - x_m| / sqrt(D),    over x_m != x_n.            (4)
 
     Noise of level ``sigma`` moves an example by ``sigma sqrt(D)``: at this level by a tenth of the
-    way to its nearest neighbour, so that what remains of the noise at the end of a ladder is small
+    way to its nearest neighbor, so that what remains of the noise at the end of a ladder is small
     beside the difference of two examples. (The last denoising step removes most of it.)
     For 2,000 images of CIFAR-10 in [0, 1] it gives 0.019, and the customary value is 0.01.
 
     Args:
         x: data ``[N, ...]``, floating, at least two examples distinct.
         key: for the subset.
-        max_points: how many examples to compare at most; neighbours in a subset are farther away.
+        max_points: how many examples to compare at most; neighbors in a subset are farther away.
 
     Returns:
         The level, in units of the data.
@@ -81,7 +81,7 @@ def smallest_sigma(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> f
 
 
 def sigma_ratio(num_dims: int, *, overlap: float = 0.5) -> float:
-    """Return the ratio of neighbouring levels at which they overlap by one half: equation (1).
+    """Return the ratio of neighboring levels at which they overlap by one half: equation (1).
 
     It is close to ``1 + 3 / (sqrt(2 D) - 3)``. In up to four dimensions the overlap is above one
     half whatever the ratio, and the answer is infinity: the ladder is then limited by the Langevin
@@ -116,8 +116,8 @@ def sigma_ratio(num_dims: int, *, overlap: float = 0.5) -> float:
         return math.inf
 
     def excess(ratio):
-        centre = root * (ratio - 1)
-        inside = scipy.stats.norm.cdf([centre - 3 * ratio, centre + 3 * ratio])
+        center = root * (ratio - 1)
+        inside = scipy.stats.norm.cdf([center - 3 * ratio, center + 3 * ratio])
         return inside[1] - inside[0] - overlap
 
     no_overlap = (root + 10) / (root - 3)  # here the interval begins ten standard deviations up
@@ -125,14 +125,14 @@ def sigma_ratio(num_dims: int, *, overlap: float = 0.5) -> float:
 
 
 def num_levels(*, sigma_min: float, sigma_max: float, ratio: float) -> int:
-    """Return how many geometric levels keep neighbours within ``ratio`` of each other.
+    """Return how many geometric levels keep neighbors within ``ratio`` of each other.
 
         L = 1 + ceil(log(sigma_max / sigma_min) / log(ratio)).                              (5)
 
     Args:
         sigma_min: the smallest noise level.
         sigma_max: the largest one.
-        ratio: the largest allowed ratio of neighbours, above 1 and finite.
+        ratio: the largest allowed ratio of neighbors, above 1 and finite.
 
     Returns:
         The number of levels, at least 2.
@@ -159,7 +159,7 @@ def langevin_variance(relative_step: float, ratio: float, steps_per_level: int) 
 
     Args:
         relative_step: ``h = e / sigma_L^2 = a_i / sigma_i^2``, in (0, 2).
-        ratio: of neighbouring levels, ``g``.
+        ratio: of neighboring levels, ``g``.
         steps_per_level: Langevin steps per level, ``T``.
 
     Returns:
@@ -174,10 +174,10 @@ def langevin_variance(relative_step: float, ratio: float, steps_per_level: int) 
 
 
 def langevin_step_size(sigmas: ArrayLike, *, steps_per_level: int) -> float:
-    """Return the step size ``e`` of annealed Langevin dynamics (2) that minimises ``v_T`` (3).
+    """Return the step size ``e`` of annealed Langevin dynamics (2) that minimizes ``v_T`` (3).
 
     The minimum over all stable steps is unique (see the module). ``v_T`` grows with the ratio of
-    the levels; where ratios differ, the step size is that of the largest, which minimises the
+    the levels; where ratios differ, the step size is that of the largest, which minimizes the
     largest ``v_T`` of the ladder.
 
     It is meant for the update (2), with step ``a_i`` and noise ``sqrt(2 a_i)``; halve or double it
@@ -219,16 +219,16 @@ class NoiseLevels(NamedTuple):
     Args:
         sigmas: the levels ``[L]``, strictly decreasing, in units of the data.
         sigma_max: the first level: largest distance between examples, unless it was given.
-        sigma_min: the last level: a tenth of the distance between neighbours, per root dimension,
+        sigma_min: the last level: a tenth of the distance between neighbors, per root dimension,
             unless it was given.
-        ratio: of neighbouring levels.
+        ratio: of neighboring levels.
         num_levels: ``L``.
         step_size: of annealed Langevin dynamics at the last level.
         steps_per_level: Langevin steps per level for which it was computed.
         num_dims: numbers in one example, ``D``.
         mean: mean of all the data, of the shape of one example. Distances do not tell where the
             data are: center the prior there, ``VE(sigma_min, sigma_max, mean=levels.mean)``.
-        overlap: of neighbouring levels, the limit of their ratio.
+        overlap: of neighboring levels, the limit of their ratio.
         given: whether ``sigma_max`` and ``sigma_min`` were given.
     """
 
@@ -262,7 +262,7 @@ class NoiseLevels(NamedTuple):
         limit = sigma_ratio(self.num_dims, overlap=self.overlap)
         share = "one half" if self.overlap == 0.5 else f"{self.overlap:.4g}"
         reason = (
-            f"at most {limit:.6g}, where neighbouring levels overlap by {share} (Technique 2)"
+            f"at most {limit:.6g}, where neighboring levels overlap by {share} (Technique 2)"
             if limit <= _LARGEST_RATIO
             else f"at most {_LARGEST_RATIO}, for the Langevin steps to follow (Technique 2 allows "
             f"{limit:.3g})"
@@ -309,7 +309,7 @@ def noise_levels_from_data(
         sigma_min: the smallest level, in units of the data, instead of that by `smallest_sigma`.
         sigma_max: the largest level, instead of that by `largest_sigma`.
         steps_per_level: Langevin steps per level.
-        overlap: of neighbouring levels, see `sigma_ratio`.
+        overlap: of neighboring levels, see `sigma_ratio`.
         max_points: how many examples to compare at most.
 
     Returns:
@@ -375,7 +375,7 @@ def _check_given(given, sigma_max, sigma_min):
 
 
 def _relative_step(ratio, steps_per_level):
-    """Return the ``h`` that minimises equation (3): the root of its derivative."""
+    """Return the ``h`` that minimizes equation (3): the root of its derivative."""
 
     def derivative(h):
         kept = (1 - h) ** (2 * steps_per_level - 1)

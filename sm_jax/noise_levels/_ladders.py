@@ -20,7 +20,7 @@ def geometric(*, sigma_min: float, sigma_max: float, num_levels: int) -> jax.Arr
 
     Raises:
         ValueError: levels not positive, ``sigma_min >= sigma_max``, fewer than two levels, or so
-            many that neighbours coincide in the default float type.
+            many that neighbors coincide in the default float type.
 
     Example:
         >>> print(geometric(sigma_min=0.1, sigma_max=10.0, num_levels=3))

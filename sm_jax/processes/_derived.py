@@ -172,8 +172,8 @@ def prior_log_prob(process: ProcessLike, x: ArrayLike) -> jax.Array:
     """
     x = _checks.check_data(x)
     center, sigma = _prior(process, x.shape[1:], _checks.accumulator(x.dtype))
-    normaliser = _checks.num_dims(x) * (jnp.log(sigma) + 0.5 * jnp.log(2.0 * jnp.pi))
-    return -0.5 * _checks.sum_data_axes(((x - center[None]) / sigma) ** 2) - normaliser
+    normalizer = _checks.num_dims(x) * (jnp.log(sigma) + 0.5 * jnp.log(2.0 * jnp.pi))
+    return -0.5 * _checks.sum_data_axes(((x - center[None]) / sigma) ** 2) - normalizer
 
 
 def _prior(process, event_shape, dtype):
