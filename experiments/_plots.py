@@ -16,8 +16,8 @@ from experiments import _images
 from experiments._examples import Examples
 from experiments._figures import (
     BLUE,
-    GREEN,
     GRAY,
+    GREEN,
     ORANGE,
     RED,
     drawing,

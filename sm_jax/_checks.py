@@ -1,16 +1,17 @@
-"""Trace-time checks and the two reductions that every module shares.
+"""Checks of arguments, at trace time.
 
 Shapes and dtypes are checked always; values only where they are concrete, because a traced value
-has none. Every message names the offending value and the remedy.
+has none. Every message names the offending value.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+
+from sm_jax import _arrays
 
 
 def check_data(x: ArrayLike, name: str = "x") -> jax.Array:
@@ -26,12 +27,6 @@ def check_data(x: ArrayLike, name: str = "x") -> jax.Array:
     if x.size == 0:
         raise ValueError(f"{name} is empty, shape {x.shape}: pass at least one example.")
     return x
-
-
-def as_floating(value: ArrayLike) -> jax.Array:
-    """Return ``value`` as an array, integers in the default floating dtype."""
-    value = jnp.asarray(value)
-    return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
 
 
 def check_score(score: jax.Array, x: jax.Array) -> jax.Array:
@@ -89,32 +84,6 @@ def at_noise(score_fn: Callable, t: jax.Array) -> Callable:
     return score_at if energy_fn is None else carry_energy(score_at, lambda x: energy_fn(x, t))
 
 
-def concrete(value: ArrayLike) -> np.ndarray | None:
-    """Return ``value`` as a NumPy array, or None where it is traced or no number."""
-    if isinstance(value, jax.core.Tracer):
-        return None
-    try:
-        known = np.asarray(value)
-    except (TypeError, ValueError):
-        return None
-    return known if jnp.issubdtype(known.dtype, jnp.number) else None  # bfloat16 is one too
-
-
-def spacing(x: jax.Array) -> np.ndarray | None:
-    """Return the spacing of floating point numbers at the largest of each row, or None if traced.
-
-    The result is ``[B]``, in float64: the distance of neighbors of ``max_i |x_i|`` in the dtype of
-    ``x [B, ...]``.
-    """
-    known = concrete(x)
-    if known is None:
-        return None
-    largest = np.abs(known.astype(np.float64)).reshape(len(known), -1).max(axis=1)
-    info = jnp.finfo(x.dtype)
-    spacing = np.ldexp(float(info.eps), np.frexp(largest)[1] - 1)
-    return np.maximum(spacing, float(info.smallest_subnormal))
-
-
 def check_key(name: str, key: jax.Array | None) -> None:
     """Raise if there is no key for something that draws random numbers."""
     if key is None:
@@ -129,14 +98,14 @@ def check_scalar(name: str, value: ArrayLike) -> None:
 
 def check_positive(name: str, value: ArrayLike) -> None:
     """Raise unless every (concrete) entry of ``value`` is finite and above zero."""
-    known = concrete(value)
+    known = _arrays.concrete(value)
     if known is not None and not (np.all(known > 0) and np.all(np.isfinite(known))):
         raise ValueError(f"{name} must be positive and finite, got {value}.")
 
 
 def check_not_negative(name: str, value: ArrayLike) -> None:
     """Raise unless every (concrete) entry of ``value`` is finite and at least zero."""
-    known = concrete(value)
+    known = _arrays.concrete(value)
     if known is not None and not (np.all(known >= 0) and np.all(np.isfinite(known))):
         raise ValueError(f"{name} must be finite and not negative, got {value}.")
 
@@ -153,7 +122,7 @@ def check_count(name: str, value: int, minimum: int = 1) -> None:
 
 def check_per_example(name: str, value: ArrayLike, x: jax.Array) -> jax.Array:
     """Return ``value`` as ``[B]``, float32 at least, or raise unless it is a scalar or ``[B]``."""
-    value = jnp.asarray(value, accumulator(x.dtype))
+    value = jnp.asarray(value, _arrays.accumulator(x.dtype))
     if value.shape not in ((), x.shape[:1]):
         raise ValueError(
             f"{name} must be a scalar or one number per example, shape {x.shape[:1]}, "
@@ -168,44 +137,10 @@ def check_levels(name: str, levels: ArrayLike) -> jax.Array:
     if len(shape) != 1 or shape[0] == 0:
         raise ValueError(f"{name} must be a non-empty vector of noise levels, got shape {shape}.")
     check_positive(name, levels)
-    known, levels = concrete(levels), jnp.asarray(levels)
+    known, levels = _arrays.concrete(levels), jnp.asarray(levels)
     if known is not None and np.any(np.diff(known.astype(levels.dtype)) >= 0):
         raise ValueError(
             f"{name} must be strictly decreasing, the largest noise first, got {known}: sort it, "
             "e.g. sigmas[::-1]."
         )
     return levels
-
-
-def expand_like(value: jax.Array, x: jax.Array) -> jax.Array:
-    """Return ``value`` (scalar or ``[B]``) with axes of length 1 added to the rank of ``x``."""
-    return jnp.reshape(value, value.shape + (1,) * (x.ndim - value.ndim))
-
-
-def sum_data_axes(x: jax.Array) -> jax.Array:
-    """Return the sum over all axes but the first, ``[B]``, accumulated in float32 at least."""
-    return jnp.sum(x, axis=tuple(range(1, x.ndim)), dtype=accumulator(x.dtype))
-
-
-def accumulator(dtype: jnp.dtype) -> jnp.dtype:
-    """Return the dtype in which sums of ``dtype`` are kept: float32 at least."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def accumulated(x: jax.Array) -> jax.Array:
-    """Return ``x`` in the dtype in which its sums are kept."""
-    return x.astype(accumulator(x.dtype))
-
-
-def drawn(source: Callable, key: jax.Array, x: jax.Array) -> jax.Array:
-    """Return random numbers of the shape of ``x``, in float32 at least.
-
-    Those that `jax.random` draws in bfloat16 have 128 values: normal ones have the variance 0.993
-    and end at 2.9, uniform ones have the mean 0.496.
-    """
-    return source(key, x.shape, accumulator(x.dtype))
-
-
-def num_dims(x: jax.Array) -> int:
-    """Return the number of numbers in one example of ``x [B, ...]``."""
-    return math.prod(x.shape[1:])

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal, jaxprs_in_params
 
-from sm_jax import _checks
+from sm_jax import _arrays
 from sm_jax._eager import compiled
 from sm_jax.typing import EnergyFn
 
@@ -111,7 +111,7 @@ def directional_derivatives(
             z.update(zip(places, operation.first(given), strict=True))
             if operation.second:
                 curved.append(operation.second(given))
-        return z[energy.place], jax.tree.map(_checks.accumulated, curved)
+        return z[energy.place], jax.tree.map(_arrays.accumulated, curved)
 
     slopes, curved = _map_and_sum(along, seeds, chunk, unroll)
 
@@ -256,7 +256,7 @@ def _is_precise(variable) -> bool:
     dtype = getattr(variable.aval, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         return True
-    return jnp.issubdtype(dtype, jnp.floating) and _checks.accumulator(dtype) == dtype
+    return jnp.issubdtype(dtype, jnp.floating) and _arrays.accumulator(dtype) == dtype
 
 
 def _bind(equation, values: Sequence) -> Sequence:

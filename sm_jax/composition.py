@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.typing import EnergyFn, NoiseScoreFn, ScoreFn
 
 __all__ = ["divide", "mixture", "mixture_score", "product", "temper"]
@@ -85,7 +85,7 @@ def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: b
                 "samplers.annealed_langevin."
             )
         terms = _same_shape([fn(x, *args) for fn in fns])
-        total = sum(w * _checks.accumulated(term) for w, term in zip(weights, terms, strict=True))
+        total = sum(w * _arrays.accumulated(term) for w, term in zip(weights, terms, strict=True))
         return total.astype(terms[0].dtype)
 
     return composed
@@ -246,7 +246,7 @@ def mixture_score(
         # mode would meet in the derivative by r too, were the product in the where.
         total = 0.0
         for share, s in zip(densities / densities.sum(axis=0, keepdims=True), scores, strict=True):
-            r = _checks.expand_like(share, x)
+            r = _arrays.expand_like(share, x)
             total = total + r * jnp.where((r > 0.0) | jnp.isfinite(s), s, 0.0)
         return total.astype(x.dtype)
 
@@ -255,7 +255,7 @@ def mixture_score(
 
 def _check_finite(name: str, value: ArrayLike) -> None:
     """Raise unless every (concrete) entry of ``value`` is finite."""
-    known = _checks.concrete(value)
+    known = _arrays.concrete(value)
     if known is not None and not np.all(np.isfinite(known)):
         raise ValueError(f"{name} must be finite, got {value}.")
 
@@ -287,7 +287,7 @@ def _stacked_energies(energy_fns: list[EnergyFn], x: jax.Array, args: tuple) -> 
             f"an energy must be one number per example, shape {x.shape[:1]}, got "
             f"{energies.shape[1:]}."
         )
-    return _checks.accumulated(energies)
+    return _arrays.accumulated(energies)
 
 
 def _densities(energies, shares, log_normalizers):
@@ -318,7 +318,7 @@ def _components(
             )
     _checks.check_not_negative("weights", weights)
     _check_finite("log_normalizers", log_normalizers)
-    known = _checks.concrete(weights)
+    known = _arrays.concrete(weights)
     if known is not None and not np.any(known > 0):
         raise ValueError(f"weights must not all be 0, got {weights}.")
     return weights / jnp.sum(weights), log_normalizers

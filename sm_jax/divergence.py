@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax._laplacian import directional_derivatives
 from sm_jax.typing import Divergence, DivergenceFn, RandomFn, ScoreFn
@@ -98,7 +98,7 @@ def exact(
     """
     del key
     x = _checks.check_data(x)
-    dims = _checks.num_dims(x)
+    dims = _arrays.num_dims(x)
 
     def basis(i):
         e = jax.nn.one_hot(i, dims, dtype=x.dtype).reshape((1, *x.shape[1:]))
@@ -115,7 +115,7 @@ def exact(
 
     def entry(i):
         e = basis(i)
-        return _checks.sum_data_axes(pull_back(e)[0] * e)
+        return _arrays.sum_data_axes(pull_back(e)[0] * e)
 
     entries = _map(entry, jnp.arange(dims), chunk, x.ndim - 1)
     return Divergence(score, entries.sum(axis=0))
@@ -198,7 +198,7 @@ def hutchpp(
     x = _checks.check_data(x)
     _checks.check_count("num_products", num_products, minimum=3)
     _checks.check_key("hutchpp", key)
-    num, dims = num_products // 3, _checks.num_dims(x)
+    num, dims = num_products // 3, _arrays.num_dims(x)
     if num > dims:
         raise ValueError(
             f"num_products must be at most three times the dimension, 3 x {dims}, got "
@@ -210,13 +210,13 @@ def hutchpp(
     draw, keys = probe_source(key_sketch, x, num, jax.random.normal)
     sketch = jax.lax.stop_gradient(_map(lambda k: push(draw(k)), keys, None, x.ndim - 1))
     columns = jnp.moveaxis(sketch.reshape(num, x.shape[0], dims), 0, -1)
-    basis, _ = jnp.linalg.qr(_checks.accumulated(columns))  # [B, d, num]; (3) holds for any basis
+    basis, _ = jnp.linalg.qr(_arrays.accumulated(columns))  # [B, d, num]; (3) holds for any basis
 
     residual = draw_probes(key_residual, x, num, probe).reshape(num, x.shape[0], dims)
     residual = residual - jnp.einsum("bdk,bek,nbe->nbd", basis, basis, residual)
     vectors = jnp.concatenate([jnp.moveaxis(basis, -1, 0), residual])
     vectors = vectors.reshape(2 * num, *x.shape).astype(x.dtype)
-    forms = _map(lambda v: _checks.sum_data_axes(push(v) * v), vectors, None, x.ndim - 1)
+    forms = _map(lambda v: _arrays.sum_data_axes(push(v) * v), vectors, None, x.ndim - 1)
     return Divergence(score, forms[:num].sum(axis=0) + forms[num:].mean(axis=0))
 
 
@@ -272,8 +272,8 @@ def sphere(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Arr
         [9. 9.]
     """
     v = jax.random.normal(key, shape, dtype)
-    mean_square = _checks.sum_data_axes(v**2) / _checks.num_dims(v)
-    return v * _checks.expand_like(jax.lax.rsqrt(mean_square), v).astype(dtype)
+    mean_square = _arrays.sum_data_axes(v**2) / _arrays.num_dims(v)
+    return v * _arrays.expand_like(jax.lax.rsqrt(mean_square), v).astype(dtype)
 
 
 def rows_are_independent(score_fn: ScoreFn, x: ArrayLike, key: jax.Array) -> jax.Array:
@@ -312,7 +312,7 @@ def rows_are_independent(score_fn: ScoreFn, x: ArrayLike, key: jax.Array) -> jax
     bits = np.arange(x.shape[0]) >> np.arange((x.shape[0] - 1).bit_length())[:, None] & 1 > 0
 
     def others_stay(moved):
-        moved = _checks.expand_like(moved, x)
+        moved = _arrays.expand_like(moved, x)
         return jnp.all((push(jnp.where(moved, direction, 0.0)) == 0.0) | moved)
 
     return jnp.all(compiled(partial(jax.lax.map, others_stay), jnp.concatenate([bits, ~bits])))
@@ -327,7 +327,7 @@ def probe_source(key: jax.Array, x: jax.Array, num_probes: int, probe: RandomFn)
     _checks.check_key("probe", key)
 
     def draw(key):
-        v = _checks.drawn(probe, key, x).astype(x.dtype)
+        v = _arrays.drawn(probe, key, x).astype(x.dtype)
         _check_unit_variance(v)
         return v
 
@@ -345,7 +345,7 @@ def _check_unit_variance(v: jax.Array) -> None:
 
     Of 1,000 numbers of a normal distribution the mean square has a standard deviation of 0.045.
     """
-    known = _checks.concrete(v) if v.size >= 1000 else None
+    known = _arrays.concrete(v) if v.size >= 1000 else None
     if known is None:
         return
     mean_square = np.mean(known.astype(np.float64) ** 2)
@@ -376,7 +376,7 @@ def mean_quadratic_form(
 
     def form(key):
         v = draw(key)
-        return _checks.sum_data_axes(_checks.accumulated(push(v)) * v)
+        return _arrays.sum_data_axes(_arrays.accumulated(push(v)) * v)
 
     return score, _map(form, keys, chunk, x.ndim - 1).mean(axis=0)
 

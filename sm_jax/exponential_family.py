@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 
 __all__ = ["ExponentialFamilyFit", "fit_exponential_family"]
@@ -103,7 +103,7 @@ def fit_exponential_family(
     References: Hyvärinen 2007, https://doi.org/10.1016/j.csda.2006.09.003; Yu, Drton & Shojaie
     2019, https://www.jmlr.org/papers/v20/18-278.html
     """
-    x = _checks.accumulated(_checks.check_data(x))
+    x = _arrays.accumulated(_checks.check_data(x))
     _check_finite(x)
     given = jax.eval_shape(statistics, x)
     if len(given.shape) != 2 or given.shape[0] != x.shape[0]:
@@ -120,18 +120,18 @@ def fit_exponential_family(
 
     def along(j):
         """Return ``d_j T`` and ``d_j^2 T``, ``[n, K]`` each, and ``h_j``, ``h_j'``, ``[n, 1]``."""
-        e = jax.nn.one_hot(j, _checks.num_dims(x), dtype=x.dtype).reshape((1, *x.shape[1:]))
+        e = jax.nn.one_hot(j, _arrays.num_dims(x), dtype=x.dtype).reshape((1, *x.shape[1:]))
         e = jnp.broadcast_to(e, x.shape)
 
         def slope(x):
             return jax.jvp(statistics, (x,), (e,))[1]
 
         weights = jax.jvp(weight, (x,), (e,))
-        picked = (_checks.sum_data_axes(v * e)[:, None] for v in weights)
+        picked = (_arrays.sum_data_axes(v * e)[:, None] for v in weights)
         return (*jax.jvp(slope, (x,), (e,)), *picked)
 
-    tables = compiled(partial(jax.lax.map, along), jnp.arange(_checks.num_dims(x)))
-    known = [_checks.concrete(table) for table in tables]
+    tables = compiled(partial(jax.lax.map, along), jnp.arange(_arrays.num_dims(x)))
+    known = [_arrays.concrete(table) for table in tables]
     if any(table is None for table in known):
         xp, tables = jnp, [table.astype(float) for table in tables]
     else:
@@ -179,7 +179,7 @@ def _solve(xp, slopes, bends, h, h_slope, *, precision: float):
 
 def _check_finite(x: jax.Array) -> None:
     """Raise unless the (concrete) data are finite."""
-    known = _checks.concrete(x)
+    known = _arrays.concrete(x)
     if known is not None and not np.all(np.isfinite(known)):
         rows = np.flatnonzero(~np.isfinite(known).reshape(len(known), -1).all(axis=1))
         raise ValueError(f"x must be finite, rows {rows[:10].tolist()} are not: leave them out.")

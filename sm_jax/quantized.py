@@ -29,7 +29,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.processes import data_mean, noise_ratio
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
@@ -98,16 +98,16 @@ def eps_from_logits(
     """
     x = _checks.check_data(x)
     t = _checks.check_per_example("t", t, x)
-    bin_edges, logits = _check_edges(bin_edges), _checks.as_floating(logits)
+    bin_edges, logits = _check_edges(bin_edges), _arrays.as_floating(logits)
     shape = (*x.shape, bin_edges.shape[0] - 1)
     if logits.shape != shape:
         raise ValueError(
             f"logits must have the shape of x and one number per cell, {shape}, got {logits.shape}."
         )
-    y = _checks.accumulated(x) / _checks.expand_like(process.alpha(t), x)
-    r = jnp.broadcast_to(_checks.expand_like(noise_ratio(process, t), x), x.shape)
+    y = _arrays.accumulated(x) / _arrays.expand_like(process.alpha(t), x)
+    r = jnp.broadcast_to(_arrays.expand_like(noise_ratio(process, t), x), x.shape)
     near = jnp.clip(y, bin_edges[0] - _FAR * r, bin_edges[-1] + _FAR * r)
-    logits = _checks.accumulated(logits) - jnp.log(jnp.diff(bin_edges)).reshape(
+    logits = _arrays.accumulated(logits) - jnp.log(jnp.diff(bin_edges)).reshape(
         (1,) * x.ndim + (-1,)
     ).astype(y.dtype)
     eps = (y - near) / r - _first_moment(logits, near, r, bin_edges.astype(y.dtype))
@@ -157,8 +157,8 @@ def precondition(
         x = _checks.check_data(x)
         t = _checks.check_per_example("t", t, x)
         ratio = noise_ratio(process, t)
-        alpha, sigma = (_checks.expand_like(c(t), x) for c in (process.alpha, process.sigma))
-        y = _checks.accumulated(x) / alpha
+        alpha, sigma = (_arrays.expand_like(c(t), x) for c in (process.alpha, process.sigma))
+        y = _arrays.accumulated(x) / alpha
         y = y - data_mean(process, x.shape[1:], y.dtype)[None]
         scale = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2) / alpha  # its square may overflow
         logits = network((y / scale).astype(x.dtype), 0.25 * jnp.log(ratio))
@@ -169,8 +169,8 @@ def precondition(
 
 
 def _check_edges(bin_edges: ArrayLike) -> jax.Array:
-    bin_edges = _checks.as_floating(bin_edges)
-    known = _checks.concrete(bin_edges)
+    bin_edges = _arrays.as_floating(bin_edges)
+    known = _arrays.concrete(bin_edges)
     if bin_edges.ndim != 1 or bin_edges.shape[0] < 2:
         raise ValueError(
             f"bin_edges must be a vector of at least two numbers, got {bin_edges.shape}."

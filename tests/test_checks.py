@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, np.float64, int])
 def test_values_of_any_dtype_are_looked_at(dtype):
     value = jnp.asarray([1, -1], dtype) if dtype == jnp.bfloat16 else np.array([1, -1], dtype)
-    np.testing.assert_array_equal(_checks.concrete(value), [1, -1])
+    np.testing.assert_array_equal(_arrays.concrete(value), [1, -1])
     with pytest.raises(ValueError, match="step must be positive and finite"):
         _checks.check_positive("step", value)
     with pytest.raises(ValueError, match="step must be finite and not negative"):
@@ -23,12 +23,12 @@ def test_values_of_any_dtype_are_looked_at(dtype):
 def test_traced_values_are_not():
     @jax.jit
     def run(value):
-        assert _checks.concrete(value) is None
+        assert _arrays.concrete(value) is None
         _checks.check_positive("step", value)
         return value
 
     assert run(-1.0) == -1.0
-    assert _checks.concrete("one") is None
+    assert _arrays.concrete("one") is None
 
 
 def test_one_number():

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 
 # The probabilities of the orders of 5, 6, 7 examples are not quite equal: they differ from 1 / N!
@@ -100,7 +100,7 @@ def _check_step(step: ArrayLike) -> jax.Array:
         raise TypeError(f"step must be an integer, got {step!r}: count whole batches.")
     if np.ndim(step) != 0:
         raise ValueError(f"step must be a scalar, got {step!r}: use jax.vmap over steps.")
-    known = _checks.concrete(step)
+    known = _arrays.concrete(step)
     if known is None:
         return step.astype(jnp.uint32)
     if not 0 <= known < 2**32:

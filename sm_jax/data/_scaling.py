@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.data._values import check_numbers
 from sm_jax.typing import RandomFn
 
@@ -65,7 +65,7 @@ class Standardizer:
     scale: ArrayLike
 
     def __post_init__(self):
-        mean, scale = _checks.concrete(self.mean), _checks.concrete(self.scale)
+        mean, scale = _arrays.concrete(self.mean), _arrays.concrete(self.scale)
         if mean is not None and scale is not None:
             if mean.shape != scale.shape:
                 raise ValueError(
@@ -134,7 +134,7 @@ class Standardizer:
             return (x - mean) / scale
         exact = self.mean if isinstance(self.mean, jax.Array) else np.asarray(self.mean)
         rest = (exact - exact.astype(mean.dtype)) / self.scale  # what the dtype of x cannot hold
-        y = (_checks.accumulated(x) - mean) / scale - rest.astype(mean.dtype)[None]
+        y = (_arrays.accumulated(x) - mean) / scale - rest.astype(mean.dtype)[None]
         return y.astype(x.dtype)
 
     def inverse(self, y: ArrayLike) -> np.ndarray | jax.Array:
@@ -187,7 +187,7 @@ class Standardizer:
             return tuple((v if isinstance(v, jax.Array) else np.asarray(v))[None] for v in values)
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"x must have a floating dtype, got {x.dtype}: convert it first.")
-        wide = _checks.accumulator(x.dtype)
+        wide = _arrays.accumulator(x.dtype)
         return tuple(jnp.asarray(value, wide)[None] for value in (self.mean, self.scale))
 
 
@@ -291,7 +291,7 @@ def quantize(y: ArrayLike, *, num_values: int) -> jax.Array:
     y = jnp.asarray(y)
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(f"y must have a floating dtype, got {y.dtype}: it is not dequantized data.")
-    known = _checks.concrete(y)
+    known = _arrays.concrete(y)
     if known is not None and np.isnan(known).any():
         raise ValueError(
             f"y holds {np.isnan(known).sum()} NaN, which are no values: leave them out."
@@ -329,7 +329,7 @@ def dequantize_log_det(num_values: int, num_dims: int) -> float:
 
 
 def _check_values(x: ArrayLike, num_values: int) -> None:
-    known = _checks.concrete(x)
+    known = _arrays.concrete(x)
     if known is None:
         return
     wrong = (known < 0) | (known > num_values - 1) | (known != np.floor(known))

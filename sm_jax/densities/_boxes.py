@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.densities import _common
 from sm_jax.typing import ProcessLike
 
@@ -65,7 +65,7 @@ class UniformBoxes:
         key_box, key_place, key_noise = jax.random.split(key, 3)
         num_boxes, num_dims = self.low.shape
         k = jax.random.choice(key_box, num_boxes, (n,), p=jnp.exp(self.log_weights))
-        dtype = _checks.accumulator(self.low.dtype)
+        dtype = _arrays.accumulator(self.low.dtype)
         place = jax.random.uniform(key_place, (n, num_dims), dtype)
         x = self.low[k] + (self.high - self.low)[k] * place
         if self.std is None:
@@ -83,7 +83,7 @@ class UniformBoxes:
 
     def noised(self, process: ProcessLike, t: ArrayLike) -> "UniformBoxes":
         """Return the density of ``alpha(t) x_0 + sigma(t) z``; ``t`` a scalar."""
-        dtype = _checks.accumulator(self.low.dtype)
+        dtype = _arrays.accumulator(self.low.dtype)
         alpha, sigma = _common.scale_and_noise(process, t, dtype)
         std = sigma if self.std is None else jnp.sqrt((alpha * self.std) ** 2 + sigma**2)
         return dataclasses.replace(self, low=alpha * self.low, high=alpha * self.high, std=std)

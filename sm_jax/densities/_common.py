@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.typing import ProcessLike
 
@@ -30,7 +30,7 @@ def apply_rows(
             f"density, got {x.shape}: add a batch axis to a single event, x[None]."
         )
     flat = x.reshape(x.shape[0], math.prod(event_shape))
-    flat = flat.astype(_checks.accumulator(jnp.promote_types(x.dtype, dtype)))
+    flat = flat.astype(_arrays.accumulator(jnp.promote_types(x.dtype, dtype)))
     rows = max(1, MAX_ELEMENTS // row_size)
     if len(flat) <= rows:
         return jax.vmap(fn)(flat)
@@ -58,7 +58,7 @@ def log_normalized(weights: ArrayLike, num: int, dtype: DTypeLike) -> jax.Array:
             f"{np.shape(weights)}."
         )
     _checks.check_not_negative("weights", weights)
-    known = _checks.concrete(weights)
+    known = _arrays.concrete(weights)
     if known is not None and known.sum() == 0:
         raise ValueError(f"weights must not all be zero, got {weights}.")
     weights = jnp.asarray(weights, dtype)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.densities import _common
 from sm_jax.typing import ProcessLike
 
@@ -82,7 +82,7 @@ class GaussianMixture:
 
     def noised(self, process: ProcessLike, t: ArrayLike) -> "GaussianMixture":
         """Return the density of ``alpha(t) x_0 + sigma(t) z``, equation (3); ``t`` a scalar."""
-        dtype = _checks.accumulator(self.means.dtype)
+        dtype = _arrays.accumulator(self.means.dtype)
         alpha, sigma = _common.scale_and_noise(process, t, dtype)
         variances = alpha**2 * self.variances + sigma**2
         return dataclasses.replace(self, means=alpha * self.means, variances=variances)
@@ -149,7 +149,7 @@ class Empirical:
 
     def noised(self, process: ProcessLike, t: ArrayLike) -> GaussianMixture:
         """Return the density of ``alpha(t) x_0 + sigma(t) z``: a mixture of ``N`` Gaussians."""
-        dtype = _checks.accumulator(self.points.dtype)
+        dtype = _arrays.accumulator(self.points.dtype)
         alpha, sigma = _common.scale_and_noise(process, t, dtype)
         _checks.check_positive("sigma(t)", sigma)
         num = len(self.points)
@@ -184,7 +184,7 @@ def gaussian(mean: ArrayLike, cov: ArrayLike) -> GaussianMixture:
         >>> print(density.score(jnp.array([[3.0, 1.0]])))
         [[-1. -2.]]
     """
-    known = _checks.concrete(cov)
+    known = _arrays.concrete(cov)
     cov = jnp.asarray(cov) if known is None else known  # not rounded to float32 yet
     return gaussian_mixture([1.0], jnp.asarray(mean)[None], cov if cov.ndim == 0 else cov[None])
 
@@ -213,7 +213,7 @@ def gaussian_mixture(weights: ArrayLike, means: ArrayLike, covs: ArrayLike) -> G
         [-0.739]
     """
     means = jnp.asarray(means)
-    means = _checks.accumulated(means.astype(jnp.result_type(means, float)))
+    means = _arrays.accumulated(means.astype(jnp.result_type(means, float)))
     if means.ndim == 0 or means.size == 0:
         raise ValueError(f"means must have shape [K, ...] and not be empty, got {means.shape}.")
     num, num_dims = means.shape[0], math.prod(means.shape[1:])
@@ -235,7 +235,7 @@ def gaussian_mixture(weights: ArrayLike, means: ArrayLike, covs: ArrayLike) -> G
 
 
 def _principal_axes(covs):
-    known = _checks.concrete(covs)
+    known = _arrays.concrete(covs)
     if known is None:
         return jnp.linalg.eigh(covs)
     known = known.astype(np.float64)  # the small variances of a float32 decomposition are noise

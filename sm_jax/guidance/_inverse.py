@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.guidance._solvers import conjugate_residuals
 from sm_jax.parameterization import eps_from_score, x0_from_eps
 from sm_jax.typing import NoiseScoreFn, ProcessLike
@@ -262,7 +262,7 @@ class _Observed(NamedTuple):
     def per_row(self, name: str, value: ArrayLike) -> jax.Array:
         """Return a scalar or ``[B]`` with the rank of the residual."""
         value = _checks.check_per_example(name, value, self.score)
-        return _checks.expand_like(value, self.residual)
+        return _arrays.expand_like(value, self.residual)
 
     def solved(self, solve: Solver, matrix: Operator, num_iterations: int) -> jax.Array:
         """Return the residual multiplied by the inverse of ``matrix``."""
@@ -292,14 +292,14 @@ def _observe(score_fn, process, operator, observation, x, t) -> _Observed:
             f"observation must have the shape of operator(x), {predicted.shape}, or of one of its "
             f"rows, {predicted.shape[1:]}, got {np.shape(observation)}."
         )
-    wide = _checks.accumulator(predicted.dtype)
+    wide = _arrays.accumulator(predicted.dtype)
     observation = jnp.broadcast_to(jnp.asarray(observation), predicted.shape)
     residual = observation.astype(wide) - predicted.astype(wide)
     return _Observed(
         score,
         residual,
         predicted.dtype,
-        lambda v: _checks.accumulated(push(v.astype(x.dtype))),
+        lambda v: _arrays.accumulated(push(v.astype(x.dtype))),
         lambda u: pull(u.astype(predicted.dtype))[0],
         lambda v: pull_denoiser(v)[0],
     )

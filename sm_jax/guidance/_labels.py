@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.typing import NoiseScoreFn
 
 
@@ -71,7 +71,7 @@ def classifier_free(
     al. 2024, https://arxiv.org/abs/2404.07724
     """
     low, high = (None, None) if interval is None else interval
-    known = [_checks.concrete(v) for v in (low, high)]
+    known = [_arrays.concrete(v) for v in (low, high)]
     if all(v is not None for v in known) and not known[0] < known[1]:
         raise ValueError(f"interval must be (low, high) with low < high, got ({low}, {high}).")
 
@@ -81,14 +81,14 @@ def classifier_free(
 
         def guided():
             uncond = _checks.check_score(uncond_score_fn(x, t), x)
-            return (uncond + _checks.expand_like(w, x) * (cond - uncond)).astype(x.dtype)
+            return (uncond + _arrays.expand_like(w, x) * (cond - uncond)).astype(x.dtype)
 
         if interval is None:
             return guided()
         times = _checks.check_per_example("t", t, x)
         inside = (low < times) & (times <= high)
         guide = jax.lax.cond(jnp.any(inside), guided, lambda: cond)
-        return jnp.where(_checks.expand_like(inside, x), guide, cond)
+        return jnp.where(_arrays.expand_like(inside, x), guide, cond)
 
     return score_fn
 
@@ -180,7 +180,7 @@ def drop_labels(cond: Any, key: jax.Array, *, rate: ArrayLike, null: Any) -> Any
             "cond must hold arrays [B, ...] of the same B, got shapes "
             f"{[jnp.shape(leaf) for leaf in leaves]}."
         )
-    known = _checks.concrete(rate)
+    known = _arrays.concrete(rate)
     if known is not None and not 0 <= known <= 1:
         raise ValueError(f"rate must lie in [0, 1], got {rate}.")
     for leaf, none in zip(leaves, jax.tree.leaves(null), strict=True):
@@ -195,14 +195,14 @@ def drop_labels(cond: Any, key: jax.Array, *, rate: ArrayLike, null: Any) -> Any
     def drop(leaf, none):
         leaf = jnp.asarray(leaf)
         none = jnp.broadcast_to(jnp.asarray(none, leaf.dtype), leaf.shape)
-        return jnp.where(_checks.expand_like(dropped, leaf), none, leaf)
+        return jnp.where(_arrays.expand_like(dropped, leaf), none, leaf)
 
     return jax.tree.map(drop, cond, null)
 
 
 def _check_null(null: ArrayLike, dtype: jnp.dtype) -> None:
     """Raise if a (concrete) null label is no value of the dtype of integer labels."""
-    known = _checks.concrete(null)
+    known = _arrays.concrete(null)
     if known is None or jnp.issubdtype(dtype, jnp.floating):
         return
     with np.errstate(invalid="ignore"):

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 
 Matrix = Callable[[jax.Array], jax.Array]
 
@@ -153,13 +153,13 @@ def _minimal_residuals(matrix, b, num_iterations, *, symmetric):
         return size * jnp.where(jnp.isfinite(largest), solution, jnp.nan)
 
     return jax.lax.custom_linear_solve(
-        matrix, _checks.accumulated(b), solve, transpose_solve=solve, symmetric=symmetric
+        matrix, _arrays.accumulated(b), solve, transpose_solve=solve, symmetric=symmetric
     )
 
 
 def _dot(u: jax.Array, v: jax.Array) -> jax.Array:
     """Return the inner product of each row, ``[B, 1, ...]``."""
-    return _checks.expand_like(_checks.sum_data_axes(u * v), u)
+    return _arrays.expand_like(_arrays.sum_data_axes(u * v), u)
 
 
 def _norm(u: jax.Array) -> jax.Array:

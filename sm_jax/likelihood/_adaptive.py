@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.divergence import exact
 from sm_jax.likelihood._flow import LogProb, score_and_traces, standard_error
@@ -113,7 +113,7 @@ def adaptive_log_prob(
         raise ValueError(f"num_estimates={num_estimates} needs a random divergence and a key.")
     solver = _flow_steps.explicit_solver(solver)
 
-    dims, dtype = _checks.num_dims(x), _checks.accumulator(x.dtype)
+    dims, dtype = _arrays.num_dims(x), _arrays.accumulator(x.dtype)
     mean = data_mean(process, x.shape[1:], dtype)
     start, end = (
         jnp.log(noise_ratio(process, t)).astype(dtype) for t in (process.t_min, process.t_max)

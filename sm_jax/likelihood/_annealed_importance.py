@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.samplers._metropolis import Point, log_prob_and_score, metropolis_step
 from sm_jax.typing import DensityLike, EnergyFn
@@ -165,8 +165,8 @@ def _schedule(num_temperatures: int | None, inverse_temperatures: ArrayLike | No
         num_temperatures = 256 if num_temperatures is None else num_temperatures
         _checks.check_count("num_temperatures", num_temperatures, minimum=2)
         return jnp.linspace(0.0, 1.0, num_temperatures + 1) ** 2
-    known = _checks.concrete(inverse_temperatures)
-    schedule = _checks.as_floating(inverse_temperatures)
+    known = _arrays.concrete(inverse_temperatures)
+    schedule = _arrays.as_floating(inverse_temperatures)
     if schedule.ndim != 1 or schedule.shape[0] < 3:
         raise ValueError(
             f"inverse_temperatures must be a vector of at least three, got shape {schedule.shape}."

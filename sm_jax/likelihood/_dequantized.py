@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 
 
@@ -56,7 +56,7 @@ def uniform_dequantizer(x: ArrayLike, key: jax.Array) -> tuple[jax.Array, jax.Ar
         (2, 3) [0. 0.]
     """
     x = _checks.check_data(x)
-    u = _checks.drawn(jax.random.uniform, key, x)
+    u = _arrays.drawn(jax.random.uniform, key, x)
     return u, jnp.zeros(x.shape[0], u.dtype)
 
 
@@ -85,12 +85,12 @@ def logit_normal_dequantizer(
 
     def dequantizer(x, key):
         location, log_scale = parameters_fn(x)
-        z = _checks.drawn(jax.random.normal, key, x)
+        z = _arrays.drawn(jax.random.normal, key, x)
         logits = location + jnp.exp(log_scale) * z
         # du / dlogits = u (1 - u), and log u + log(1 - u) without loss for large logits.
         log_slope = jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(-logits)
         log_normal = -0.5 * (z**2 + jnp.log(2 * jnp.pi)) - log_scale
-        return jax.nn.sigmoid(logits), _checks.sum_data_axes(log_normal - log_slope)
+        return jax.nn.sigmoid(logits), _arrays.sum_data_axes(log_normal - log_slope)
 
     return dequantizer
 
@@ -139,7 +139,7 @@ def discrete_log_prob(
     x = _checks.check_data(x)
     _checks.check_count("num_values", num_values, minimum=2)
     _checks.check_count("num_samples", num_samples)
-    known = _checks.concrete(x)
+    known = _arrays.concrete(x)
     if known is not None and not (
         known.min() >= 0 and known.max() <= num_values - 1 and np.all(known == np.round(known))
     ):
@@ -147,8 +147,8 @@ def discrete_log_prob(
             f"x must hold the values 0, 1, ..., num_values - 1 = {num_values - 1}, got values from "
             f"{known.min()} to {known.max()}: pass the integers themselves, not scaled data."
         )
-    x = _checks.accumulated(x)  # bfloat16 has nothing between large integers
-    log_det = _checks.num_dims(x) * jnp.log(2.0 / num_values)
+    x = _arrays.accumulated(x)  # bfloat16 has nothing between large integers
+    log_det = _arrays.num_dims(x) * jnp.log(2.0 / num_values)
 
     def log_weight(key):
         u, log_q = dequantizer(x, key)

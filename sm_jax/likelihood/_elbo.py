@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.likelihood._flow import LogProb, standard_error
 from sm_jax.processes import data_mean, noise_ratio, perturb, time_grid
@@ -101,11 +101,11 @@ def elbo(
     def error(t, key):
         """Return ``|sigma s + z|^2 [B]`` at times ``t [B]``."""
         x_t, z = perturb(process, x, t, key)
-        sigma = _checks.expand_like(process.sigma(t), x)
-        return _checks.sum_data_axes((sigma * score_fn(x_t, t) + z) ** 2)
+        sigma = _arrays.expand_like(process.sigma(t), x)
+        return _arrays.sum_data_axes((sigma * score_fn(x_t, t) + z) ** 2)
 
     if num_steps is not None:
-        times = time_grid(process, num_steps, rho=20.0).astype(_checks.accumulator(x.dtype))
+        times = time_grid(process, num_steps, rho=20.0).astype(_arrays.accumulator(x.dtype))
         ratios = noise_ratio(process, times)
         weights = 0.5 * num_steps * ((ratios[:-1] / ratios[1:]) ** 2 - 1.0)
 
@@ -126,15 +126,15 @@ def elbo(
     def estimate(key):
         key_steps, key_data = jax.random.split(key)
         keys = jax.random.split(key_steps, num_samples)
-        start = jnp.zeros(x.shape[0], _checks.accumulator(x.dtype))
+        start = jnp.zeros(x.shape[0], _arrays.accumulator(x.dtype))
         steps, _ = jax.lax.scan(sample, start, (jnp.arange(num_samples), keys))
         last = jnp.broadcast_to(jnp.asarray(process.t_min, start.dtype), x.shape[:1])
         return steps + 0.5 * error(last, key_data)
 
     keys = jax.random.split(key, num_estimates)
-    mean = data_mean(process, x.shape[1:], _checks.accumulator(x.dtype))
-    prior = 0.5 * _checks.sum_data_axes((x - mean[None]) ** 2) / high**2
-    volume = 0.5 * _checks.num_dims(x) * jnp.log(2.0 * jnp.pi * low**2)
+    mean = data_mean(process, x.shape[1:], _arrays.accumulator(x.dtype))
+    prior = 0.5 * _arrays.sum_data_axes((x - mean[None]) ** 2) / high**2
+    volume = 0.5 * _arrays.num_dims(x) * jnp.log(2.0 * jnp.pi * low**2)
     values = -compiled(partial(jax.lax.map, estimate), keys) - (prior + volume)[None]
     num_evaluations = num_estimates * (num_samples + 1)
     return LogProb(values.mean(axis=0), standard_error(values, keys), num_evaluations)

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.divergence import Divergence, exact
 from sm_jax.processes import check_times, data_mean, noise_ratio, prior_log_prob
@@ -127,12 +127,12 @@ def log_prob(
     _checks.check_count("num_substeps", num_substeps)
     if num_estimates > 1 and key is None:
         raise ValueError(f"num_estimates={num_estimates} needs a random divergence and a key.")
-    grid = _grid(process, num_steps, times).astype(_checks.accumulator(x.dtype))
+    grid = _grid(process, num_steps, times).astype(_arrays.accumulator(x.dtype))
     ratios = noise_ratio(process, grid)[::-1].astype(grid.dtype)
     _warn_scale(process, x, sigma_data, grid.shape[0] - 1)
     keys = None if key is None else jax.random.split(key, num_estimates)
-    dims = _checks.num_dims(x)
-    mean = data_mean(process, x.shape[1:], _checks.accumulator(x.dtype))[None]
+    dims = _arrays.num_dims(x)
+    mean = data_mean(process, x.shape[1:], _arrays.accumulator(x.dtype))[None]
 
     def scale(t):
         return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
@@ -178,7 +178,7 @@ def log_prob(
     widths = jnp.diff(jnp.log(ratios))
     weights = 0.5 * (jnp.append(widths, 0.0) + jnp.append(0.0, widths))
     nexts = jnp.append(ratios[1:], ratios[-1])  # the last node only adds its divergence
-    no_change = jnp.zeros((num_estimates, x.shape[0]), _checks.accumulator(x.dtype))
+    no_change = jnp.zeros((num_estimates, x.shape[0]), _arrays.accumulator(x.dtype))
     begin = (((x - process.alpha(grid[-1]) * mean) / start).astype(grid.dtype), no_change)
     (w, change), _ = compiled(partial(jax.lax.scan, step), begin, (ratios, nexts, weights))
     last = process.alpha(grid[0]) * mean + end * w
@@ -193,8 +193,8 @@ def _grid(process: ProcessLike, num_steps: int | None, times: ArrayLike | None) 
         return solver_grid(process, num_steps, default=32, rho=20.0)
     if num_steps is not None:
         raise ValueError(f"give num_steps={num_steps} or times={times}, not both.")
-    ends = [_checks.concrete(end) for end in (process.t_max, process.t_min)]
-    known = _checks.concrete(times)
+    ends = [_arrays.concrete(end) for end in (process.t_max, process.t_min)]
+    known = _arrays.concrete(times)
     times = check_times(process, times)
     if known is None or any(end is None for end in ends):
         return times
@@ -212,8 +212,8 @@ def _warn_scale(process: ProcessLike, x: jax.Array, sigma_data: ArrayLike, num_s
     Only what lies between the smallest and the largest noise ratio matters. Says nothing of fewer
     than four rows, or equal ones, and of anything traced.
     """
-    known = [_checks.concrete(noise_ratio(process, t)) for t in (process.t_min, process.t_max)]
-    given, rows = _checks.concrete(sigma_data), _checks.concrete(x)
+    known = [_arrays.concrete(noise_ratio(process, t)) for t in (process.t_min, process.t_max)]
+    given, rows = _arrays.concrete(sigma_data), _arrays.concrete(x)
     if num_steps >= _MANY or len(x) < 4 or any(v is None for v in (*known, given, rows)):
         return
     spread = np.sqrt(np.var(rows.astype(np.float64), axis=0, ddof=1).mean())

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.processes import check_times, data_mean, prior_log_prob, time_grid
 from sm_jax.processes._derived import solver_grid
@@ -144,12 +144,12 @@ def thermodynamic_integration(
     if start.shape[0] < 2:
         raise ValueError(f"at least two chains are needed for an error, got {start.shape[0]}.")
     k = jnp.sqrt((process.alpha(times) * sigma_data) ** 2 + process.sigma(times) ** 2)
-    mean = data_mean(process, start.shape[1:], _checks.accumulator(x.dtype))
-    dims = _checks.num_dims(start)
+    mean = data_mean(process, start.shape[1:], _arrays.accumulator(x.dtype))
+    dims = _arrays.num_dims(start)
 
     def energy_at(x, t):
         energy = energy_fn(x, jnp.broadcast_to(t, x.shape[:1]))
-        return _checks.accumulated(_checks.check_energy(energy, x))
+        return _arrays.accumulated(_checks.check_energy(energy, x))
 
     def move(x, here, there):
         """Return ``x'``, eq. (1)."""
@@ -215,7 +215,7 @@ def _levels(process: ProcessLike, num_levels: int | None, given: bool) -> jax.Ar
 
 def _check_start(process: ProcessLike, times: jax.Array, log_normalizer: ArrayLike | None):
     """Raise where eq. (3) would weigh the prior against a level that it is not the prior of."""
-    first, last = _checks.concrete(times), _checks.concrete(process.t_max)
+    first, last = _arrays.concrete(times), _arrays.concrete(process.t_max)
     if log_normalizer is not None or first is None or last is None:
         return
     if first[0] < (1.0 - 1e-5) * last:

@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.samplers import mala
 from sm_jax.typing import DensityLike, EnergyFn
 
 
 def _energies(energy_fn: EnergyFn, x: jax.Array) -> jax.Array:
     """Return the energies ``[B]`` in float32 at least, checked to be one for each example."""
-    return _checks.accumulated(_checks.check_energy(energy_fn(x), x))
+    return _arrays.accumulated(_checks.check_energy(energy_fn(x), x))
 
 
 def _negatives(energy_fn, x, key, step_size, num_steps):

@@ -31,7 +31,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.typing import RandomFn, ScoreFn
 
 
@@ -75,7 +75,7 @@ def denoising(
     sigma = _checks.check_per_example("sigma", sigma, x)
     _checks.check_positive("sigma", sigma)
     check_above_spacing("sigma", sigma, x)
-    z = _checks.drawn(noise, key, x)
+    z = _arrays.drawn(noise, key, x)
     return noise_error(score_fn, x, sigma, z, control_variate)
 
 
@@ -83,7 +83,7 @@ def noise_error(
     score_fn: Callable, center: jax.Array, sigma: jax.Array, z: jax.Array, control_variate: bool
 ) -> jax.Array:
     """Return eq. (1) or (3) for ``sigma [B]`` and noise ``z`` around ``center``, ``[B, ...]``."""
-    sigma, z = _checks.expand_like(sigma, center), _checks.accumulated(z)
+    sigma, z = _arrays.expand_like(sigma, center), _arrays.accumulated(z)
 
     def scaled_score(points):
         points = points.astype(center.dtype)
@@ -91,9 +91,9 @@ def noise_error(
 
     scaled = scaled_score(center + sigma * z)
     if not control_variate:
-        return 0.5 * _checks.sum_data_axes((scaled + z) ** 2)
+        return 0.5 * _arrays.sum_data_axes((scaled + z) ** 2)
     change = scaled - scaled_score(center)
-    return _checks.sum_data_axes(0.5 * scaled**2 + z * change) + 0.5 * _checks.num_dims(center)
+    return _arrays.sum_data_axes(0.5 * scaled**2 + z * change) + 0.5 * _arrays.num_dims(center)
 
 
 def check_above_spacing(name: str, sigma: ArrayLike, x: jax.Array) -> None:
@@ -104,7 +104,7 @@ def check_above_spacing(name: str, sigma: ArrayLike, x: jax.Array) -> None:
 
 def lost_in_rounding(sigma: ArrayLike, x: jax.Array) -> str | None:
     """Return words on (concrete) noise levels below half the spacing of ``x``, or None."""
-    spacing, known = _checks.spacing(x), _checks.concrete(sigma)
+    spacing, known = _arrays.spacing(x), _arrays.concrete(sigma)
     if spacing is None or known is None or np.all(known >= 0.5 * spacing):
         return None
     return (

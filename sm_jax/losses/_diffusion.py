@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.losses._denoising import lost_in_rounding, noise_error
 from sm_jax.processes import diffusion_squared, noise_ratio
 from sm_jax.typing import NoiseScoreFn, ProcessLike, RandomFn, TimeSampler, WeightFn
@@ -50,7 +50,7 @@ def unit_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
         [1.]
     """
     del process
-    return jnp.ones_like(_checks.as_floating(t))
+    return jnp.ones_like(_arrays.as_floating(t))
 
 
 def likelihood_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
@@ -284,12 +284,12 @@ def diffusion(
     x = _checks.check_data(x)
     key_t, key_noise = jax.random.split(key)
     _warn_of_rounding(process, x)
-    t, importance = sample_times(process, key_t, x.shape[:1], _checks.accumulator(x.dtype))
+    t, importance = sample_times(process, key_t, x.shape[:1], _arrays.accumulator(x.dtype))
     t = _checks.check_per_example("t", t, x)
     importance = _checks.check_per_example("importance", importance, x)
-    z = _checks.drawn(noise, key_noise, x)
+    z = _arrays.drawn(noise, key_noise, x)
     alpha, sigma = (c(t).astype(t.dtype) for c in (process.alpha, process.sigma))
-    center = (_checks.expand_like(alpha, x) * x).astype(x.dtype)
+    center = (_arrays.expand_like(alpha, x) * x).astype(x.dtype)
     loss = noise_error(lambda y: score_fn(y, t), center, sigma, z, control_variate)
     return importance * _checks.check_per_example("weight", weight(process, t), x) * loss
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.divergence import exact
 from sm_jax.typing import DivergenceFn, ScoreFn
 
@@ -47,7 +47,7 @@ def explicit(score_fn: ScoreFn, x: ArrayLike, target_score: ArrayLike) -> jax.Ar
             f"target_score must have the shape of x, {x.shape}, got {target_score.shape}."
         )
     error = _checks.check_score(score_fn(x), x) - target_score
-    return 0.5 * _checks.sum_data_axes(_checks.accumulated(error) ** 2)
+    return 0.5 * _arrays.sum_data_axes(_arrays.accumulated(error) ** 2)
 
 
 def implicit(
@@ -81,4 +81,4 @@ def implicit(
     """
     x = _checks.check_data(x)
     score, trace = divergence(score_fn, x, key)
-    return 0.5 * _checks.sum_data_axes(_checks.accumulated(score) ** 2) + trace
+    return 0.5 * _arrays.sum_data_axes(_arrays.accumulated(score) ** 2) + trace

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.losses._denoising import check_above_spacing, noise_error
 from sm_jax.losses._sliced import sliced
 from sm_jax.typing import NoiseScoreFn, RandomFn
@@ -57,7 +57,7 @@ def multiscale_denoising(
     sigmas = _check_sigmas(sigmas, x)
 
     def level(sigma, key):
-        z = _checks.drawn(noise, key, x)
+        z = _arrays.drawn(noise, key, x)
         sigma = jnp.broadcast_to(sigma, x.shape[:1])
         return noise_error(lambda y: score_fn(y, sigma), x, sigma, z, control_variate)
 
@@ -104,7 +104,7 @@ def noise_conditional(
     x = _checks.check_data(x)
     key_level, key_noise = jax.random.split(key)
     sigma = _random_levels(key_level, x, sigmas)
-    z = _checks.drawn(noise, key_noise, x)
+    z = _arrays.drawn(noise, key_noise, x)
     return noise_error(lambda y: score_fn(y, sigma), x, sigma, z, control_variate)
 
 
@@ -153,7 +153,7 @@ def noise_conditional_sliced(
     x = _checks.check_data(x)
     key_level, key_noise, key_probe = jax.random.split(key, 3)
     sigma = _random_levels(key_level, x, sigmas)
-    noised = x + _checks.expand_like(sigma, x) * _checks.drawn(noise, key_noise, x)
+    noised = x + _arrays.expand_like(sigma, x) * _arrays.drawn(noise, key_noise, x)
     loss = sliced(
         _checks.at_noise(score_fn, sigma),
         noised.astype(x.dtype),
@@ -172,6 +172,6 @@ def _random_levels(key: jax.Array, x: jax.Array, sigmas: ArrayLike) -> jax.Array
 
 def _check_sigmas(sigmas: ArrayLike, x: jax.Array) -> jax.Array:
     """Return the ladder ``[L]``, float32 at least, or raise unless it decreases and stays above."""
-    sigmas = _checks.check_levels("sigmas", sigmas).astype(_checks.accumulator(x.dtype))
+    sigmas = _checks.check_levels("sigmas", sigmas).astype(_arrays.accumulator(x.dtype))
     check_above_spacing("the smallest of sigmas", sigmas[-1], x)
     return sigmas

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.divergence import draw_probes, exact, hutchpp
 from sm_jax.losses._denoising import check_above_spacing
 from sm_jax.typing import DivergenceFn, RandomFn, ScoreFn
@@ -78,9 +78,9 @@ def second_order_denoising(
     residual = _residual(score, sigma, z)
 
     def one(v):
-        projection = _checks.expand_like(_checks.sum_data_axes(residual * v), residual)
+        projection = _arrays.expand_like(_arrays.sum_data_axes(residual * v), residual)
         error = sigma**2 * push(v) + v - residual * projection
-        return 0.5 * _checks.sum_data_axes(error**2)
+        return 0.5 * _arrays.sum_data_axes(error**2)
 
     probes = draw_probes(key_probe, x, num_probes, probe)
     return jnp.mean(jnp.stack([one(v) for v in probes]), axis=0)
@@ -133,10 +133,10 @@ def second_order_denoising_trace(
     residual = _residual(_checks.check_score(score_fn(noised), x), sigma, z)
 
     def projection(y):
-        return _checks.sum_data_axes(residual * (y - noised))
+        return _arrays.sum_data_axes(residual * (y - noised))
 
     def matrix_fn(y):
-        outer = residual * _checks.expand_like(projection(y), y)
+        outer = residual * _arrays.expand_like(projection(y), y)
         return (sigma**2 * score_fn(y) + (y - noised) - outer).astype(y.dtype)
 
     energy_fn = _checks.carried_energy(score_fn)
@@ -144,7 +144,7 @@ def second_order_denoising_trace(
         variance = sigma.reshape(sigma.shape[:1]) ** 2
 
         def matrix_energy(y):
-            square = _checks.sum_data_axes((y - noised) ** 2)
+            square = _arrays.sum_data_axes((y - noised) ** 2)
             return variance * energy_fn(y) - 0.5 * square + 0.5 * projection(y) ** 2
 
         _checks.carry_energy(matrix_fn, matrix_energy)
@@ -158,8 +158,8 @@ def _noise(x, key, sigma, noise):
     _checks.check_positive("sigma", sigma)
     check_above_spacing("sigma", sigma, x)
     key_noise, key_probe = jax.random.split(key)
-    z = _checks.drawn(noise, key_noise, x)
-    sigma = _checks.expand_like(sigma, x)
+    z = _arrays.drawn(noise, key_noise, x)
+    sigma = _arrays.expand_like(sigma, x)
     return x, sigma, (x + sigma * z).astype(x.dtype), z, key_probe
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.divergence import draw_probes, mean_quadratic_form, probe_source
 from sm_jax.typing import EnergyFn, RandomFn, ScoreFn
 
@@ -69,10 +69,10 @@ def sliced(
     else:  # each probe is used twice
         draw, keys = (lambda v: v), draw_probes(key, x, num_probes, probe)
     score, form = mean_quadratic_form(score_fn, x, draw, keys)
-    score = _checks.accumulated(score)
+    score = _arrays.accumulated(score)
     if variance_reduced:
-        return form + 0.5 * _checks.sum_data_axes(score**2)
-    projections = jax.lax.map(lambda key: _checks.sum_data_axes(draw(key) * score), keys)
+        return form + 0.5 * _arrays.sum_data_axes(score**2)
+    projections = jax.lax.map(lambda key: _arrays.sum_data_axes(draw(key) * score), keys)
     return form + 0.5 * jnp.mean(projections**2, axis=0)
 
 
@@ -132,7 +132,7 @@ def finite_difference_sliced(
     _checks.check_positive("epsilon", epsilon)
     draw, keys = probe_source(key, x, num_probes, probe)
     energy_fn = None if variance_reduced else _checks.carried_energy(score_fn)
-    if energy_fn is not None and x.dtype == _checks.accumulator(x.dtype):
+    if energy_fn is not None and x.dtype == _arrays.accumulator(x.dtype):
         _check_step(epsilon, x)
         one = partial(_from_energies, energy_fn, x, _energy(energy_fn, x), epsilon)
     else:
@@ -146,12 +146,12 @@ def _from_scores(
     """Return the loss along ``v`` by eq. (3), ``[B]``."""
     d = _exact_step(x, v, epsilon)
     ahead, behind = (_checks.check_score(score_fn(y), x) for y in _moved(x, d))
-    ahead, behind, v = map(_checks.accumulated, (ahead, behind, v))
-    form = _checks.sum_data_axes(v**2 * (ahead - behind) / jnp.where(v == 0, 1, 2 * d))
+    ahead, behind, v = map(_arrays.accumulated, (ahead, behind, v))
+    form = _arrays.sum_data_axes(v**2 * (ahead - behind) / jnp.where(v == 0, 1, 2 * d))
     score = 0.5 * (ahead + behind)
     if variance_reduced:
-        return form + 0.5 * _checks.sum_data_axes(score**2)
-    return form + 0.5 * _checks.sum_data_axes(v * score) ** 2
+        return form + 0.5 * _arrays.sum_data_axes(score**2)
+    return form + 0.5 * _arrays.sum_data_axes(v * score) ** 2
 
 
 def _from_energies(
@@ -160,7 +160,7 @@ def _from_energies(
     """Return the loss along ``v`` by eqs. (4) and (5), ``h`` the length moved: ``[B]``."""
     d = _exact_step(x, v, epsilon)
     ahead, behind = (_energy(energy_fn, y) for y in _moved(x, d))
-    h_squared = _checks.sum_data_axes(d**2) / _checks.sum_data_axes(v**2)
+    h_squared = _arrays.sum_data_axes(d**2) / _arrays.sum_data_axes(v**2)
     form = (2 * energy - ahead - behind) / h_squared
     return form + (ahead - behind) ** 2 / (8 * h_squared)
 
@@ -172,7 +172,7 @@ def _exact_step(x: jax.Array, v: jax.Array, epsilon: ArrayLike) -> jax.Array:
     least. XLA may leave out conversions to a narrow dtype, but not ``reduce_precision``.
     """
     info = jnp.finfo(x.dtype)
-    size, length = (jnp.abs(_checks.accumulated(value)) for value in (x, v))
+    size, length = (jnp.abs(_arrays.accumulated(value)) for value in (x, v))
     step = jnp.maximum(jnp.asarray(epsilon, size.dtype) * length, float(info.eps) * size)
     away = jax.lax.reduce_precision(size + step, info.nexp, info.nmant)
     return jnp.sign(v) * (away - size)
@@ -180,17 +180,17 @@ def _exact_step(x: jax.Array, v: jax.Array, epsilon: ArrayLike) -> jax.Array:
 
 def _moved(x: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return ``x + d`` and ``x - d`` in the dtype of ``x``."""
-    center = _checks.accumulated(x)
+    center = _arrays.accumulated(x)
     return (center + d).astype(x.dtype), (center - d).astype(x.dtype)
 
 
 def _energy(energy_fn: EnergyFn, x: jax.Array) -> jax.Array:
-    return _checks.accumulated(_checks.check_energy(energy_fn(x), x))
+    return _arrays.accumulated(_checks.check_energy(energy_fn(x), x))
 
 
 def _check_step(epsilon: ArrayLike, x: jax.Array) -> None:
     """Raise where the (concrete) points have a spacing that is not small against the step."""
-    spacing, step = _checks.spacing(x), _checks.concrete(epsilon)
+    spacing, step = _arrays.spacing(x), _arrays.concrete(epsilon)
     if spacing is not None and step is not None and np.any(spacing.max() > step / 8):
         raise ValueError(
             f"epsilon, {epsilon}, must be at least 8 times the spacing of the {x.dtype} numbers "

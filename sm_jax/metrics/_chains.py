@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 
 
@@ -88,7 +88,7 @@ def chain_diagnostics(trajectory: ArrayLike) -> ChainDiagnostics:
 
 def _chain_diagnostics(blackjax, trajectory: jax.Array) -> ChainDiagnostics:
     """Return the diagnostics of checked chains."""
-    flat = _checks.accumulated(trajectory).reshape(*trajectory.shape[:2], -1)
+    flat = _arrays.accumulated(trajectory).reshape(*trajectory.shape[:2], -1)
 
     def of_each_number(statistic, flat):
         values = jax.vmap(lambda flat: statistic(flat, chain_axis=1, sample_axis=0), -1)(flat)

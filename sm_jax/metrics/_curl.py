@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.divergence import draw_probes
 from sm_jax.typing import RandomFn, ScoreFn
@@ -76,9 +76,9 @@ def curl(
     pull = jax.linear_transpose(push, x)
 
     def one(v):
-        forward, backward = map(_checks.accumulated, (push(v), *pull(v)))
-        norm = 0.5 * _checks.sum_data_axes(forward**2 + backward**2)
-        return _checks.sum_data_axes((forward - backward) ** 2), norm
+        forward, backward = map(_arrays.accumulated, (push(v), *pull(v)))
+        norm = 0.5 * _arrays.sum_data_axes(forward**2 + backward**2)
+        return _arrays.sum_data_axes((forward - backward) ** 2), norm
 
     curl, norm = (values.mean(axis=0) for values in compiled(partial(jax.lax.map, one), probes))
     return Curl(curl, norm, curl / (4.0 * norm))

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 
 
 def sliced_wasserstein(
@@ -61,11 +61,11 @@ def sliced_wasserstein(
         )
     _checks.check_count("num_projections", num_projections)
     _checks.check_scalar("p", p)
-    known = _checks.concrete(p)
+    known = _arrays.concrete(p)
     if known is not None and not 1.0 <= known < np.inf:
         raise ValueError(f"p must be at least 1 and finite, got {p}.")
 
-    dims, dtype = _checks.num_dims(x), _checks.accumulator(jnp.promote_types(x.dtype, y.dtype))
+    dims, dtype = _arrays.num_dims(x), _arrays.accumulator(jnp.promote_types(x.dtype, y.dtype))
     directions = jax.random.normal(key, (dims, num_projections), dtype)
     directions = directions / jnp.linalg.norm(directions, axis=0, keepdims=True)
 

@@ -244,7 +244,8 @@ class UNet(nnx.Module):
         if attention_resolutions > len(multipliers):
             raise ValueError(
                 "attention_resolutions must be at most the number of resolutions, "
-                f"{len(multipliers)} by channel_multipliers={multipliers}; got {attention_resolutions}"
+                f"{len(multipliers)} by channel_multipliers={multipliers}; got "
+                f"{attention_resolutions}"
             )
         self.cond_dims = cond_dims
         embed_dims = 4 * channels

@@ -24,20 +24,20 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 
 def _coefficients(process: ProcessLike, x: jax.Array, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
     _checks.check_data(x)  # integers would cut the result, which has the dtype of x
     t = _checks.check_per_example("t", t, x)
-    return tuple(_checks.expand_like(c(t), x) for c in (process.alpha, process.sigma))
+    return tuple(_arrays.expand_like(c(t), x) for c in (process.alpha, process.sigma))
 
 
 def _slopes(process: ProcessLike, x: jax.Array, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
     t = _checks.check_per_example("t", t, x)
     slopes = (jax.jvp(c, (t,), (jnp.ones_like(t),))[1] for c in (process.alpha, process.sigma))
-    return tuple(_checks.expand_like(slope, x) for slope in slopes)
+    return tuple(_arrays.expand_like(slope, x) for slope in slopes)
 
 
 def eps_from_score(
@@ -60,7 +60,7 @@ def eps_from_score(
         >>> print(eps_from_score(-x, x, 3.0, process=processes.VE()))
         [[3. 3.]]
     """
-    score, x = _checks.as_floating(score), _checks.check_data(x)
+    score, x = _arrays.as_floating(score), _checks.check_data(x)
     _, sigma = _coefficients(process, x, t)
     return (-sigma * score).astype(x.dtype)
 
@@ -85,7 +85,7 @@ def score_from_eps(
         >>> print(score_from_eps(6.0 * x, x, 3.0, process=processes.VE()))
         [[-2. -2.]]
     """
-    eps, x = _checks.as_floating(eps), _checks.check_data(x)
+    eps, x = _arrays.as_floating(eps), _checks.check_data(x)
     _, sigma = _coefficients(process, x, t)
     return (-eps / sigma).astype(x.dtype)
 
@@ -108,7 +108,7 @@ def eps_from_x0(clean: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: Proces
         >>> print(eps_from_x0(0.0 * x, x, 2.0, process=processes.VE()))
         [[0.5 0.5]]
     """
-    clean, x = _checks.as_floating(clean), _checks.check_data(x)
+    clean, x = _arrays.as_floating(clean), _checks.check_data(x)
     alpha, sigma = _coefficients(process, x, t)
     return ((x - alpha * clean) / sigma).astype(x.dtype)
 
@@ -131,7 +131,7 @@ def x0_from_eps(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessL
         >>> print(x0_from_eps(0.5 * x, x, 2.0, process=processes.VE()))
         [[0. 0.]]
     """
-    eps, x = _checks.as_floating(eps), _checks.check_data(x)
+    eps, x = _arrays.as_floating(eps), _checks.check_data(x)
     alpha, sigma = _coefficients(process, x, t)
     return ((x - sigma * eps) / alpha).astype(x.dtype)
 
@@ -154,7 +154,7 @@ def eps_from_v(v: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
         >>> print(eps_from_v(0.0 * x, x, 1.0, process=processes.VE()))
         [[0.5 0.5]]
     """
-    v, x = _checks.as_floating(v), _checks.check_data(x)
+    v, x = _arrays.as_floating(v), _checks.check_data(x)
     alpha, sigma = _coefficients(process, x, t)
     return ((alpha * v + sigma * x) / (alpha**2 + sigma**2)).astype(x.dtype)
 
@@ -177,7 +177,7 @@ def v_from_eps(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLi
         >>> print(v_from_eps(0.5 * x, x, 2.0, process=processes.VE()))
         [[0.5 0.5]]
     """
-    eps, x = _checks.as_floating(eps), _checks.check_data(x)
+    eps, x = _arrays.as_floating(eps), _checks.check_data(x)
     alpha, sigma = _coefficients(process, x, t)
     return (alpha * eps - sigma * (x - sigma * eps) / alpha).astype(x.dtype)
 
@@ -202,7 +202,7 @@ def eps_from_velocity(
         >>> print(eps_from_velocity(x, x, 2.0, process=processes.VE()))
         [[1. 1.]]
     """
-    velocity, x = _checks.as_floating(velocity), _checks.check_data(x)
+    velocity, x = _arrays.as_floating(velocity), _checks.check_data(x)
     alpha, sigma = _coefficients(process, x, t)
     alpha_slope, sigma_slope = _slopes(process, x, t)
     rate = alpha_slope / alpha
@@ -229,7 +229,7 @@ def velocity_from_eps(
         >>> print(velocity_from_eps(0.5 * x, x, 2.0, process=processes.VE()))
         [[0.5 0.5]]
     """
-    eps, x = _checks.as_floating(eps), _checks.check_data(x)
+    eps, x = _arrays.as_floating(eps), _checks.check_data(x)
     alpha, sigma = _coefficients(process, x, t)
     alpha_slope, sigma_slope = _slopes(process, x, t)
     return (alpha_slope * (x - sigma * eps) / alpha + sigma_slope * eps).astype(x.dtype)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.processes import data_mean, noise_ratio
 from sm_jax.typing import EnergyFn, NoiseScoreFn, ProcessLike, ScoreFn
 
@@ -58,7 +58,7 @@ def score_from_energy(energy_fn: EnergyFn) -> ScoreFn | NoiseScoreFn:
 
 def _centered(x: jax.Array, alpha: jax.Array, process: ProcessLike) -> jax.Array:
     """Return ``y = x / alpha - m``, in float32 at least."""
-    return _checks.accumulated(x) / alpha - data_mean(process, x.shape[1:], alpha.dtype)[None]
+    return _arrays.accumulated(x) / alpha - data_mean(process, x.shape[1:], alpha.dtype)[None]
 
 
 def precondition(
@@ -100,9 +100,9 @@ def precondition(
     def score_fn(x: jax.Array, t: jax.Array) -> jax.Array:
         x = _checks.check_data(x)
         t = _checks.check_per_example("t", t, x)
-        alpha, sigma = (_checks.expand_like(c(t), x) for c in (process.alpha, process.sigma))
+        alpha, sigma = (_arrays.expand_like(c(t), x) for c in (process.alpha, process.sigma))
         ratio = noise_ratio(process, t)
-        r = _checks.expand_like(ratio, x)
+        r = _arrays.expand_like(ratio, x)
         total = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2) / alpha  # r^2 may overflow
         inputs = _centered(x, alpha, process) / total
         output = network(inputs.astype(x.dtype), 0.25 * jnp.log(ratio).astype(t.dtype))
@@ -154,10 +154,10 @@ def precondition_energy(
         t = _checks.check_per_example("t", t, x)
         r, alpha = noise_ratio(process, t), process.alpha(t)
         total = jnp.sqrt(process.sigma(t) ** 2 + (alpha * sigma_data) ** 2) / alpha
-        y = _centered(x, _checks.expand_like(alpha, x), process)
-        inputs = y / _checks.expand_like(total, x)
+        y = _centered(x, _arrays.expand_like(alpha, x), process)
+        inputs = y / _arrays.expand_like(total, x)
         output = network(inputs.astype(x.dtype), 0.25 * jnp.log(r).astype(t.dtype))
-        square = _checks.sum_data_axes(_checks.accumulated(inputs) ** 2)
+        square = _arrays.sum_data_axes(_arrays.accumulated(inputs) ** 2)
         return 0.5 * square - sigma_data / r * _checks.check_energy(output, x)
 
     return energy_fn

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.processes import noise_ratio
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
@@ -47,7 +47,7 @@ def change_process(
     """
     with jax.ensure_compile_time_eval():  # the ratios are known under jit too
         inner, outer = (
-            [_checks.concrete(noise_ratio(p, t)) for t in (p.t_min, p.t_max)]
+            [_arrays.concrete(noise_ratio(p, t)) for t in (p.t_min, p.t_max)]
             for p in (source, target)
         )
     slack = 1e-3  # of the ratio; rounding alone moves small ones by this much
@@ -67,7 +67,7 @@ def change_process(
         # Rounding may leave the range: the value is clipped, the slope is that of the map.
         clipped = jnp.clip(source_t, source.t_min, source.t_max)
         source_t = source_t + jax.lax.stop_gradient(clipped - source_t)
-        scale = _checks.expand_like(source.alpha(source_t) / target.alpha(t), x)
+        scale = _arrays.expand_like(source.alpha(source_t) / target.alpha(t), x)
         return scale, (scale * x).astype(x.dtype), source_t
 
     def changed(x: jax.Array, t: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.processes._location import data_mean
 from sm_jax.typing import ProcessLike, RandomFn
 
@@ -68,8 +68,8 @@ def perturb(
     x0 = _checks.check_data(x0, "x0")
     t = _checks.check_per_example("t", t, x0)
     _checks.check_not_negative("t", t)
-    z = _checks.drawn(noise, key, x0)
-    alpha, sigma = (_checks.expand_like(c, x0) for c in (process.alpha(t), process.sigma(t)))
+    z = _arrays.drawn(noise, key, x0)
+    alpha, sigma = (_arrays.expand_like(c, x0) for c in (process.alpha(t), process.sigma(t)))
     return (alpha * x0 + sigma * z).astype(x0.dtype), z.astype(x0.dtype)
 
 
@@ -97,7 +97,7 @@ def drift(process: ProcessLike, x: ArrayLike, t: ArrayLike) -> jax.Array:
     """
     x = _checks.check_data(x)
     rate = _log_derivative(process.alpha, _checks.check_per_example("t", t, x))
-    return (_checks.expand_like(rate, x) * x).astype(x.dtype)
+    return (_arrays.expand_like(rate, x) * x).astype(x.dtype)
 
 
 def diffusion_squared(process: ProcessLike, t: ArrayLike) -> jax.Array:
@@ -115,7 +115,7 @@ def diffusion_squared(process: ProcessLike, t: ArrayLike) -> jax.Array:
         >>> print(diffusion_squared(VPLinear(beta_min=0.1, beta_max=20.0), 1.0).round(3))
         20.0
     """
-    t = _checks.as_floating(t)
+    t = _arrays.as_floating(t)
     growth = _log_derivative(process.sigma, t) - _log_derivative(process.alpha, t)
     return 2.0 * process.sigma(t) ** 2 * growth
 
@@ -145,7 +145,7 @@ def prior_sample(
         >>> print(prior_sample(far, jax.random.key(0), (10_000,)).mean().round())
         1000.0
     """
-    wide = _checks.accumulator(dtype)
+    wide = _arrays.accumulator(dtype)
     center, sigma = _prior(process, tuple(shape[1:]), wide)
     return (center[None] + sigma * jax.random.normal(key, shape, wide)).astype(dtype)
 
@@ -171,9 +171,9 @@ def prior_log_prob(process: ProcessLike, x: ArrayLike) -> jax.Array:
         -1.8379
     """
     x = _checks.check_data(x)
-    center, sigma = _prior(process, x.shape[1:], _checks.accumulator(x.dtype))
-    normalizer = _checks.num_dims(x) * (jnp.log(sigma) + 0.5 * jnp.log(2.0 * jnp.pi))
-    return -0.5 * _checks.sum_data_axes(((x - center[None]) / sigma) ** 2) - normalizer
+    center, sigma = _prior(process, x.shape[1:], _arrays.accumulator(x.dtype))
+    normalizer = _arrays.num_dims(x) * (jnp.log(sigma) + 0.5 * jnp.log(2.0 * jnp.pi))
+    return -0.5 * _arrays.sum_data_axes(((x - center[None]) / sigma) ** 2) - normalizer
 
 
 def _prior(process, event_shape, dtype):
@@ -216,9 +216,9 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float | None = None)
     inner = jnp.linspace(high, low, num_steps + 1)[1:-1] ** rho
     ends = [jnp.asarray(t, inner.dtype) for t in (process.t_max, process.t_min)]
     times = jnp.concatenate([ends[0][None], process.time_at(inner), ends[1][None]])
-    known = _checks.concrete(times)
+    known = _arrays.concrete(times)
     if known is not None and not np.all(np.isfinite(known)):
-        if np.isinf(_checks.concrete(noise_ratio(process, process.t_max))):
+        if np.isinf(_arrays.concrete(noise_ratio(process, process.t_max))):
             raise ValueError(f"alpha is 0 at t_max={process.t_max}, all noise: lower t_max.")
         raise ValueError(
             f"rho={rho} takes r^(1 / rho) out of the range of {times.dtype}: raise it."
@@ -245,7 +245,7 @@ def solver_grid(
     factor = _stretch(process)
     if num_steps is None:
         with jax.ensure_compile_time_eval():  # known under jit too
-            known = _checks.concrete(_stretch(process))
+            known = _arrays.concrete(_stretch(process))
         num_steps = default if known is None else math.ceil(default * float(known))
     return time_grid(process, num_steps, rho=rho * factor**2)
 
@@ -276,14 +276,14 @@ def check_times(process: ProcessLike, times: ArrayLike) -> jax.Array:
         >>> print(check_times(VE(sigma_min=1.0, sigma_max=9.0), [9.0, 3.0, 1.0]))
         [9. 3. 1.]
     """
-    known = _checks.concrete(times)
-    times = _checks.as_floating(times)
+    known = _arrays.concrete(times)
+    times = _arrays.as_floating(times)
     known = None if known is None else known.astype(times.dtype)
     if times.ndim != 1 or times.shape[0] < 2:
         raise ValueError(f"times must be a vector of at least two times, got shape {times.shape}.")
     if known is not None and not np.all(np.diff(known) < 0):
         raise ValueError(f"times must strictly decrease, from t_max to t_min, got {known}.")
-    low, high = (_checks.concrete(t) for t in (process.t_min, process.t_max))
+    low, high = (_arrays.concrete(t) for t in (process.t_min, process.t_max))
     if known is None or low is None or high is None:
         return times
     # Relative, for rounding, by float32 at least: a time below zero has no meaning at all.

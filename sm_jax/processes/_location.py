@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sm_jax import _checks
+from sm_jax import _arrays
 from sm_jax.typing import ProcessLike
 
 _NATS = 2.0  # of eq. (1): 256 x 256 x 3 numbers of mean 0.3 make 1.4 beside a sigma_max of 80
@@ -60,9 +60,9 @@ def warn_off_center(process: ProcessLike, x: jax.Array, name: str) -> None:
     Says nothing of fewer than four rows, of a mean within four standard errors of what is right,
     and of anything traced.
     """
-    rows = None if np.shape(x)[0] < _FEW else _checks.concrete(x)
-    ends = [_checks.concrete(c(process.t_max)) for c in (process.alpha, process.sigma)]
-    center = _checks.concrete(data_mean(process, np.shape(x)[1:]))
+    rows = None if np.shape(x)[0] < _FEW else _arrays.concrete(x)
+    ends = [_arrays.concrete(c(process.t_max)) for c in (process.alpha, process.sigma)]
+    center = _arrays.concrete(data_mean(process, np.shape(x)[1:]))
     if rows is None or center is None or any(end is None for end in ends):
         return
     rows = rows.astype(np.float64)

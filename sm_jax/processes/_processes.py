@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.typing import ProcessLike
 
 
@@ -36,7 +36,7 @@ def _pytree(process_type: type) -> type:
 
 
 def _check_mean(process: ProcessLike) -> None:
-    known = _checks.concrete(process.mean)
+    known = _arrays.concrete(process.mean)
     if known is not None and not np.all(np.isfinite(known)):
         raise ValueError(f"mean must be finite, got {process.mean}.")
 
@@ -44,8 +44,8 @@ def _check_mean(process: ProcessLike) -> None:
 def _check_increasing(process: ProcessLike, low: str, high: str, *, equal: bool = False) -> None:
     for name in (low, high):
         _checks.check_positive(name, getattr(process, name))
-    smallest = _checks.concrete(getattr(process, low))
-    largest = _checks.concrete(getattr(process, high))
+    smallest = _arrays.concrete(getattr(process, low))
+    largest = _arrays.concrete(getattr(process, high))
     if smallest is None or largest is None or (equal and np.all(smallest == largest)):
         return
     if np.any(smallest >= largest):
@@ -94,15 +94,15 @@ class VE:
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """Return the scale of the data, 1."""
-        return jnp.ones_like(_checks.as_floating(t))
+        return jnp.ones_like(_arrays.as_floating(t))
 
     def sigma(self, t: ArrayLike) -> jax.Array:
         """Return the noise level, ``t`` itself."""
-        return _checks.as_floating(t)
+        return _arrays.as_floating(t)
 
     def time_at(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha`` equals ``ratio``: ``ratio`` itself."""
-        return _checks.as_floating(ratio)
+        return _arrays.as_floating(ratio)
 
 
 @_pytree
@@ -163,15 +163,15 @@ class GeometricVE:
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """Return the scale of the data, 1."""
-        return jnp.ones_like(_checks.as_floating(t))
+        return jnp.ones_like(_arrays.as_floating(t))
 
     def sigma(self, t: ArrayLike) -> jax.Array:
         """Return the noise level ``sigma_min (sigma_max / sigma_min)^t``."""
-        return self.sigma_min * jnp.exp(_checks.as_floating(t) * self._log_growth())
+        return self.sigma_min * jnp.exp(_arrays.as_floating(t) * self._log_growth())
 
     def time_at(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha`` equals ``ratio``."""
-        return jnp.log(_checks.as_floating(ratio) / self.sigma_min) / self._log_growth()
+        return jnp.log(_arrays.as_floating(ratio) / self.sigma_min) / self._log_growth()
 
 
 @_pytree
@@ -209,7 +209,7 @@ class VPLinear:
         return 1.0
 
     def _integrated_rate(self, t: ArrayLike) -> jax.Array:
-        t = _checks.as_floating(t)
+        t = _arrays.as_floating(t)
         return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
 
     def _time_of_integrated_rate(self, b: jax.Array) -> jax.Array:
@@ -227,7 +227,7 @@ class VPLinear:
 
     def time_at(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha = sqrt(exp(b) - 1)`` equals ``ratio``."""
-        ratio = _checks.as_floating(ratio)
+        ratio = _arrays.as_floating(ratio)
         is_small = ratio < 1.0
         # Not by minimum and maximum, which halve the derivative at 1.
         small, large = jnp.where(is_small, ratio, 1.0), jnp.where(is_small, 1.0, ratio)
@@ -260,7 +260,7 @@ class SubVP(VPLinear):
 
     def time_at(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha = 2 sinh(b / 2)`` equals ``ratio``."""
-        return self._time_of_integrated_rate(2.0 * jnp.arcsinh(0.5 * _checks.as_floating(ratio)))
+        return self._time_of_integrated_rate(2.0 * jnp.arcsinh(0.5 * _arrays.as_floating(ratio)))
 
 
 @_pytree
@@ -292,19 +292,19 @@ class Cosine:
     def __post_init__(self):
         _check_mean(self)
         _check_increasing(self, "t_min", "t_max")
-        largest = _checks.concrete(self.t_max)
+        largest = _arrays.concrete(self.t_max)
         if largest is not None and largest >= 1.0:
             raise ValueError(f"t_max must be below 1, where alpha is zero, got {self.t_max}.")
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """Return the scale of the data, ``cos(pi t / 2)``."""
-        t = _checks.as_floating(t)  # pi t / 2 is rounded too coarsely where its cosine vanishes
+        t = _arrays.as_floating(t)  # pi t / 2 is rounded too coarsely where its cosine vanishes
         return jnp.where(t < 0.5, jnp.cos(0.5 * jnp.pi * t), jnp.sin(0.5 * jnp.pi * (1.0 - t)))
 
     def sigma(self, t: ArrayLike) -> jax.Array:
         """Return the noise level, ``sin(pi t / 2)``."""
-        return jnp.sin(0.5 * jnp.pi * _checks.as_floating(t))
+        return jnp.sin(0.5 * jnp.pi * _arrays.as_floating(t))
 
     def time_at(self, ratio: ArrayLike) -> jax.Array:
         """Return the time at which ``sigma / alpha = tan(pi t / 2)`` equals ``ratio``."""
-        return jnp.arctan(_checks.as_floating(ratio)) * (2.0 / jnp.pi)
+        return jnp.arctan(_arrays.as_floating(ratio)) * (2.0 / jnp.pi)

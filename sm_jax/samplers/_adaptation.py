@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.samplers._metropolis import metropolis_step, target
 from sm_jax.typing import EnergyFn, ScoreFn
@@ -91,11 +91,11 @@ def adapt_step_size(
     _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
-    known = _checks.concrete(target_acceptance)
+    known = _arrays.concrete(target_acceptance)
     if known is not None and not 0.0 < known < 1.0:
         raise ValueError(f"target_acceptance must be between 0 and 1, got {target_acceptance}.")
     evaluate, gain = target(score_fn, energy_fn, x, num_panels)
-    first = jnp.log(jnp.asarray(step_size, _checks.accumulator(x.dtype)))
+    first = jnp.log(jnp.asarray(step_size, _arrays.accumulator(x.dtype)))
 
     def body(state, given):
         point, log_step, log_mean, error = state
@@ -108,7 +108,7 @@ def adapt_step_size(
         log_mean = weight * log_step + (1.0 - weight) * log_mean
         return (point, log_step, log_mean, error), None
 
-    start = (compiled(evaluate, _checks.accumulated(x)), first, first, jnp.zeros_like(first))
+    start = (compiled(evaluate, _arrays.accumulated(x)), first, first, jnp.zeros_like(first))
     counts = jnp.arange(1, num_steps + 1, dtype=first.dtype)
     inputs = (counts, jax.random.split(key, num_steps))
     (point, _, log_mean, _), _ = compiled(partial(jax.lax.scan, body), start, inputs)

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import data_mean, noise_ratio
@@ -153,7 +153,7 @@ def adaptive_ode(
     _checks.check_count("max_steps", max_steps)
     solver = _flow_steps.explicit_solver(solver)
     row_score_fn = _checks.checked(score_fn, x[:1])
-    mean = data_mean(process, x.shape[1:], _checks.accumulator(x.dtype))
+    mean = data_mean(process, x.shape[1:], _arrays.accumulator(x.dtype))
 
     def scale(t):
         return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
@@ -165,7 +165,7 @@ def adaptive_ode(
         score = row_score_fn(point[None], t[None])[0]
         return (process.sigma(t) ** 2 / k * (score + w / k)).astype(w.dtype)
 
-    levels = -jnp.log(noise_ratio(process, times)).astype(_checks.accumulator(x.dtype))
+    levels = -jnp.log(noise_ratio(process, times)).astype(_arrays.accumulator(x.dtype))
 
     def measure(error, start, end):
         r = jnp.exp(-end)
@@ -192,7 +192,7 @@ def adaptive_ode(
     num_evaluations = _flow_steps.evaluations(solution, solver)
     kept = times if trajectory else times[-1:]
     path = jnp.moveaxis(solution.ys, 0, 1)
-    alpha, k = (_checks.expand_like(c(kept), path) for c in (process.alpha, scale))
+    alpha, k = (_arrays.expand_like(c(kept), path) for c in (process.alpha, scale))
     path = (alpha * mean[None, None] + k * path).astype(x.dtype)
     sample = _closed(score_fn, process, times[-1], path[-1], num_evaluations, finished, denoise)
     return sample._replace(trajectory=path) if trajectory else sample
@@ -212,7 +212,7 @@ def _closed(score_fn, process, t, x, num_evaluations, finished, denoise) -> Adap
     score_fn = _checks.checked(score_fn, x)
     finish = _finish(score_fn, process, t, denoise)
     result = x if finish is None else compiled(finish, x)
-    result = jnp.where(_checks.expand_like(finished, x), result, jnp.nan)
+    result = jnp.where(_arrays.expand_like(finished, x), result, jnp.nan)
     warn_off_center(process, result, "the samples")
     return AdaptiveSample(result, num_evaluations + int(denoise), finished)
 
@@ -289,12 +289,12 @@ def adaptive_sde(
     _check_tolerances(rtol, atol)
     _checks.check_count("max_steps", max_steps)
     denoiser_fn = denoiser_from_score(_checks.checked(score_fn, x), process=process)
-    dtype = _checks.accumulator(x.dtype)
+    dtype = _arrays.accumulator(x.dtype)
     start, end = -jnp.log(noise_ratio(process, times[jnp.array([0, -1])])).astype(dtype)
     keys = jax.random.split(key, x.shape[0])
 
     def wide(value):
-        return _checks.expand_like(value, x)
+        return _arrays.expand_like(value, x)
 
     def denoised(y, level):
         t = process.time_at(jnp.exp(-level))
@@ -319,7 +319,7 @@ def adaptive_sde(
         change = wide(weight) * (denoised(moved, level_next) - first)
 
         tolerance = atol + rtol * r_next
-        squares = _checks.sum_data_axes((change / wide(tolerance)) ** 2) / _checks.num_dims(x)
+        squares = _arrays.sum_data_axes((change / wide(tolerance)) ** 2) / _arrays.num_dims(x)
         c_now = jnp.exp(4.0 * h) * squares / h**3
         c = jnp.where(count == 0, c_now, 0.5 * (c + c_now))
         length = jnp.minimum(jnp.minimum(c ** (-1.0 / 3.0), 2.0 * h), _LONGEST)
@@ -330,7 +330,7 @@ def adaptive_sde(
     def unfinished(state):
         return (state[0] < max_steps) & jnp.any(state[2] < end)
 
-    y = (_checks.accumulated(x) / process.alpha(times[0])).astype(dtype)
+    y = (_arrays.accumulated(x) / process.alpha(times[0])).astype(dtype)
     rows = jnp.zeros(x.shape[0], dtype)
     begin = (0, y, rows + start, rows + _FIRST, rows, rows.astype(int))
     _, y, level, _, _, steps = compiled(partial(jax.lax.while_loop, unfinished, step), begin)

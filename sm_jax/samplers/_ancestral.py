@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.processes import noise_ratio
 from sm_jax.samplers._diffusion import _finish, _grid, _located
 from sm_jax.samplers._scan import run, wide
@@ -239,7 +239,7 @@ def ddim(
 
     Reference: Song, Meng & Ermon 2021, eq. 12 and 16, https://arxiv.org/abs/2010.02502
     """
-    known = _checks.concrete(eta)
+    known = _arrays.concrete(eta)
     if known is not None and not (known.ndim == 0 and 0.0 <= known <= 1.0):
         raise ValueError(f"eta must be one number in [0, 1], got {eta}.")
     silent = known is not None and known == 0.0

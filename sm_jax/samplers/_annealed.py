@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.samplers._langevin import langevin_step
 from sm_jax.samplers._scan import run, wide
 from sm_jax.typing import NoiseScoreFn
@@ -84,7 +84,7 @@ def annealed_langevin(
     """
     x = _checks.check_data(x)
     _checks.check_key("annealed_langevin", key)
-    sigmas = _checks.check_levels("sigmas", sigmas).astype(_checks.accumulator(x.dtype))
+    sigmas = _checks.check_levels("sigmas", sigmas).astype(_arrays.accumulator(x.dtype))
     _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("steps_per_level", steps_per_level)
@@ -162,7 +162,7 @@ def consistent_annealed(
     _checks.check_positive("step_size", step_size)
     levels = _checks.check_levels("sigmas", sigmas)
     _check_consistent(sigmas, step_size)
-    sigmas = levels.astype(_checks.accumulator(x.dtype))
+    sigmas = levels.astype(_arrays.accumulator(x.dtype))
     score_fn = wide(score_fn, x)
     eta = step_size / sigmas[-1] ** 2
 
@@ -184,7 +184,7 @@ def _check_consistent(sigmas: ArrayLike, step_size: ArrayLike) -> None:
     """Raise unless the levels are geometric and eq. (3) is positive, where they are concrete."""
     if np.shape(sigmas)[0] < 2:
         raise ValueError(f"sigmas must hold at least two levels, got {sigmas}.")
-    known, step = _checks.concrete(sigmas), _checks.concrete(step_size)
+    known, step = _arrays.concrete(sigmas), _arrays.concrete(step_size)
     if known is None:
         return
     rounding = float(jnp.finfo(jnp.promote_types(known.dtype, jnp.bfloat16)).eps)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.typing import DensityLike, EnergyFn
 
@@ -65,7 +65,7 @@ def _blackjax():
 def _check_share(name: str, value: ArrayLike) -> None:
     """Raise unless a (concrete) number is strictly between 0 and 1."""
     _checks.check_scalar(name, value)
-    known = _checks.concrete(value)
+    known = _arrays.concrete(value)
     if known is not None and not 0.0 < known < 1.0:
         raise ValueError(f"{name} must be between 0 and 1, got {value}.")
 
@@ -226,7 +226,7 @@ def mclmc(
     x = _checks.check_data(x)
     _checks.check_count("num_samples", num_samples)
     _checks.check_count("num_warmup", num_warmup, minimum=10)
-    if _checks.num_dims(x) < 2:
+    if _arrays.num_dims(x) < 2:
         raise ValueError(f"mclmc needs events of at least two numbers, got x of shape {x.shape}.")
     density_fn = _wide_log_density(energy_fn, x)
     kernel = blackjax.mclmc.build_kernel()
@@ -256,7 +256,7 @@ def mclmc(
     keys = jax.random.split(key, x.shape[0])
     samples = compiled(jax.vmap(chain, out_axes=1), _wide(x), keys)
     moved = jnp.any(samples != samples[:1], axis=(0, *range(2, samples.ndim)))
-    moved = _checks.expand_like(moved | (num_samples == 1), samples[0])
+    moved = _arrays.expand_like(moved | (num_samples == 1), samples[0])
     return jnp.where(moved[None], samples, jnp.nan).astype(x.dtype)
 
 
@@ -345,7 +345,7 @@ def smc(
 
     def advance(key, state):
         """Move on to the next temperature, with the metric of the weighted particles."""
-        weights = _checks.expand_like(state.weights, state.particles)
+        weights = _arrays.expand_like(state.weights, state.particles)
         mean = jnp.sum(weights * state.particles, axis=0, keepdims=True)
         variance = jnp.sum(weights * (state.particles - mean) ** 2, axis=0)
         parameters = {
@@ -377,5 +377,5 @@ def smc(
     loop = partial(jax.lax.while_loop, lambda carry: carry[1] < 1.0, body)
     begin = (state, zero, jnp.log(share), 0, key_loop)
     state, _, log_normalizer, count, _ = compiled(loop, begin)
-    log_normalizer = log_normalizer.astype(_checks.accumulator(drawn.dtype))
+    log_normalizer = log_normalizer.astype(_arrays.accumulator(drawn.dtype))
     return Particles(state.particles.astype(drawn.dtype), log_normalizer, count - 1)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import check_times, diffusion_squared, drift, noise_ratio
 from sm_jax.processes._derived import solver_grid
@@ -44,7 +44,7 @@ def _grid(
         times = solver_grid(process, num_steps, default=default, rho=rho)
     else:
         times = check_times(process, times)
-    return times.astype(_checks.accumulator(x.dtype))
+    return times.astype(_arrays.accumulator(x.dtype))
 
 
 def _finish(score_fn: NoiseScoreFn, process: ProcessLike, t: jax.Array, denoise: bool):
@@ -190,13 +190,13 @@ def heun(
     score_fn = wide(score_fn, x)
     _checks.check_scalar("churn", churn)
     _checks.check_not_negative("churn", churn)
-    silent = _checks.concrete(churn) == 0.0  # a traced one may be any
+    silent = _arrays.concrete(churn) == 0.0  # a traced one may be any
     if key is None and not silent:
         raise ValueError(f"churn={churn} draws noise: pass a key, or churn=0.")
     _checks.check_scalar("churn_noise", churn_noise)
     _checks.check_positive("churn_noise", churn_noise)
     low, high = (None, None) if churn_interval is None else churn_interval
-    known = [_checks.concrete(end) for end in (low, high)]
+    known = [_arrays.concrete(end) for end in (low, high)]
     if all(end is not None for end in known) and not known[0] < known[1]:
         raise ValueError(
             f"churn_interval must be (low, high) with low < high, got {churn_interval}."

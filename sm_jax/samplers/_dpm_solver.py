@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import noise_ratio
@@ -74,7 +74,7 @@ def _solve(
     trajectory: bool,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Integrate eq. (2): the SDE with a key, the ODE without."""
-    score_fn, start = wide(score_fn, x), _checks.accumulated(x)
+    score_fn, start = wide(score_fn, x), _arrays.accumulated(x)
     denoiser_fn = denoiser_from_score(score_fn, process=process)
     alpha, ratios = process.alpha(times), noise_ratio(process, times)
     kept = ratios[1:] / ratios[:-1]  # exp(-h)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax.samplers._scan import run, wide
 from sm_jax.typing import ScoreFn
 
@@ -144,7 +144,7 @@ def tempered_langevin(
     _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("steps_per_temperature", steps_per_temperature)
-    schedule = jnp.atleast_1d(jnp.asarray(inverse_temperatures, _checks.accumulator(x.dtype)))
+    schedule = jnp.atleast_1d(jnp.asarray(inverse_temperatures, _arrays.accumulator(x.dtype)))
     if schedule.ndim != 1 or schedule.size == 0:
         raise ValueError(
             f"inverse_temperatures must be a scalar or a vector, got shape {schedule.shape}."
@@ -202,5 +202,5 @@ def gradient_ascent(
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
     score_fn = wide(score_fn, x)
-    steps = jnp.full((num_steps,), step_size, _checks.accumulator(x.dtype))
+    steps = jnp.full((num_steps,), step_size, _arrays.accumulator(x.dtype))
     return run(lambda x, h: x + h * score_fn(x), x, steps, None, trajectory)

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.samplers._langevin import langevin_step
 from sm_jax.samplers._scan import wide
@@ -70,7 +70,7 @@ def log_prob_and_score(energy_fn: EnergyFn, x: jax.Array) -> tuple[jax.Array, ja
     """Return ``-E(x) [B]``, in float32 at least, and ``-grad E(x) [B, ...]`` from one pass."""
     energy, pull_back = jax.vjp(energy_fn, x)
     _checks.check_energy(energy, x)
-    return -_checks.accumulated(energy), pull_back(-jnp.ones_like(energy))[0]
+    return -_arrays.accumulated(energy), pull_back(-jnp.ones_like(energy))[0]
 
 
 def simpson(values: jax.Array) -> jax.Array:
@@ -99,7 +99,7 @@ def target(
         if energy_fn is None:
             return Point(y, proposing(y), None)
         log_prob, score = log_prob_and_score(energy_fn, y.astype(x.dtype))
-        return Point(y, _checks.accumulated(score) if proposing is None else proposing(y), log_prob)
+        return Point(y, _arrays.accumulated(score) if proposing is None else proposing(y), log_prob)
 
     def gain(old, new):
         """Return eq. (2), or where there is no energy eq. (3), ``-inf`` for what (4) rejects."""
@@ -108,9 +108,9 @@ def target(
         away = new.x - old.x
         nodes = jnp.arange(1, 2 * num_panels, dtype=away.dtype) / (2 * num_panels)
         inner = jax.lax.map(
-            lambda u: _checks.sum_data_axes(away * proposing(old.x + u * away)), nodes
+            lambda u: _arrays.sum_data_axes(away * proposing(old.x + u * away)), nodes
         )
-        ends = (_checks.sum_data_axes(away * point.score)[None] for point in (old, new))
+        ends = (_arrays.sum_data_axes(away * point.score)[None] for point in (old, new))
         slopes = jnp.concatenate([next(ends), inner, next(ends)])
         fine, coarse = simpson(slopes), simpson(slopes[::2])
         return jnp.where(jnp.abs(fine - coarse) <= _LARGEST_DIFFERENCE, fine, -jnp.inf)
@@ -123,22 +123,22 @@ def metropolis_step(
 ) -> tuple[Point, jax.Array]:
     """Return the next point of the chain and the probability of acceptance ``[B]``, eq. (1)."""
     key_proposal, key_accept = jax.random.split(key)
-    dtype = _checks.accumulator(point.x.dtype)
+    dtype = _arrays.accumulator(point.x.dtype)
     step_size = jnp.asarray(step_size, dtype)
     y = langevin_step(point.score, point.x, step_size, key_proposal).astype(point.x.dtype)
     new = evaluate(y)
 
-    away, s_x, s_y = map(_checks.accumulated, (y, point.score, new.score))
+    away, s_x, s_y = map(_arrays.accumulated, (y, point.score, new.score))
     away = away - point.x
     # Both other terms of (1) at once: |s_y|^2 - |s_x|^2 = (s_y - s_x)'(s_y + s_x).
-    imbalance = _checks.sum_data_axes((s_x + s_y) * (0.5 * away + 0.25 * step_size * (s_y - s_x)))
+    imbalance = _arrays.sum_data_axes((s_x + s_y) * (0.5 * away + 0.25 * step_size * (s_y - s_x)))
     log_ratio = (gain(point, new) - imbalance).astype(dtype)
 
     # A proposal of zero density, or where anything is NaN, is never accepted.
     accept = -jax.random.exponential(key_accept, log_ratio.shape, log_ratio.dtype) < log_ratio
     probability = jnp.where(jnp.isnan(log_ratio), 0.0, jnp.exp(jnp.minimum(log_ratio, 0.0)))
     point = jax.tree.map(
-        lambda moved, stayed: jnp.where(_checks.expand_like(accept, moved), moved, stayed),
+        lambda moved, stayed: jnp.where(_arrays.expand_like(accept, moved), moved, stayed),
         new,
         point,
     )
@@ -215,8 +215,8 @@ def mala(
         return (point, total + probability), point.x.astype(x.dtype) if trajectory else None
 
     start = (
-        compiled(evaluate, _checks.accumulated(x)),
-        jnp.zeros(x.shape[:1], _checks.accumulator(x.dtype)),
+        compiled(evaluate, _arrays.accumulated(x)),
+        jnp.zeros(x.shape[:1], _arrays.accumulator(x.dtype)),
     )
     (point, total), iterates = compiled(
         partial(jax.lax.scan, body), start, jax.random.split(key, num_steps)

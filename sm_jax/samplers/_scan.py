@@ -9,14 +9,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 
 
 def wide(score_fn: Callable, x: jax.Array) -> Callable:
     """Return ``score_fn`` from and to float32 at least, checked against ``x`` at every call."""
     checked = _checks.checked(score_fn, x)
-    return lambda y, *t: _checks.accumulated(checked(y.astype(x.dtype), *t))
+    return lambda y, *t: _arrays.accumulated(checked(y.astype(x.dtype), *t))
 
 
 def run(
@@ -27,7 +27,7 @@ def run(
     The trajectory ``[num_steps + 1, B, ...]`` holds the start and every iterate, before ``finish``.
     The steps are in float32 at least, ``x`` and the results in the dtype of ``x``.
     """
-    start = _checks.accumulated(x)
+    start = _arrays.accumulated(x)
 
     def body(state, given):
         state = step(state, given).astype(start.dtype)

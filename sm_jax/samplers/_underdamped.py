@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.samplers._scan import wide
 from sm_jax.typing import ScoreFn
@@ -90,7 +90,7 @@ def underdamped(
     if velocity is not None and np.shape(velocity) != x.shape:
         raise ValueError(f"velocity must have the shape of x, {x.shape}, got {np.shape(velocity)}.")
     key_velocity, key_bath = jax.random.split(key)
-    place = _checks.accumulated(x)
+    place = _arrays.accumulated(x)
     if velocity is None:
         start = jax.random.normal(key_velocity, x.shape, place.dtype)
     else:
