@@ -195,9 +195,9 @@ _TRANSFORMS = {
         _pair(process), weights=p["weights"], annealed=True
     ),
     "temper": lambda process, p: composition.temper(
-        _score(process, 0.2), beta=p["scale"], annealed=True
+        _score(process, 0.2), inverse_temperature=p["scale"], annealed=True
     ),
-    "negate": lambda process, p: composition.divide(
+    "divide": lambda process, p: composition.divide(
         *_pair(process), strength=p["scale"], annealed=True
     ),
     "mixture": lambda process, p: composition.mixture(
@@ -283,7 +283,7 @@ def test_derivatives_by_every_argument(transform):
 )
 @pytest.mark.parametrize("transform", _TRANSFORMS)
 def test_derivatives_at_the_edges(transform, name, where, edge):
-    if (transform, edge) in {("dps", "no noise"), ("negate", "no weight")}:
+    if (transform, edge) in {("dps", "no noise"), ("divide", "no weight")}:
         pytest.skip("refuses it")
     with jax.enable_x64(True):
         assert_derivatives(transform, name, where, _EDGES.get(edge, {}))
