@@ -8,8 +8,7 @@ Symbols used throughout: ``B`` examples, ``D`` numbers in one event, ``t`` a noi
 ``[B]`` (or a scalar), ``s = grad_x log p`` the score, ``E`` an energy with ``p ∝ exp(-E)``.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jax.typing import ArrayLike, DTypeLike
@@ -19,6 +18,7 @@ __all__ = [
     "Divergence",
     "DivergenceFn",
     "EnergyFn",
+    "NoiseEnergyFn",
     "NoiseScoreFn",
     "ProcessLike",
     "RandomFn",
@@ -45,14 +45,18 @@ class NoiseScoreFn(Protocol):
 
 
 class EnergyFn(Protocol):
-    """An energy ``E`` with ``p ∝ exp(-E)``: ``x [B, ...], *args -> [B]``, rows independent.
+    """An energy ``E`` with ``p ∝ exp(-E)``: ``x [B, ...] -> [B]``, rows independent."""
 
-    ``args`` is empty for the energy of one density, and the noise level ``t [B]`` for a
-    noise-conditional energy.
-    """
-
-    def __call__(self, x: jax.Array, /, *args: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, /) -> jax.Array:
         """Return the energy of each row of ``x``."""
+        ...
+
+
+class NoiseEnergyFn(Protocol):
+    """A noise-conditional energy: ``x [B, ...], t [B] -> [B]``, rows independent."""
+
+    def __call__(self, x: jax.Array, t: jax.Array, /) -> jax.Array:
+        """Return the energy of the data noised to ``t``, of each row of ``x``."""
         ...
 
 
@@ -71,7 +75,7 @@ class DensityLike(Protocol):
 class RandomFn(Protocol):
     """A source of random numbers with the signature of ``jax.random.normal``."""
 
-    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: DTypeLike, /) -> jax.Array:
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike, /) -> jax.Array:
         """Return random numbers of the given shape and dtype."""
         ...
 
@@ -91,10 +95,11 @@ class Divergence(NamedTuple):
 class DivergenceFn(Protocol):
     """``(score_fn, x, key) -> (score [B, ...], divergence [B])``; see sm_jax.divergence."""
 
-    def __call__(
-        self, score_fn: ScoreFn, x: jax.Array, key: jax.Array | None = None, /
-    ) -> Divergence:
-        """Return the score and its divergence at each row of ``x``."""
+    def __call__(self, score_fn: ScoreFn, x: jax.Array, key: Any, /) -> Divergence:
+        """Return the score and its divergence at each row of ``x``.
+
+        ``key`` is a random key, or None, which deterministic ones ignore and random ones refuse.
+        """
         ...
 
 
@@ -132,7 +137,7 @@ class TimeSampler(Protocol):
     """``(process, key, shape, dtype) -> (t, importance)``; see sm_jax.losses."""
 
     def __call__(
-        self, process: ProcessLike, key: jax.Array, shape: Sequence[int], dtype: DTypeLike, /
+        self, process: ProcessLike, key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike, /
     ) -> tuple[jax.Array, jax.Array]:
         """Return times and the factors by which their losses are multiplied."""
         ...
