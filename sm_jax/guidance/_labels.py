@@ -70,10 +70,8 @@ def classifier_free(
     References: Ho & Salimans 2022, https://arxiv.org/abs/2207.12598; the interval, Kynkäänniemi et
     al. 2024, https://arxiv.org/abs/2404.07724
     """
-    low, high = (None, None) if interval is None else interval
-    known = [_arrays.concrete(v) for v in (low, high)]
-    if all(v is not None for v in known) and not known[0] < known[1]:
-        raise ValueError(f"interval must be (low, high) with low < high, got ({low}, {high}).")
+    if interval is not None:
+        _checks.check_interval("interval", interval)
 
     def score_fn(x: jax.Array, t: jax.Array) -> jax.Array:
         w = _checks.check_per_example("scale", scale, x)
@@ -86,6 +84,7 @@ def classifier_free(
         if interval is None:
             return guided()
         times = _checks.check_per_example("t", t, x)
+        low, high = interval
         inside = (low < times) & (times <= high)
         guide = jax.lax.cond(jnp.any(inside), guided, lambda: cond)
         return jnp.where(_arrays.expand_like(inside, x), guide, cond)

@@ -21,6 +21,7 @@ blackjax run, are part of the program. Each call traces the function, which the 
 ``jax.jit`` saves.
 """
 
+from sm_jax.samplers import steps
 from sm_jax.samplers._adaptation import (
     AdaptedStep,
     adapt_step_size,
@@ -29,11 +30,6 @@ from sm_jax.samplers._adaptive import (
     AdaptiveSample,
     adaptive_ode,
     adaptive_sde,
-)
-from sm_jax.samplers._ancestral import (
-    ancestral,
-    ddim,
-    reverse_diffusion,
 )
 from sm_jax.samplers._annealed import (
     annealed_langevin,
@@ -48,8 +44,11 @@ from sm_jax.samplers._blackjax import (
     smc,
 )
 from sm_jax.samplers._diffusion import (
+    ancestral,
+    ddim,
     euler_maruyama,
     heun,
+    reverse_diffusion,
 )
 from sm_jax.samplers._dpm_solver import (
     dpm_solver_pp,
@@ -70,6 +69,9 @@ from sm_jax.samplers._metropolis import (
 )
 from sm_jax.samplers._predictor_corrector import (
     predictor_corrector,
+)
+from sm_jax.samplers._solve import (
+    solve,
 )
 from sm_jax.samplers._underdamped import (
     underdamped,
@@ -103,6 +105,8 @@ __all__ = [
     "predictor_corrector",
     "reverse_diffusion",
     "smc",
+    "solve",
+    "steps",
     "tempered_langevin",
     "underdamped",
 ]

@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax.samplers._scan import wide
+from sm_jax._scan import wide
 from sm_jax.typing import ScoreFn
 
 
