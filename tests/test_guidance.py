@@ -195,7 +195,7 @@ _TRANSFORMS = {
         _pair(process), weights=p["weights"], annealed=True
     ),
     "temper": lambda process, p: composition.temper(
-        _score(process, 0.2), beta=p["scale"], annealed=True
+        _score(process, 0.2), inverse_temperature=p["scale"], annealed=True
     ),
     "negate": lambda process, p: composition.divide(
         *_pair(process), strength=p["scale"], annealed=True

@@ -362,9 +362,7 @@ def test_a_predictor_keeps_its_options(getkey):
     )
     key_predictor, _ = jax.random.split(jax.random.split(key, 1)[0])
     t, t_next = processes.time_grid(VE_SHORT, 1)
-    expected = steps.heun(
-        lambda x, t: -x, x, t, t_next, key_predictor, process=VE_SHORT, gamma=0.3
-    )
+    expected = steps.heun(lambda x, t: -x, x, t, t_next, key_predictor, process=VE_SHORT, gamma=0.3)
     np.testing.assert_allclose(out, expected, rtol=1e-6)
     times = jnp.array([2.0, 1.0])  # not from the largest level
     still = samplers.heun(lambda x, t: 0 * x, x, key, process=VE_SHORT, times=times, churn=1.0)

@@ -118,9 +118,7 @@ def test_heun_with_churn(respond_to_process):
     assert_order(errors, 2, exact=[0])
 
 
-@pytest.mark.parametrize(
-    ("predictor", "exact"), [(steps.reverse_diffusion, []), (steps.heun, [0])]
-)
+@pytest.mark.parametrize(("predictor", "exact"), [(steps.reverse_diffusion, []), (steps.heun, [0])])
 def test_predictor_corrector(predictor, exact, respond_to_process):
     """Order 1 where snr falls as the root of the number of steps, with any predictor."""
 
