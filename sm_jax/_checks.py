@@ -140,12 +140,13 @@ def check_interval(name: str, interval: tuple[ArrayLike, ArrayLike]) -> None:
         raise ValueError(f"{name} must be (low, high) with low < high, got {interval}.")
 
 
-def check_draws(name: str, value: ArrayLike, key: jax.Array | None) -> bool:
-    """Return whether noise of size ``value`` is drawn: not if 0. Raise if it is, without a key."""
-    draws = _arrays.concrete(value) != 0.0  # a traced one may be any
-    if draws and key is None:
+def key_for(name: str, value: ArrayLike, key: jax.Array | None) -> jax.Array | None:
+    """Return the key if noise of size ``value`` is drawn, None if that is 0; raise without one."""
+    if _arrays.concrete(value) == 0.0:  # a traced value may be any
+        return None
+    if key is None:
         raise ValueError(f"{name}={value} draws noise: pass a key, or {name}=0.")
-    return bool(draws)
+    return key
 
 
 def check_levels(name: str, levels: ArrayLike) -> jax.Array:

@@ -85,7 +85,7 @@ def classifier_free(
             return guided()
         times = _checks.check_per_example("t", t, x)
         low, high = interval
-        inside = (low < times) & (times <= high)
+        inside = jnp.logical_and(low < times, times <= high)
         guide = jax.lax.cond(jnp.any(inside), guided, lambda: cond)
         return jnp.where(_arrays.expand_like(inside, x), guide, cond)
 

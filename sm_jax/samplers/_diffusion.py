@@ -338,10 +338,10 @@ def heun(
     times = solver_grid(process, num_steps, times=times, default=32)
     _checks.check_scalar("churn", churn)
     _checks.check_not_negative("churn", churn)
-    churned = _checks.check_draws("churn", churn, key)
+    key = _checks.key_for("churn", churn, key)
     step = partial(
         steps.heun,
-        gamma=churn / (times.shape[0] - 1) if churned else 0.0,
+        gamma=churn / (times.shape[0] - 1) if key is not None else 0.0,
         churn_interval=churn_interval,
         churn_noise=churn_noise,
     )

@@ -89,24 +89,25 @@ def _solve(
     rate = 1.0 if key is None else 2.0
     scale = alpha[1:] / alpha[:-1] * kept**rate
     weights = alpha[1:, None] * _weights(ratios, rate, order)
-    inputs = (times[:-1], scale, weights)
+    noise = None
     if key is not None:
         spread = process.sigma(times[1:]) * jnp.sqrt(1.0 - kept**2)
-        inputs = (*inputs, spread, jax.random.split(key, times.shape[0] - 1))
+        noise = spread, jax.random.split(key, times.shape[0] - 1)
 
     def step(state, given):
         y, past = state
-        t, scale, weights, *noise = given
+        t, scale, weights, noise = given
         newest = denoiser_fn(y, jnp.broadcast_to(t, x.shape[:1]))
         known = (newest, *past)
         y = scale * y + sum(weights[i] * known[i] for i in range(order))
-        if noise:
+        if noise is not None:
             spread, key = noise
             y = y + spread * jax.random.normal(key, x.shape, start.dtype)
         y = y.astype(start.dtype)
         return (y, known[:-1]), y.astype(x.dtype) if trajectory else None
 
     past = (jnp.zeros_like(start),) * (order - 1)
+    inputs = times[:-1], scale, weights, noise
     (last, _), iterates = compiled(partial(jax.lax.scan, step), (start, past), inputs)
     finish = last_move(score_fn, process, times[-1], denoise)
     result = (last if finish is None else compiled(finish, last)).astype(x.dtype)

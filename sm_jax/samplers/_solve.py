@@ -97,5 +97,5 @@ def solve(
     keys = None if key is None else jax.random.split(key, times.shape[0] - 1)
     finish = last_move(score_fn, process, times[-1], denoise)
     result = run(advance, x, (times[:-1], times[1:], keys), finish, trajectory)
-    warn_off_center(process, result[0] if trajectory else result, "the samples")
+    warn_off_center(process, result[0] if isinstance(result, tuple) else result, "the samples")
     return result

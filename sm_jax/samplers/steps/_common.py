@@ -17,8 +17,8 @@ def arguments(
     x = _checks.check_data(x)
     for name, time in (("t", t), ("t_next", t_next)):
         _checks.check_scalar(name, time)
-    known = _arrays.concrete(t), _arrays.concrete(t_next)
-    if all(time is not None for time in known) and not known[1] < known[0]:
+    start, end = _arrays.concrete(t), _arrays.concrete(t_next)
+    if start is not None and end is not None and not end < start:
         raise ValueError(f"t_next must be below t, towards less noise, got {t_next} from t={t}.")
     dtype = _arrays.accumulator(x.dtype)
     return x, jnp.asarray(t, dtype), jnp.asarray(t_next, dtype)

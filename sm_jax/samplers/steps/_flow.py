@@ -70,7 +70,8 @@ def heun(
         _checks.check_interval("churn_interval", churn_interval)
 
     y, r, r_next = x / process.alpha(t), noise_ratio(process, t), noise_ratio(process, t_next)
-    if _checks.check_draws("gamma", gamma, key):
+    key = _checks.key_for("gamma", gamma, key)
+    if key is not None:
         # Never above the largest noise, where the score was not trained.
         largest = jnp.asarray(noise_ratio(process, process.t_max), r.dtype)
         growth = jnp.minimum(gamma, 2.0**0.5 - 1.0).astype(r.dtype)

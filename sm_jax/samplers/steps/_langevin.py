@@ -1,7 +1,5 @@
 """Steps of Langevin dynamics at one noise level, alone and after another step."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -9,7 +7,7 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax.samplers.steps._common import at_time, normal
 from sm_jax.samplers.steps._reverse import reverse_diffusion
-from sm_jax.typing import NoiseScoreFn, ProcessLike, ScoreFn
+from sm_jax.typing import NoiseScoreFn, ProcessLike, ScoreFn, StepFn
 
 
 def langevin(
@@ -113,7 +111,7 @@ def predictor_corrector(
     key: jax.Array,
     *,
     process: ProcessLike,
-    predictor: Callable = reverse_diffusion,
+    predictor: StepFn = reverse_diffusion,
     num_corrector_steps: int = 1,
     snr: ArrayLike = 0.16,
 ) -> jax.Array:
@@ -153,11 +151,12 @@ def predictor_corrector(
     _checks.check_key("predictor_corrector", key)
     _checks.check_count("num_corrector_steps", num_corrector_steps, minimum=0)
     key_predictor, key_corrector = jax.random.split(key)
-    x = predictor(score_fn, x, t, t_next, key_predictor, process=process)
+    moved = predictor(score_fn, x, t, t_next, key_predictor, process=process)
 
     def correct(x, key):
         return corrector(score_fn, x, t, t_next, key, process=process, snr=snr), None
 
     if num_corrector_steps:
-        x, _ = jax.lax.scan(correct, x, jax.random.split(key_corrector, num_corrector_steps))
-    return x
+        keys = jax.random.split(key_corrector, num_corrector_steps)
+        moved, _ = jax.lax.scan(correct, moved, keys)
+    return moved

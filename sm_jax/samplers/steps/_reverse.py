@@ -200,10 +200,10 @@ def ddim(
     known = _arrays.concrete(eta)
     if known is not None and not (known.ndim == 0 and 0.0 <= known <= 1.0):
         raise ValueError(f"eta must be one number in [0, 1], got {eta}.")
-    draws = _checks.check_draws("eta", eta, key)
+    key = _checks.key_for("eta", eta, key)
     a, q2 = _transition(process, t, t_next)
     kept = jnp.sqrt(q2 * (1.0 - eta**2 * (1.0 - q2)))
     y = (x + process.sigma(t) ** 2 * (1.0 - kept) * score(score_fn, x, t)) / a
-    if draws:
+    if key is not None:
         y = y + process.sigma(t_next) * eta * jnp.sqrt(1.0 - q2) * normal(key, x)
     return y.astype(x.dtype)
