@@ -1,7 +1,8 @@
-"""The loop that every sampler runs, its state kept in float32 at least, and the type of samplers.
+"""What all samplers share: their type, the score as they see it, and the loop.
 
-In bfloat16 a step of Langevin dynamics is often less than half a unit in the last place of ``x``:
-the state would not move. The score sees the state in the dtype of the data, and so do the results.
+The state is kept in float32 at least: in bfloat16 a step of Langevin dynamics is often less than
+half a unit in the last place of ``x``, which would not move. The score sees the state in the dtype
+of the data, and so do the results.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any, ParamSpec, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
@@ -28,6 +30,16 @@ def wide(score_fn: Callable, x: jax.Array) -> Callable:
     """Return ``score_fn`` from and to float32 at least, checked against ``x`` at every call."""
     checked = _checks.checked(score_fn, x)
     return lambda y, *t: _arrays.accumulated(checked(y.astype(x.dtype), *t))
+
+
+def at_time(score_fn: Callable, t: ArrayLike) -> Callable[[jax.Array], jax.Array]:
+    """Return the score at one time of all rows, a function of the points alone."""
+
+    def score_at(x):
+        time = jnp.asarray(t, _arrays.accumulator(x.dtype))
+        return score_fn(x, jnp.broadcast_to(time, x.shape[:1]))
+
+    return score_at
 
 
 def run(

@@ -24,7 +24,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax._scan import run, sampler, wide
+from sm_jax._scan import at_time, run, sampler, wide
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import noise_ratio, perturb, solver_grid
 from sm_jax.samplers import steps
@@ -133,8 +133,7 @@ def inpaint(
         return jnp.where(mask, noised, x)
 
     def finish(x):
-        denoised = denoiser_fn(x, jnp.broadcast_to(times[-1], x.shape[:1]))
-        return jnp.where(mask, known, denoised)
+        return jnp.where(mask, known, at_time(denoiser_fn, times[-1])(x))
 
     visits = _visits(times.shape[0] - 1, num_resamples, jump_length)
     inputs = (*(times[v] for v in visits), jax.random.split(key, visits.shape[1]))

@@ -9,8 +9,8 @@ and over a step from ``l`` to ``l + h`` its solution is
 
     y' = exp(-c h) y + c int_0^h exp(-c (h - u)) D(u) du + r' sqrt(1 - exp(-2 (c - 1) h)) z. (2)
 
-``D(u)`` is replaced by the polynomial through the denoiser at this and at earlier times, Newton's
-form of which has the integrals
+``D(u)`` is replaced by the polynomial through the denoiser at this and at earlier times, whose
+Newton form has the integrals
 
     I_k = c int_0^h exp(-c (h - u)) u^k du:    I_0 = 1 - exp(-c h),    I_1 = h - I_0 / c,
     I_2 = h^2 - 2 I_1 / c.                                                                (3)
@@ -18,10 +18,10 @@ form of which has the integrals
 2M takes ``h I_0 / 2`` for ``I_1``, as its paper does: of the same order, and better with few steps.
 3M takes (3) as it is; with half of the second difference it would be of order 2.
 
-A multistep method has no past at its start. Its first step is of first order, the error of which,
-``O(h^2)``, suits order 2. For order 3 the second step also corrects the first: it knows ``D`` at
-both ends of it, and adds ``I_1 (D_1 - D_0) / h``, which leaves ``O(h^3)`` without an evaluation
-more. So the order is the same on any grid.
+A multistep method has no past at its start. Its first step is of first order, with the error
+``O(h^2)``, which suits order 2. For order 3 the second step also corrects the first: it knows ``D``
+at both ends of it, and adds ``I_1 (D_1 - D_0) / h``, which leaves ``O(h^3)`` without one more
+evaluation. So the order is the same on any grid.
 
 References: Lu et al. 2022, https://arxiv.org/abs/2211.01095; Gonzalez et al. 2023,
 https://arxiv.org/abs/2305.14267; Xue et al. 2023, https://arxiv.org/abs/2309.05019
@@ -35,7 +35,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax._scan import sampler, wide
+from sm_jax._scan import at_time, sampler, wide
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import noise_ratio, solver_grid, warn_off_center
 from sm_jax.samplers._solve import last_move
@@ -97,7 +97,7 @@ def _solve(
     def step(state, given):
         y, past = state
         t, scale, weights, noise = given
-        newest = denoiser_fn(y, jnp.broadcast_to(t, x.shape[:1]))
+        newest = at_time(denoiser_fn, t)(y)
         known = (newest, *past)
         y = scale * y + sum(weights[i] * known[i] for i in range(order))
         if noise is not None:

@@ -98,7 +98,7 @@ def generate(
 
     Raises:
         ImportError: ``progress=True``, and tqdm is not installed.
-        TypeError: ``num`` or ``batch_size`` is no integer.
+        TypeError: ``num`` or ``batch_size`` is not an integer.
         ValueError: ``num`` or ``batch_size`` is below 1.
 
     Example:

@@ -9,7 +9,7 @@ step, of size ``h / b`` so that the drift stays the same,
 
     x <- x + h s(x) + sqrt(2 h / b) z,                                                 (2)
 
-of which ``b = infinity`` climbs to a mode of the density:
+which for ``b = infinity`` climbs to a mode of the density:
 
     x <- x + h s(x).                                                                   (3)
 

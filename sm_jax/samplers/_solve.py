@@ -1,11 +1,10 @@
 """The loop around the steps of a diffusion sampler, from the first time of a grid to the last."""
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax._scan import run, sampler, wide
+from sm_jax._scan import at_time, run, sampler, wide
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import solver_grid, warn_off_center
 from sm_jax.typing import NoiseScoreFn, NoTrajectory, ProcessLike, StepFn
@@ -13,8 +12,7 @@ from sm_jax.typing import NoiseScoreFn, NoTrajectory, ProcessLike, StepFn
 
 def last_move(score_fn: NoiseScoreFn, process: ProcessLike, t: jax.Array, denoise: bool):
     """Return the last move of a diffusion sampler: the denoiser at time ``t``, or nothing."""
-    denoiser_fn = denoiser_from_score(score_fn, process=process)
-    return (lambda x: denoiser_fn(x, jnp.broadcast_to(t, x.shape[:1]))) if denoise else None
+    return at_time(denoiser_from_score(score_fn, process=process), t) if denoise else None
 
 
 @sampler

@@ -1,12 +1,11 @@
 """What the steps share: their arguments, the score at one time, the noise."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
+from sm_jax._scan import at_time
 from sm_jax.typing import NoiseScoreFn
 
 
@@ -22,16 +21,6 @@ def arguments(
         raise ValueError(f"t_next must be below t, towards less noise, got {t_next} from t={t}.")
     dtype = _arrays.accumulator(x.dtype)
     return x, jnp.asarray(t, dtype), jnp.asarray(t_next, dtype)
-
-
-def at_time(score_fn: NoiseScoreFn, t: ArrayLike) -> Callable[[jax.Array], jax.Array]:
-    """Return the score at one time of all rows, a function of the points alone."""
-
-    def score_at(x):
-        time = jnp.asarray(t, _arrays.accumulator(x.dtype))
-        return score_fn(x, jnp.broadcast_to(time, x.shape[:1]))
-
-    return score_at
 
 
 def score(score_fn: NoiseScoreFn, x: jax.Array, t: ArrayLike) -> jax.Array:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax.samplers.steps._common import at_time, normal
+from sm_jax._scan import at_time
+from sm_jax.samplers.steps._common import arguments, normal
 from sm_jax.samplers.steps._reverse import reverse_diffusion
 from sm_jax.typing import NoiseScoreFn, ProcessLike, ScoreFn, StepFn
 
@@ -150,13 +151,14 @@ def predictor_corrector(
     """
     _checks.check_key("predictor_corrector", key)
     _checks.check_count("num_corrector_steps", num_corrector_steps, minimum=0)
+    x, t, t_next = arguments(x, t, t_next)
     key_predictor, key_corrector = jax.random.split(key)
-    moved = predictor(score_fn, x, t, t_next, key_predictor, process=process)
+    x = predictor(score_fn, x, t, t_next, key_predictor, process=process)
 
     def correct(x, key):
         return corrector(score_fn, x, t, t_next, key, process=process, snr=snr), None
 
     if num_corrector_steps:
         keys = jax.random.split(key_corrector, num_corrector_steps)
-        moved, _ = jax.lax.scan(correct, moved, keys)
-    return moved
+        x, _ = jax.lax.scan(correct, x, keys)
+    return x
