@@ -131,6 +131,24 @@ def check_per_example(name: str, value: ArrayLike, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(value, x.shape[:1])
 
 
+def check_interval(name: str, interval: tuple[ArrayLike, ArrayLike]) -> None:
+    """Raise unless ``interval`` is (if concrete) two numbers ``low < high``."""
+    known = [_arrays.concrete(end) for end in interval]
+    if len(known) != 2:
+        raise ValueError(f"{name} must be (low, high), got {interval}.")
+    if all(end is not None for end in known) and not known[0] < known[1]:
+        raise ValueError(f"{name} must be (low, high) with low < high, got {interval}.")
+
+
+def key_for(name: str, value: ArrayLike, key: jax.Array | None) -> jax.Array | None:
+    """Return the key if noise of size ``value`` is drawn, None if that is 0; raise without one."""
+    if _arrays.concrete(value) == 0.0:  # a traced value may be any
+        return None
+    if key is None:
+        raise ValueError(f"{name}={value} draws noise: pass a key, or {name}=0.")
+    return key
+
+
 def check_levels(name: str, levels: ArrayLike) -> jax.Array:
     """Return noise levels ``[L]``, or raise unless (if concrete) positive, strictly decreasing."""
     shape = np.shape(levels)

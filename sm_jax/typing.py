@@ -8,7 +8,16 @@ Symbols used throughout: ``B`` examples, ``D`` numbers in one event, ``t`` a noi
 ``[B]`` (or a scalar), ``s = grad_x log p`` the score, ``E`` an energy with ``p ∝ exp(-E)``.
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    overload,
+    runtime_checkable,
+)
 
 import jax
 from jax.typing import ArrayLike, DTypeLike
@@ -22,7 +31,9 @@ __all__ = [
     "NoiseScoreFn",
     "ProcessLike",
     "RandomFn",
+    "Sampler",
     "ScoreFn",
+    "StepFn",
     "TimeSampler",
     "WeightFn",
 ]
@@ -149,3 +160,47 @@ class WeightFn(Protocol):
     def __call__(self, process: ProcessLike, t: jax.Array, /) -> jax.Array:
         """Return the weight at each time."""
         ...
+
+
+class StepFn(Protocol):
+    """``(score_fn, x, t, t_next, key, *, process) -> x``; see sm_jax.samplers.steps."""
+
+    def __call__(
+        self,
+        score_fn: NoiseScoreFn,
+        x: jax.Array,
+        t: jax.Array,
+        t_next: jax.Array,
+        key: Any,
+        /,
+        *,
+        process: ProcessLike,
+    ) -> jax.Array:
+        """Return the points at time ``t_next``, given those at time ``t``."""
+        ...
+
+
+_P = ParamSpec("_P")
+
+# The default of ``trajectory``, whose other value makes a sampler return two arrays.
+if TYPE_CHECKING:
+    NoTrajectory = Literal[False]
+else:
+    NoTrajectory = bool
+
+
+class Sampler(Protocol[_P]):
+    """A sampler with the parameters of a function: it returns ``x``, or ``(x, trajectory)``."""
+
+    @overload
+    def __call__(self, *args: _P.args, **options: _P.kwargs) -> jax.Array: ...
+
+    @overload
+    def __call__(
+        self, *args: Any, trajectory: Literal[True], **options: Any
+    ) -> tuple[jax.Array, jax.Array]: ...
+
+    @overload
+    def __call__(
+        self, *args: Any, trajectory: bool, **options: Any
+    ) -> jax.Array | tuple[jax.Array, jax.Array]: ...

@@ -378,6 +378,17 @@ CALLS = {
     ),
     "samplers.reverse_diffusion": _sampler(samplers.reverse_diffusion),
     "samplers.euler_maruyama": _sampler(samplers.euler_maruyama),
+    "samplers.solve": _shape(
+        samplers.solve, samplers.steps.heun, noised_score, X, process=PROCESS, times=TIMES
+    ),
+    **{
+        f"samplers.steps.{name}": _shape(
+            getattr(samplers.steps, name), noised_score, X, T[2], T[1], KEY, process=PROCESS
+        )
+        for name in samplers.steps.__all__
+        if name != "langevin"
+    },
+    "samplers.steps.langevin": _shape(samplers.steps.langevin, score, X, KEY, step_size=0.1),
     "samplers.tempered_langevin": _shape(
         samplers.tempered_langevin,
         score,
@@ -423,7 +434,12 @@ _ELSEWHERE = {
     "noise_levels": dict.fromkeys(
         ("geometric", "karras", "langevin_variance", "sigma_ratio", "num_levels"), _NUMBERS
     ),
-    "processes": {"prior_sample": _NUMBERS, "time_grid": _NUMBERS},
+    "processes": {
+        "prior_sample": _NUMBERS,
+        "solver_grid": _NUMBERS,
+        "time_grid": _NUMBERS,
+        "warn_off_center": "returns nothing",
+    },
     "quantized": {"uniform_bin_edges": _NUMBERS},
     "samplers": {
         "log_density": "minus an energy of the user's own",

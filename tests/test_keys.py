@@ -78,7 +78,7 @@ CALLS = {
         score_fn,
         process=VP,
         num_steps=2,
-        predictor=partial(samplers.ddim, eta=0.5),
+        predictor=partial(samplers.steps.ddim, eta=0.5),
     ),
     "ddim": partial(samplers.ddim, score_fn, process=VP, num_steps=2, eta=0.5),
     "adaptive_sde": partial(samplers.adaptive_sde, score_fn, process=VP, max_steps=2),

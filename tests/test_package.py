@@ -31,6 +31,7 @@ PUBLIC = [
     "sm_jax.processes",
     "sm_jax.quantized",
     "sm_jax.samplers",
+    "sm_jax.samplers.steps",
     "sm_jax.training",
     "sm_jax.training.checkpoints",
     "sm_jax.typing",

@@ -30,7 +30,12 @@ LONG = {"step_size": 2e-3, "num_steps": 1000}
 SAMPLERS = {
     "langevin": lambda x, key: samplers.langevin(score, x, key, **LONG),
     "tempered": lambda x, key: samplers.tempered_langevin(
-        score, x, key, inverse_temperatures=[0.5, 1.0], **LONG
+        score,
+        x,
+        key,
+        inverse_temperatures=[0.5, 1.0],
+        step_size=2e-3,
+        steps_per_temperature=1000,
     ),
     "gradient_ascent": lambda x, key: samplers.gradient_ascent(score, x, **LONG),
     "underdamped": lambda x, key: samplers.underdamped(

@@ -315,6 +315,7 @@ CASES = {
         _points_like,
         noised=True,
     ),
+    "samplers.solve": _sampler(functools.partial(samplers.solve, samplers.steps.heun), num_steps=8),
     "samplers.euler_maruyama": _sampler(samplers.euler_maruyama, num_steps=8),
     "samplers.reverse_diffusion": _sampler(samplers.reverse_diffusion, num_steps=8),
     "samplers.predictor_corrector": _sampler(samplers.predictor_corrector, num_steps=8),

@@ -10,6 +10,7 @@ import pytest
 import scipy.integrate
 
 from sm_jax import processes, samplers
+from sm_jax.samplers import steps
 from tests.oracles import COV, MEAN, PROCESSES, gaussian_noised_score
 from tests.test_samplers import assert_gaussian, prior
 
@@ -306,7 +307,7 @@ def test_processes_differ_in_scale_only(name, getkey):
 # Predictor and corrector.
 
 
-def stay(score_fn, x, key, **options):
+def stay(score_fn, x, t, t_next, key, *, process):
     return x
 
 
@@ -340,28 +341,35 @@ def test_corrector_steps_follow_one_another(constant_noise, getkey):
 def test_no_corrector_is_the_predictor(getkey):
     process, x = processes.VPLinear(), jax.random.normal(getkey(), (3, 2))
     call = partial(samplers.predictor_corrector, lambda x, t: -1.3 * x, x, getkey())
-    for predictor in (samplers.ddim, samplers.heun):
+    for name in ("ddim", "heun"):
+        predictor, sampler = getattr(steps, name), getattr(samplers, name)
         out = call(process=process, num_steps=5, predictor=predictor, num_corrector_steps=0)
-        expected = predictor(lambda x, t: -1.3 * x, x, process=process, num_steps=5)
+        expected = sampler(lambda x, t: -1.3 * x, x, process=process, num_steps=5)
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-6)
 
 
-# Samples.
-
-
-def test_a_predictor_keeps_its_churn(getkey):
-    """Each of its steps is one of the grid, though it is asked for one at a time."""
+def test_a_predictor_keeps_its_options(getkey):
+    """The churn of each step is that of the step, and its key is half of the step's."""
     x, key = jnp.ones((3, 1)), getkey()
-    heun = partial(samplers.heun, churn=1.0)
     options = {"process": VE_SHORT, "num_steps": 1, "denoise": False}
     out = samplers.predictor_corrector(
-        lambda x, t: -x, x, key, predictor=heun, num_corrector_steps=0, **options
+        lambda x, t: -x,
+        x,
+        key,
+        predictor=partial(steps.heun, gamma=0.3),
+        num_corrector_steps=0,
+        **options,
     )
     key_predictor, _ = jax.random.split(jax.random.split(key, 1)[0])
-    np.testing.assert_allclose(out, heun(lambda x, t: -x, x, key_predictor, **options), rtol=1e-6)
+    t, t_next = processes.time_grid(VE_SHORT, 1)
+    expected = steps.heun(lambda x, t: -x, x, t, t_next, key_predictor, process=VE_SHORT, gamma=0.3)
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
     times = jnp.array([2.0, 1.0])  # not from the largest level
     still = samplers.heun(lambda x, t: 0 * x, x, key, process=VE_SHORT, times=times, churn=1.0)
     assert np.all(np.abs(still - x) > 1e-3)
+
+
+# Samples.
 
 
 @pytest.mark.parametrize("name", ["dpm_solver_pp_sde", "predictor_corrector"])
@@ -396,7 +404,7 @@ def test_weights_of_the_modes(name, getkey):
 CALLS = (
     DETERMINISTIC
     | STOCHASTIC
-    | {"pc ddim": partial(samplers.predictor_corrector, predictor=partial(samplers.ddim, eta=0.5))}
+    | {"pc ddim": partial(samplers.predictor_corrector, predictor=partial(steps.ddim, eta=0.5))}
 )
 
 
@@ -514,9 +522,14 @@ KEY = jax.random.key(0)
             r"snr must be one number, got shape \(2,\)",
         ),
         (
-            partial(samplers.predictor_corrector, key=KEY, predictor=samplers.adaptive_sde),
-            TypeError,
-            "must return the points, got AdaptiveSample",
+            partial(
+                samplers.predictor_corrector,
+                key=KEY,
+                num_corrector_steps=0,
+                predictor=lambda score_fn, x, t, t_next, key, process: (x, x),
+            ),
+            ValueError,
+            r"step must return points of shape \(2, 3\), got \(",
         ),
     ],
 )
@@ -531,46 +544,6 @@ def test_bad_score(sampler):
         sampler(lambda x, t: x[:1], jnp.ones((2, 3)), process=processes.VE())
     with pytest.raises(TypeError, match="x must have a floating dtype"):
         sampler(lambda x, t: x, jnp.ones((2, 3), int), process=processes.VE())
-
-
-@pytest.mark.parametrize("predictor", [samplers.dpm_solver_pp, samplers.dpm_solver_pp_sde])
-def test_multistep_predictors_are_refused(predictor, getkey):
-    """Of which single steps would be of order 1."""
-    for given in (predictor, partial(predictor, denoise=False)):
-        with pytest.raises(ValueError, match=f"{predictor.__name__} is a multistep sampler"):
-            samplers.predictor_corrector(
-                lambda x, t: -x,
-                jnp.ones((2, 1)),
-                getkey(),
-                process=processes.VPLinear(),
-                predictor=given,
-            )
-
-
-def test_the_churn_of_a_predictor_is_of_all_steps(getkey):
-    """A score of zero under VE: all variance is what the churn of each step has added."""
-    process, times = processes.VE(sigma_min=0.5, sigma_max=8.0), np.array([8.0, 4.0, 2.0, 1.0, 0.5])
-
-    def drawn(churn):
-        return samplers.predictor_corrector(
-            lambda x, t: 0.0 * x,
-            jnp.zeros((40_000, 1)),
-            getkey(),
-            process=process,
-            times=times,
-            predictor=partial(samplers.heun, churn=churn),
-            num_corrector_steps=0,
-            denoise=False,
-        )
-
-    out, few = drawn(2.0), drawn(0.4)
-    raised = np.minimum(times[:-1] * (1 + min(2.0 / 4, 2**0.5 - 1)), 8.0)
-    expected = np.sum(raised**2 - times[:-1] ** 2)
-    little = np.sum(np.minimum(times[:-1] * 1.1, 8.0) ** 2 - times[:-1] ** 2)
-    for points, variance in ((out, expected), (few, little)):
-        error = variance * np.sqrt(2 / 40_000)
-        assert abs(float(jnp.var(points)) - variance) < 4.5 * error
-    assert expected > 3.0 * little
 
 
 def test_heun_is_at_the_times_of_its_grid(getkey):

@@ -19,7 +19,17 @@ EXCEPTIONS = {
 }
 
 # Parameters that hold functions, in signatures that begin with them.
-FUNCTIONS = {"energy_score", "fn", "fns", "network", "other", "draw", "sampler", "statistics", "step"}
+FUNCTIONS = {
+    "draw",
+    "energy_score",
+    "fn",
+    "fns",
+    "network",
+    "other",
+    "sampler",
+    "statistics",
+    "step",
+}
 # Functions of a process: it is what they are about.
 OF_A_PROCESS = ("processes.", "losses.")
 

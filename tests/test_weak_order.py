@@ -13,7 +13,7 @@ import pytest
 
 from sm_jax import processes, samplers
 from sm_jax.processes import noise_ratio
-from sm_jax.samplers import _adaptive
+from sm_jax.samplers import _adaptive, steps
 
 MEAN, VARIANCE, HIGH, LOW = 0.7, 0.36, 3.0, 0.1
 
@@ -118,15 +118,13 @@ def test_heun_with_churn(respond_to_process):
     assert_order(errors, 2, exact=[0])
 
 
-@pytest.mark.parametrize(
-    ("predictor", "exact"), [(samplers.reverse_diffusion, []), (samplers.heun, [0])]
-)
+@pytest.mark.parametrize(("predictor", "exact"), [(steps.reverse_diffusion, []), (steps.heun, [0])])
 def test_predictor_corrector(predictor, exact, respond_to_process):
     """Order 1 where snr falls as the root of the number of steps, with any predictor."""
 
     def draws(key, num):
-        keys = jax.vmap(jax.random.split)(jax.random.split(key, num)).reshape(-1)
-        return jax.vmap(first_split)(keys)
+        keys = jax.vmap(jax.random.split)(jax.random.split(key, num))
+        return jnp.concatenate([keys[:, 0], jax.vmap(first_split)(keys[:, 1])])
 
     def errors(num):
         sampler = partial(samplers.predictor_corrector, predictor=predictor, snr=1.6 / num**0.5)

@@ -23,68 +23,75 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sm_jax import _checks
+from sm_jax import _arrays, _checks
+from sm_jax._scan import at_time, run, sampler, wide
 from sm_jax.parameterization import denoiser_from_score
-from sm_jax.processes import noise_ratio
-from sm_jax.samplers._diffusion import _grid
-from sm_jax.samplers._scan import run, wide
-from sm_jax.typing import NoiseScoreFn, ProcessLike
+from sm_jax.processes import noise_ratio, perturb, solver_grid
+from sm_jax.samplers import steps
+from sm_jax.typing import NoiseScoreFn, NoTrajectory, ProcessLike
 
 
+@sampler
 def inpaint(
     score_fn: NoiseScoreFn,
     x: ArrayLike,
     key: jax.Array,
     *,
+    process: ProcessLike,
     known: ArrayLike,
     mask: ArrayLike,
-    process: ProcessLike,
     num_steps: int | None = None,
     times: ArrayLike | None = None,
     num_resamples: int = 10,
     jump_length: int = 1,
     denoise: bool = True,
-    trajectory: bool = False,
+    trajectory: NoTrajectory = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Sample the unknown part of the data given the known part, eqs. (1) to (3).
+    """Sample the unknown part of the data given the known part, by RePaint.
 
-    It needs no derivative of the score, and so takes less memory than `pigdm` and
-    `mmps`, which are more accurate for the same number of evaluations and allow noise in
-    what is known. With one pass, ``num_resamples=1``, the unknown part depends too little on the
-    known one: for two numbers of correlation 0.8 its mean is moved by 60 % of what is right (51 %
-    at 0.5, 74 % at 0.95; VE from 50 to 0.01, 64 steps), and by 62 % in 1,000 steps. Passes cure it,
-    the rest falling as one over their number: 77 % with 2, 95 % with the default 10, 99.5 % with
-    100. What then remains is a variance too small by a share of order ``1 / num_steps``, 12 % here
-    with 10 passes, 17 % with 100. The weights of modes that are far apart take many more.
+    In ``y = x / alpha`` with the noise ratio ``r``, a step to the ratio ``r'`` of the next time is
+    `samplers.ancestral`'s, with the denoiser ``D``, and replaces what is known by the known, noised
+    afresh. Before each repetition of a block of steps, noise takes ``y`` back up from ``r'`` at the
+    end of the block to ``r`` at its start:
 
-    Under ``jax.jit``:
-    ``jax.jit(partial(inpaint, score_fn, known=known, mask=mask, process=process))``.
+        y <- D + (r' / r)^2 (y - D) + r' sqrt(1 - (r' / r)^2) z,
+        y <- known + r' z_known    where mask,
+        y <- y + sqrt(r^2 - r'^2) z_up.
+
+    It needs no derivative of the score, and so takes less memory than `pigdm` and `mmps`, which are
+    more accurate for the same number of evaluations and allow noise in what is known. With one
+    pass, ``num_resamples=1``, the unknown part depends too little on the known one: for two numbers
+    of correlation 0.8 its mean is moved by 60 % of what is right (51 % at 0.5, 74 % at 0.95; VE
+    from 50 to 0.01, 64 steps), and by 62 % in 1,000 steps. Passes cure it, the rest falling as one
+    over their number: 77 % with 2, 95 % with the default 10, 99.5 % with 100. What then remains is
+    a variance too small by a share of order ``1 / num_steps``, 12 % here with 10 passes, 17 % with
+    100. The weights of modes that are far apart take many more.
+
+    The arguments that are not explained here are those of `samplers.solve`.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
-        x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
+        x: noise of the prior ``[B, ...]``.
         key: a random key.
+        process: the noising process of the score.
         known: data whose known numbers are used, ``[B, ...]``, or one event ``[...]`` for all; the
             other numbers do not matter, but must be finite.
         mask: boolean, true where known, ``[B, ...]`` or ``[...]``.
-        process: the process that the score was trained for.
-        num_steps: number of steps on ``processes.time_grid``, 64 or more by default; each costs
-            ``num_resamples`` evaluations, and the denoising one more.
-        times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
+        num_steps: number of steps, 64 or more by default; each costs ``num_resamples`` evaluations.
+        times: the times of the steps, instead of ``num_steps``.
         num_resamples: how often each block of steps is made; 1 is plain replacement.
         jump_length: steps in a block. Longer blocks renew more of the unknown part at a time.
-        denoise: end with the denoiser at the last time, and with the known numbers as given.
+        denoise: end with the denoiser, one more evaluation, and with the known numbers as given.
         trajectory: also return the trajectory.
 
     Returns:
-        Samples ``[B, ...]``, or ``(x, trajectory [num_resamples num_steps + 1, B, ...])``, the path
-        before the denoising: the start, and the points after each step (2).
+        Samples ``[B, ...]``, or ``(x, trajectory [num_resamples num_steps + 1, B, ...])``, the
+        start and the points after each replacement, before the denoising.
 
     Raises:
-        TypeError: ``x`` is not floating, the mask is not boolean, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, ``known`` or ``mask`` has neither
-            the shape of ``x`` nor of one of its rows, a count is below 1, or the times are not
-            strictly decreasing or leave the range of the process.
+        TypeError: as `samplers.solve`; or the mask is not boolean.
+        ValueError: as `samplers.solve`; or ``known`` or ``mask`` has neither the shape of ``x`` nor
+            that of a row, or a count is below 1.
 
     Example:
         >>> from sm_jax import processes
@@ -92,8 +99,8 @@ def inpaint(
         >>> x = processes.prior_sample(process, jax.random.key(0), (4, 2))
         >>> score_fn, key = lambda x, t: -x / (1.0 + t[:, None] ** 2), jax.random.key(1)
         >>> x = inpaint(
-        ...     score_fn, x, key,
-        ...     known=jnp.array([2.0, 0.0]), mask=jnp.array([True, False]), process=process,
+        ...     score_fn, x, key, process=process,
+        ...     known=jnp.array([2.0, 0.0]), mask=jnp.array([True, False]),
         ...     num_steps=20, num_resamples=2)
         >>> x[:, 0].tolist()
         [2.0, 2.0, 2.0, 2.0]
@@ -107,33 +114,26 @@ def inpaint(
         raise TypeError(f"mask must be boolean, got {mask.dtype}: compare, e.g. mask > 0.5.")
     _checks.check_count("num_resamples", num_resamples)
     _checks.check_count("jump_length", jump_length)
-    times = _grid(x, process, num_steps, times, default=64)
-    denoiser_fn = denoiser_from_score(wide(score_fn, x), process=process)
-
-    def denoised(x, t):
-        return denoiser_fn(x, jnp.broadcast_to(t, x.shape[:1]))
+    times = solver_grid(process, num_steps, times=times, default=64)
+    times = times.astype(_arrays.accumulator(x.dtype))
+    score_fn, known = wide(score_fn, x), _arrays.accumulated(known)
+    denoiser_fn = denoiser_from_score(score_fn, process=process)
 
     def step(x, given):
         before, above, below, key = given
         key_up, key_down, key_known = jax.random.split(key, 3)
-        last, high, low = (noise_ratio(process, t) for t in (before, above, below))
-
-        def noise(key):
-            return jax.random.normal(key, x.shape, x.dtype)
-
-        y = x / process.alpha(before)
+        last, high = noise_ratio(process, before), noise_ratio(process, above)
         # 0 in most steps, where the root has no derivative; as a product, exactly so when fused.
         gap = (high - last) * (high + last)
         lift = jnp.where(gap > 0.0, jnp.sqrt(jnp.where(gap > 0.0, gap, 1.0)), 0.0)
-        y = y + lift * noise(key_up)
-        clean = denoised(process.alpha(above) * y, above)
-        kept = (low / high) ** 2
-        y = clean + kept * (y - clean) + low * jnp.sqrt(1.0 - kept) * noise(key_down)
-        y = jnp.where(mask, known + low * noise(key_known), y)
-        return process.alpha(below) * y
+        y = x / process.alpha(before) + lift * jax.random.normal(key_up, x.shape, x.dtype)
+        x = process.alpha(above) * y
+        x = steps.ancestral(score_fn, x, above, below, key_down, process=process)
+        noised, _ = perturb(process, known, below, key_known)
+        return jnp.where(mask, noised, x)
 
     def finish(x):
-        return jnp.where(mask, known, denoised(x, times[-1]))
+        return jnp.where(mask, known, at_time(denoiser_fn, times[-1])(x))
 
     visits = _visits(times.shape[0] - 1, num_resamples, jump_length)
     inputs = (*(times[v] for v in visits), jax.random.split(key, visits.shape[1]))

@@ -2,19 +2,20 @@ r"""Linear inverse problems: samples of the data given an observation of them.
 
 The observation is
 
-    y = A x_0 + s n,    n ~ N(0, I),                                                   (1)
+    y = A x_0 + noise_std n,    n ~ N(0, I),                                           (1)
 
-and with the denoiser ``D = E[x_0 | x_t]`` and its Jacobian ``J = dD / dx_t``, the score of the
-noised posterior is, if ``p(x_0 | x_t)`` is taken for a Gaussian ``N(D, C)``,
+and with the score ``s``, the denoiser ``D = (x_t + sigma^2 s) / alpha`` and its Jacobian
+``J = dD / dx_t``, the score of the noised posterior is, with a Gaussian ``N(D, C)`` in the place of
+``p(x_0 | x_t)``,
 
     grad log p(x_t | y) = s(x_t, t) + grad log p(y | x_t),
-    grad log p(y | x_t) ~ J' A' (s^2 I + A C A')^-1 (y - A D).                         (2)
+    grad log p(y | x_t) ~ J' A' (noise_std^2 I + A C A')^-1 (y - A D).                 (2)
 
 The methods differ in ``C``:
 
-    C = 0                                              `dps` (DPS),     (3)
-    C = sigma^2 d^2 / (alpha^2 d^2 + sigma^2) I        `pigdm` (PiGDM),       (4)
-    C = (sigma^2 / alpha) J                            `mmps` (MMPS).       (5)
+    C = 0                                              `dps` (DPS),                    (3)
+    C = sigma^2 d^2 / (alpha^2 d^2 + sigma^2) I        `pigdm` (PiGDM),                (4)
+    C = (sigma^2 / alpha) J                            `mmps` (MMPS).                  (5)
 
 (5) is the true covariance for any data (Tweedie's formula of second order), and (4) that of data
 from ``N(m, d^2 I)``. So, with the inverse in (2) exact, moment matching is exact for all Gaussian
@@ -25,8 +26,8 @@ three are approximations, and the better the more the observation alone determin
 The inverse is applied by Krylov iterations, `conjugate_residuals` or another ``solve``, row by row,
 with ``A'`` from automatic differentiation; no matrix is formed. Where the matrix is singular, its
 pseudo-inverse stands in (2). An ``A`` that is not linear is linearized at ``D``. Derivatives of
-`pigdm` and `mmps` are those of (2) with the exact inverse; where the iterations
-have not converged, these are not the derivatives of what is returned.
+`pigdm` and `mmps` are those of (2) with the exact inverse; where the iterations have not converged,
+these are not the derivatives of what is returned.
 """
 
 from collections.abc import Callable
@@ -57,15 +58,18 @@ def dps(
     noise_std: ArrayLike,
     scale: ArrayLike = 1.0,
 ) -> NoiseScoreFn:
-    """Return the score of diffusion posterior sampling (DPS), eqs. (2) and (3).
+    """Return the score of diffusion posterior sampling (DPS).
 
-    What is added is ``-scale / (2 s^2) grad |y - A D(x_t)|^2``. It is biased: for data of variance
-    ``v`` observed directly, with ``q = v / s^2``, the probability flow ends with variance
-    ``v exp(-q)`` in place of ``v / (1 + q)``. That is right only where the observation says little,
-    and where it says much the equations are stiff and need many steps. Prefer `pigdm`;
+        s(x_t, t) + scale J' A' (y - A D) / noise_std^2,
+        D = (x_t + sigma^2 s(x_t, t)) / alpha,    J = dD / dx_t
+
+    What is added is ``-scale / (2 noise_std^2) grad |y - A D(x_t)|^2``. It is biased: for data of
+    variance ``v`` observed directly, with ``q = v / noise_std^2``, the probability flow ends with
+    variance ``v exp(-q)`` in place of ``v / (1 + q)``. That is right only where the observation
+    says little, and where it says much the equations are stiff and need many steps. Prefer `pigdm`;
     this one costs the same, and is here because it is the usual baseline and because ``scale`` can
-    be tuned. The paper divides by ``|y - A D|`` rather than ``2 s^2`` and applies the result once
-    per step, whatever its length; such a step is no score and is not offered.
+    be tuned. The paper divides by ``|y - A D|`` rather than ``2 noise_std^2`` and applies the
+    result once per step, whatever its length; such a step is not a score and is not offered.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``, row i depending on row i only.
@@ -73,7 +77,7 @@ def dps(
         operator: ``A``, ``x_0 [B, ...] -> [B, ...]`` of any event shape, row i depending on row i
             only. It need not be linear.
         observation: ``y``, of the shape of ``operator(x)``, or of one of its rows, for all.
-        noise_std: ``s``, standard deviation of the noise of the observation; positive, a scalar or
+        noise_std: standard deviation of the noise of the observation; positive, a scalar or
             ``[B]``.
         scale: factor of the guidance, a scalar or ``[B]``.
 
@@ -116,11 +120,15 @@ def pigdm(
     num_iterations: int = 10,
     solve: Solver = conjugate_residuals,
 ) -> NoiseScoreFn:
-    """Return the score of pseudo-inverse guidance (PiGDM), eqs. (2) and (4).
+    """Return the score of pseudo-inverse guidance (PiGDM).
+
+        s(x_t, t) + J' A' (noise_std^2 I + c A A')^-1 (y - A D),
+        c = sigma^2 d^2 / (alpha^2 d^2 + sigma^2),    d = sigma_data,
+        D = (x_t + sigma^2 s(x_t, t)) / alpha,    J = dD / dx_t
 
     Exact for data from ``N(m, d^2 I)``. The first choice for inpainting, superresolution and other
     operators with ``A A'`` near a multiple of the identity. Without noise what is added is
-    ``J' A^+ (y - A D) / C``, with the pseudo-inverse ``A^+`` after which the method is called.
+    ``J' A^+ (y - A D) / c``, with the pseudo-inverse ``A^+`` after which the method is called.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``, row i depending on row i only.
@@ -128,7 +136,7 @@ def pigdm(
         operator: ``A``, linear, ``x_0 [B, ...] -> [B, ...]`` of any event shape, row i depending on
             row i only.
         observation: ``y``, of the shape of ``operator(x)``, or of one of its rows, for all.
-        noise_std: ``s``, standard deviation of the noise of the observation, one or ``[B]``. At
+        noise_std: standard deviation of the noise of the observation, one or ``[B]``. At
             0 the part of ``y`` outside the range of ``A``, which nothing explains, is ignored.
         sigma_data: ``d``, standard deviation of the data, one number. 1 is that of standardized
             data, as in the likelihoods; pass what the network was trained with, for which
@@ -188,21 +196,24 @@ def mmps(
     num_iterations: int = 10,
     solve: Solver = conjugate_residuals,
 ) -> NoiseScoreFn:
-    """Return the score of moment matching posterior sampling (MMPS), eqs. (2) and (5).
+    """Return the score of moment matching posterior sampling (MMPS).
 
-    Exact for Gaussian data of any covariance, given enough iterations, and the most accurate of the
-    three for others, for the price of one more vector-Jacobian product of the network per
-    iteration.
+        s(x_t, t) + J' A' (noise_std^2 I + A C A')^-1 (y - A D),    C = (sigma^2 / alpha) J',
+        D = (x_t + sigma^2 s(x_t, t)) / alpha,    J = dD / dx_t
+
+    For a score that is a gradient ``J' = J``, and ``C`` is the covariance of the data given
+    ``x_t``. Exact for Gaussian data of any covariance, given enough iterations, and the most
+    accurate of the three for others, for the price of one more vector-Jacobian product of the
+    network per iteration.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``, row i depending on row i only, and a
-            gradient up to small errors: (5) is symmetric and not negative only then. Of others
-            the transpose ``J'`` is taken in (5).
+            gradient up to small errors: ``C`` is symmetric and not negative only then.
         process: the process that the score was trained for.
         operator: ``A``, linear, ``x_0 [B, ...] -> [B, ...]`` of any event shape, row i depending on
             row i only.
         observation: ``y``, of the shape of ``operator(x)``, or of one of its rows, for all.
-        noise_std: ``s``, standard deviation of the noise of the observation, one or ``[B]``. At
+        noise_std: standard deviation of the noise of the observation, one or ``[B]``. At
             0 the part of ``y`` outside the range of ``A``, which nothing explains, is ignored.
         num_iterations: iterations of ``solve``. As many as ``A C A'`` has distinct
             eigenvalues, zero not counted, are exact; fewer leave out what it sees least. For smooth

@@ -38,19 +38,20 @@ def classifier_free(
     scale: ArrayLike,
     interval: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> NoiseScoreFn:
-    """Return the score ``s_u + w (s_c - s_u)``, eq. (3), of classifier-free guidance.
+    """Return the score of classifier-free guidance.
 
-    In this convention 1 is no guidance. Authors who write ``(1 + w) s_c - w s_u`` mean by ``w``
-    one less than here.
+        s_u(x_t, t) + w (s_c(x_t, t) - s_u(x_t, t))    where low < t <= high, else s_c(x_t, t)
+
+    In this convention ``w = 1`` does not guide. In the other, ``(1 + w) s_c - w s_u``, it is one
+    less.
 
     Args:
         cond_score_fn: ``s_c``, ``(x_t [B, ...], t [B]) -> [B, ...]``, the label in its closure.
         uncond_score_fn: ``s_u``, mostly the same network at the null label.
         scale: ``w``, a scalar or ``[B]``: 0 unconditional, 1 conditional, above 1 guided.
-        interval: ``(low, high)``: times ``low < t <= high`` at which to guide. At others the
-            conditional score is used, and ``uncond_score_fn`` not evaluated unless some row of the
-            batch needs it. For noise ratios, pass ``(process.time_at(low),
-            process.time_at(high))``.
+        interval: ``(low, high)``: guide only at times ``low < t <= high``; by default at all. At
+            others ``uncond_score_fn`` is not evaluated unless some row of the batch needs it. For
+            noise ratios, pass ``(process.time_at(low), process.time_at(high))``.
 
     Returns:
         A score function of the same kind. Two evaluations, or one outside the interval.
@@ -70,10 +71,8 @@ def classifier_free(
     References: Ho & Salimans 2022, https://arxiv.org/abs/2207.12598; the interval, Kynkäänniemi et
     al. 2024, https://arxiv.org/abs/2404.07724
     """
-    low, high = (None, None) if interval is None else interval
-    known = [_arrays.concrete(v) for v in (low, high)]
-    if all(v is not None for v in known) and not known[0] < known[1]:
-        raise ValueError(f"interval must be (low, high) with low < high, got ({low}, {high}).")
+    if interval is not None:
+        _checks.check_interval("interval", interval)
 
     def score_fn(x: jax.Array, t: jax.Array) -> jax.Array:
         w = _checks.check_per_example("scale", scale, x)
@@ -86,7 +85,8 @@ def classifier_free(
         if interval is None:
             return guided()
         times = _checks.check_per_example("t", t, x)
-        inside = (low < times) & (times <= high)
+        low, high = interval
+        inside = jnp.logical_and(low < times, times <= high)
         guide = jax.lax.cond(jnp.any(inside), guided, lambda: cond)
         return jnp.where(_arrays.expand_like(inside, x), guide, cond)
 
@@ -99,7 +99,9 @@ def classifier(
     *,
     scale: ArrayLike = 1.0,
 ) -> NoiseScoreFn:
-    """Return the score ``s + w grad log p(c | x_t)``, eq. (2), of classifier guidance.
+    """Return the score of classifier guidance.
+
+        s(x_t, t) + w grad log p(c | x_t)
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
@@ -158,8 +160,8 @@ def drop_labels(cond: Any, key: jax.Array, *, rate: ArrayLike, null: Any) -> Any
 
     Raises:
         ValueError: ``cond`` has no arrays or arrays of different ``B``, ``null`` has another
-            structure, does not fit the shape, or is no value of the dtype of the labels, as 0.5 or
-            -1 of unsigned integers; or ``rate`` is outside ``[0, 1]``.
+            structure, does not fit the shape, or is not a value of the dtype of the labels (0.5, or
+            -1 of unsigned integers); or ``rate`` is outside ``[0, 1]``.
 
     Example:
         >>> cond = {"digit": jnp.array([3, 7]), "style": jnp.ones((2, 2))}
@@ -201,7 +203,7 @@ def drop_labels(cond: Any, key: jax.Array, *, rate: ArrayLike, null: Any) -> Any
 
 
 def _check_null(null: ArrayLike, dtype: jnp.dtype) -> None:
-    """Raise if a (concrete) null label is no value of the dtype of integer labels."""
+    """Raise if a (concrete) null label is not a value of the dtype of integer labels."""
     known = _arrays.concrete(null)
     if known is None or jnp.issubdtype(dtype, jnp.floating):
         return

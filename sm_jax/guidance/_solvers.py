@@ -47,7 +47,14 @@ _PROGRESS = 0.9
 
 
 def conjugate_residuals(matrix: Matrix, b: ArrayLike, *, num_iterations: int) -> jax.Array:
-    """Return the solution of ``M u = b`` for a symmetric ``M`` that is not negative, eq. (1).
+    """Solve ``M u = b`` for a symmetric, positive semidefinite ``M`` by conjugate residuals.
+
+        u = argmin |b - M u|,    u in span(b, M b, ..., M^(n - 1) b),    n = num_iterations,
+
+    from ``r = b``, ``u = 0`` by the steps, with ``p_0, q_0`` the direction before and its image,
+
+        p = r,    q = M p,    p <- p - (q_0'q) p_0,    q <- q - (q_0'q) q_0,
+        p, q <- p / |q|, q / |q|,    u <- u + (q'r) p,    r <- r - (q'r) q.
 
     Every row is a system of its own. It keeps four vectors of the size of ``b``, whatever
     ``num_iterations``. Where ``M`` is not symmetric its directions are not conjugate, and it may
@@ -80,7 +87,17 @@ def conjugate_residuals(matrix: Matrix, b: ArrayLike, *, num_iterations: int) ->
 
 
 def gmres(matrix: Matrix, b: ArrayLike, *, num_iterations: int) -> jax.Array:
-    """Return the solution of ``M u = b`` for any ``M``, by generalized minimal residuals, eq. (1).
+    """Solve ``M u = b`` for any square ``M`` by generalized minimal residuals (GMRES).
+
+        u = argmin |b - M u|,    u in span(b, M b, ..., M^(n - 1) b),    n = num_iterations,
+
+    from ``r = b``, ``u = 0`` by the steps, with all earlier directions ``p_j`` and images ``q_j``,
+
+        q = M p,    q <- q - sum_j (q_j'q) q_j,    p <- p - sum_j (q_j'q) p_j,
+        p, q <- p / |q|, q / |q|,    u <- u + (q'r) p,    r <- r - (q'r) q,
+
+    where ``p = r`` at first and after a step that has reduced ``|r|`` by more than a tenth, and
+    the last ``q`` otherwise.
 
     Every row is a system of its own. Take it where ``M`` is not symmetric, as that of
     `mmps` is for a network whose Jacobian has a large antisymmetric part. It keeps

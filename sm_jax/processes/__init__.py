@@ -48,9 +48,10 @@ from sm_jax.processes._derived import (
     perturb,
     prior_log_prob,
     prior_sample,
+    solver_grid,
     time_grid,
 )
-from sm_jax.processes._location import data_mean
+from sm_jax.processes._location import data_mean, warn_off_center
 from sm_jax.processes._processes import EDM, VE, Cosine, GeometricVE, SubVP, VPLinear
 
 __all__ = [
@@ -68,5 +69,7 @@ __all__ = [
     "perturb",
     "prior_log_prob",
     "prior_sample",
+    "solver_grid",
     "time_grid",
+    "warn_off_center",
 ]

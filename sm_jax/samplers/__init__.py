@@ -1,15 +1,16 @@
 """Samplers: flat functions ``(score_fn, x, key, *, ...) -> x``, each one compiled loop.
 
-``x [B, ...]`` is where the chains start: any points for `langevin`, noise of the largest level for
-`annealed_langevin`, ``sm_jax.processes.prior_sample`` for the diffusion samplers. With
+The diffusion samplers are `solve` around a step of `sm_jax.samplers.steps`, which also serve a loop
+of your own; `solve` explains the arguments that they share. ``x [B, ...]`` is where the chains
+start: any points for `langevin`, noise of the largest level for `annealed_langevin`,
+``sm_jax.processes.prior_sample`` for the diffusion samplers. With
 ``trajectory=True`` a sampler returns ``(x, trajectory)``, the trajectory holding the start and
 every iterate. `mala`, which accepts and rejects, returns both in a `Chain`, with its acceptance
 rate. `adaptive_ode` and `adaptive_sde`, which choose their steps, return an `AdaptiveSample`.
-Their default numbers of steps are made for processes whose ``log(sigma / alpha)`` spans up to 12;
-over a wider span ``L`` (``VPLinear(beta_max=100)``: 32) there are ``L / 12`` times more, on
-`processes.time_grid` with ``rho`` times ``(L / 12)^2``, as it is for given numbers of steps too.
-The number cannot depend on a process that is itself an argument of ``jax.jit`` or differentiated:
-give ``num_steps`` there.
+
+The default numbers of steps are those of `processes.solver_grid`: for a process whose ``log(sigma /
+alpha)`` spans up to 12, and more over a wider span. The number cannot depend on a process that is
+itself an argument of ``jax.jit`` or differentiated: give ``num_steps`` there.
 `generate` draws any number of samples, which do not depend on batches or devices.
 
 A sampler need not be jitted: the first call compiles its loop, and later ones find it again. The
@@ -21,6 +22,7 @@ blackjax run, are part of the program. Each call traces the function, which the 
 ``jax.jit`` saves.
 """
 
+from sm_jax.samplers import steps
 from sm_jax.samplers._adaptation import (
     AdaptedStep,
     adapt_step_size,
@@ -29,11 +31,6 @@ from sm_jax.samplers._adaptive import (
     AdaptiveSample,
     adaptive_ode,
     adaptive_sde,
-)
-from sm_jax.samplers._ancestral import (
-    ancestral,
-    ddim,
-    reverse_diffusion,
 )
 from sm_jax.samplers._annealed import (
     annealed_langevin,
@@ -48,8 +45,11 @@ from sm_jax.samplers._blackjax import (
     smc,
 )
 from sm_jax.samplers._diffusion import (
+    ancestral,
+    ddim,
     euler_maruyama,
     heun,
+    reverse_diffusion,
 )
 from sm_jax.samplers._dpm_solver import (
     dpm_solver_pp,
@@ -70,6 +70,9 @@ from sm_jax.samplers._metropolis import (
 )
 from sm_jax.samplers._predictor_corrector import (
     predictor_corrector,
+)
+from sm_jax.samplers._solve import (
+    solve,
 )
 from sm_jax.samplers._underdamped import (
     underdamped,
@@ -103,6 +106,8 @@ __all__ = [
     "predictor_corrector",
     "reverse_diffusion",
     "smc",
+    "solve",
+    "steps",
     "tempered_langevin",
     "underdamped",
 ]

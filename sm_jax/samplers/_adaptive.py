@@ -39,9 +39,8 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.parameterization import denoiser_from_score
-from sm_jax.processes import data_mean, noise_ratio
-from sm_jax.processes._location import warn_off_center
-from sm_jax.samplers._diffusion import _finish, _grid
+from sm_jax.processes import data_mean, noise_ratio, solver_grid, warn_off_center
+from sm_jax.samplers._solve import last_move
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 # Steps of the SDE, in l: a step to no noise at all would find no error, for D = y there.
@@ -146,7 +145,8 @@ def adaptive_ode(
         raise ImportError(message) from error
 
     x = _checks.check_data(x)
-    times = _grid(x, process, num_steps, times, default=32)
+    times = solver_grid(process, num_steps, times=times, default=32)
+    times = times.astype(_arrays.accumulator(x.dtype))
     _check_tolerances(rtol, atol)
     _checks.check_scalar("sigma_data", sigma_data)
     _checks.check_positive("sigma_data", sigma_data)
@@ -210,7 +210,7 @@ def _check_tolerances(rtol, atol) -> None:
 def _closed(score_fn, process, t, x, num_evaluations, finished, denoise) -> AdaptiveSample:
     """Return the result: the denoiser of the last points, and NaN where they are not the last."""
     score_fn = _checks.checked(score_fn, x)
-    finish = _finish(score_fn, process, t, denoise)
+    finish = last_move(score_fn, process, t, denoise)
     result = x if finish is None else compiled(finish, x)
     result = jnp.where(_arrays.expand_like(finished, x), result, jnp.nan)
     warn_off_center(process, result, "the samples")
@@ -285,7 +285,7 @@ def adaptive_sde(
     """
     x = _checks.check_data(x)
     _checks.check_key("adaptive_sde", key)
-    times = _grid(x, process, None, times, default=1)
+    times = solver_grid(process, times=times, default=1).astype(_arrays.accumulator(x.dtype))
     _check_tolerances(rtol, atol)
     _checks.check_count("max_steps", max_steps)
     denoiser_fn = denoiser_from_score(_checks.checked(score_fn, x), process=process)

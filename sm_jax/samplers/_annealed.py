@@ -25,11 +25,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax.samplers._langevin import langevin_step
-from sm_jax.samplers._scan import run, wide
-from sm_jax.typing import NoiseScoreFn
+from sm_jax._scan import at_time, run, sampler, wide
+from sm_jax.samplers import steps
+from sm_jax.typing import NoiseScoreFn, NoTrajectory
 
 
+@sampler
 def annealed_langevin(
     score_fn: NoiseScoreFn,
     x: ArrayLike,
@@ -39,17 +40,18 @@ def annealed_langevin(
     step_size: ArrayLike,
     steps_per_level: int,
     denoise: bool = True,
-    trajectory: bool = False,
+    trajectory: NoTrajectory = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Run Langevin dynamics at each noise level in turn, from the largest to the smallest.
+    """Run annealed Langevin dynamics (NCSN), with ``h = step_size`` in squared units of the data.
 
-    At level ``sigma_i`` of ``L`` the step is ``step_size sigma_i^2 / sigma_L^2``, and
-    ``steps_per_level`` steps of eq. (1) are made with the score of that level.
-    `sm_jax.noise_levels` computes levels and step from the data.
+    At each noise level, from the largest to the smallest, ``steps_per_level`` steps
 
-    Under ``jax.jit``:
-    ``jax.jit(partial(annealed_langevin, score_fn, sigmas=sigmas, step_size=0.1,
-    steps_per_level=100))``.
+        x <- x + h_i s(x, sigma_i) + sqrt(2 h_i) z,    h_i = h sigma_i^2 / sigma_L^2,
+
+    and at the end, with ``denoise``, ``x <- x + sigma_L^2 s(x, sigma_L)``, the mean without the
+    last noise. In all ``L steps_per_level`` evaluations of the score, and one to denoise. Song and
+    Ermon write ``h_i / 2`` for the factor of the score: their step is twice this one.
+    `sm_jax.noise_levels` computes levels and ``h`` from the data.
 
     Args:
         score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``.
@@ -57,10 +59,9 @@ def annealed_langevin(
             noise.
         key: a random key.
         sigmas: noise levels ``[L]``, strictly decreasing, in units of the data.
-        step_size: step at the smallest level, in squared units of the data.
-        steps_per_level: steps at each level; in all, ``L steps_per_level`` evaluations, and one to
-            denoise.
-        denoise: end with ``x + sigma_L^2 s(x, sigma_L)``, the mean without the last noise.
+        step_size: ``h``, the factor of the score at the smallest level.
+        steps_per_level: steps at each level.
+        denoise: end with the denoising step.
         trajectory: also return the trajectory.
 
     Returns:
@@ -90,21 +91,20 @@ def annealed_langevin(
     _checks.check_count("steps_per_level", steps_per_level)
     score_fn = wide(score_fn, x)
 
-    def score_at(x, sigma):
-        return score_fn(x, jnp.broadcast_to(sigma, x.shape[:1]))
-
     def step(x, given):
         sigma, key = given
-        return langevin_step(score_at(x, sigma), x, step_size * (sigma / sigmas[-1]) ** 2, key)
+        h = step_size * (sigma / sigmas[-1]) ** 2
+        return steps.langevin(at_time(score_fn, sigma), x, key, step_size=h)
 
     def finish(x):
-        return x + sigmas[-1] ** 2 * score_at(x, sigmas[-1])
+        return x + sigmas[-1] ** 2 * at_time(score_fn, sigmas[-1])(x)
 
     levels = jnp.repeat(sigmas, steps_per_level)
     keys = jax.random.split(key, levels.shape[0])
     return run(step, x, (levels, keys), finish if denoise else None, trajectory)
 
 
+@sampler
 def consistent_annealed(
     score_fn: NoiseScoreFn,
     x: ArrayLike,
@@ -113,18 +113,25 @@ def consistent_annealed(
     sigmas: ArrayLike,
     step_size: ArrayLike,
     denoise: bool = True,
-    trajectory: bool = False,
+    trajectory: NoTrajectory = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Descend a geometric ladder of noise levels, one consistent step for each, eq. (2).
+    """Run consistent annealed sampling, one step for each level of a geometric ladder.
+
+    With ``h = step_size`` in squared units of the data, ``eta = h / sigma_L^2`` and the ratio
+    ``gamma = sigma_{i+1} / sigma_i``,
+
+        x <- x + eta sigma_i^2 s(x, sigma_i) + beta sigma_{i+1} z,
+        beta^2 = 1 - (1 - eta)^2 / gamma^2,
+
+    and at the end, with ``denoise``, ``x <- x + sigma_L^2 s(x, sigma_L)``, the mean without the
+    last noise: ``L - 1`` evaluations of the score, and one to denoise. It is `ddim` for
+    ``processes.VE`` with the share ``beta / sqrt(1 - gamma^2)`` of the ancestral noise.
 
     After every step the noise left in ``x`` is that of the level, as the network was trained,
-    which `annealed_langevin` exceeds: so it needs no tuning of a second step count, and the ladder
-    can be as fine as one likes. First order in the logarithm of the ratio of levels. Prefer it for
+    which `annealed_langevin` exceeds: so there is no second step count to tune, and the ladder can
+    be as fine as one likes. First order in the logarithm of the ratio of levels. Prefer it for
     networks trained on a ladder; with a process, the diffusion samplers get further on the same
-    budget. It fails on coarse ladders, where the score of one level is asked for too long a step.
-
-    Under ``jax.jit``:
-    ``jax.jit(partial(consistent_annealed, score_fn, sigmas=sigmas, step_size=0.1))``.
+    budget. It fails on coarse ladders, where the score of one level serves too long a step.
 
     Args:
         score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``.
@@ -132,20 +139,19 @@ def consistent_annealed(
         key: a random key.
         sigmas: noise levels ``[L]``, geometric and decreasing, ``L >= 2``, in units of the data,
             e.g. ``noise_levels.geometric``.
-        step_size: ``h``, the step at the smallest level, in squared units of the data. It must lie
-            within ``1 - gamma < h / sigma_L^2 < 1 + gamma``; `annealed_langevin` has no such limit.
-        denoise: end with ``x + sigma_L^2 s(x, sigma_L)``, the mean without the last noise.
+        step_size: ``h``, the factor of the score at the smallest level, within
+            ``1 - gamma < h / sigma_L^2 < 1 + gamma``; `annealed_langevin` has no such limit.
+        denoise: end with the denoising step.
         trajectory: also return the trajectory.
 
     Returns:
-        The last points ``[B, ...]`` after ``L - 1`` evaluations, and one to denoise; or
-        ``(x, trajectory [L, B, ...])``, the trajectory before the denoising, its entry ``i`` at
-        level ``i``.
+        The last points ``[B, ...]``, or ``(x, trajectory [L, B, ...])``, the trajectory before the
+        denoising, its entry ``i`` at level ``i``.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, the score has another shape, the levels are not positive,
-            strictly decreasing and geometric, or eq. (3) is not positive.
+            strictly decreasing and geometric, or ``beta^2`` is not positive.
 
     Example:
         >>> x, key = 3.0 * jnp.ones((4, 2)), jax.random.key(0)
@@ -170,18 +176,17 @@ def consistent_annealed(
         sigma, sigma_next, key = given
         beta = jnp.sqrt(1.0 - ((1.0 - eta) * sigma / sigma_next) ** 2)
         z = jax.random.normal(key, x.shape, x.dtype)
-        score = score_fn(x, jnp.broadcast_to(sigma, x.shape[:1]))
-        return x + eta * sigma**2 * score + beta * sigma_next * z
+        return x + eta * sigma**2 * at_time(score_fn, sigma)(x) + beta * sigma_next * z
 
     def finish(x):
-        return x + sigmas[-1] ** 2 * score_fn(x, jnp.broadcast_to(sigmas[-1], x.shape[:1]))
+        return x + sigmas[-1] ** 2 * at_time(score_fn, sigmas[-1])(x)
 
     inputs = (sigmas[:-1], sigmas[1:], jax.random.split(key, sigmas.shape[0] - 1))
     return run(step, x, inputs, finish if denoise else None, trajectory)
 
 
 def _check_consistent(sigmas: ArrayLike, step_size: ArrayLike) -> None:
-    """Raise unless the levels are geometric and eq. (3) is positive, where they are concrete."""
+    """Raise unless the levels are geometric and ``beta^2`` is positive, where they are concrete."""
     if np.shape(sigmas)[0] < 2:
         raise ValueError(f"sigmas must hold at least two levels, got {sigmas}.")
     known, step = _arrays.concrete(sigmas), _arrays.concrete(step_size)

@@ -9,8 +9,8 @@ and over a step from ``l`` to ``l + h`` its solution is
 
     y' = exp(-c h) y + c int_0^h exp(-c (h - u)) D(u) du + r' sqrt(1 - exp(-2 (c - 1) h)) z. (2)
 
-``D(u)`` is replaced by the polynomial through the denoiser at this and at earlier times, Newton's
-form of which has the integrals
+``D(u)`` is replaced by the polynomial through the denoiser at this and at earlier times, whose
+Newton form has the integrals
 
     I_k = c int_0^h exp(-c (h - u)) u^k du:    I_0 = 1 - exp(-c h),    I_1 = h - I_0 / c,
     I_2 = h^2 - 2 I_1 / c.                                                                (3)
@@ -18,10 +18,10 @@ form of which has the integrals
 2M takes ``h I_0 / 2`` for ``I_1``, as its paper does: of the same order, and better with few steps.
 3M takes (3) as it is; with half of the second difference it would be of order 2.
 
-A multistep method has no past at its start. Its first step is of first order, the error of which,
-``O(h^2)``, suits order 2. For order 3 the second step also corrects the first: it knows ``D`` at
-both ends of it, and adds ``I_1 (D_1 - D_0) / h``, which leaves ``O(h^3)`` without an evaluation
-more. So the order is the same on any grid.
+A multistep method has no past at its start. Its first step is of first order, with the error
+``O(h^2)``, which suits order 2. For order 3 the second step also corrects the first: it knows ``D``
+at both ends of it, and adds ``I_1 (D_1 - D_0) / h``, which leaves ``O(h^3)`` without one more
+evaluation. So the order is the same on any grid.
 
 References: Lu et al. 2022, https://arxiv.org/abs/2211.01095; Gonzalez et al. 2023,
 https://arxiv.org/abs/2305.14267; Xue et al. 2023, https://arxiv.org/abs/2309.05019
@@ -35,11 +35,11 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
+from sm_jax._scan import at_time, sampler, wide
 from sm_jax.parameterization import denoiser_from_score
-from sm_jax.processes import noise_ratio
-from sm_jax.samplers._diffusion import _finish, _grid, _located
-from sm_jax.samplers._scan import wide
-from sm_jax.typing import NoiseScoreFn, ProcessLike
+from sm_jax.processes import noise_ratio, solver_grid, warn_off_center
+from sm_jax.samplers._solve import last_move
+from sm_jax.typing import NoiseScoreFn, NoTrajectory, ProcessLike
 
 _RHO = 100.0  # of the default grid: steps nearly equal in l, which suits multistep methods
 
@@ -65,15 +65,23 @@ def _weights(ratios: jax.Array, rate: float, order: int) -> jax.Array:
 
 def _solve(
     score_fn: NoiseScoreFn,
-    x: jax.Array,
+    x: ArrayLike,
     key: jax.Array | None,
     process: ProcessLike,
-    times: jax.Array,
+    num_steps: int | None,
+    times: ArrayLike | None,
+    default: int,
     order: int,
     denoise: bool,
     trajectory: bool,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Integrate eq. (2): the SDE with a key, the ODE without."""
+    """Integrate eq. (2): the SDE with a key, the ODE without.
+
+    A scan of its own, since a step needs the denoisers of earlier steps, which `solve` forgets.
+    """
+    x = _checks.check_data(x)
+    times = solver_grid(process, num_steps, times=times, default=default, rho=_RHO)
+    times = times.astype(_arrays.accumulator(x.dtype))
     score_fn, start = wide(score_fn, x), _arrays.accumulated(x)
     denoiser_fn = denoiser_from_score(score_fn, process=process)
     alpha, ratios = process.alpha(times), noise_ratio(process, times)
@@ -81,31 +89,33 @@ def _solve(
     rate = 1.0 if key is None else 2.0
     scale = alpha[1:] / alpha[:-1] * kept**rate
     weights = alpha[1:, None] * _weights(ratios, rate, order)
-    inputs = (times[:-1], scale, weights)
+    noise = None
     if key is not None:
         spread = process.sigma(times[1:]) * jnp.sqrt(1.0 - kept**2)
-        inputs = (*inputs, spread, jax.random.split(key, times.shape[0] - 1))
+        noise = spread, jax.random.split(key, times.shape[0] - 1)
 
     def step(state, given):
         y, past = state
-        t, scale, weights, *noise = given
-        newest = denoiser_fn(y, jnp.broadcast_to(t, x.shape[:1]))
+        t, scale, weights, noise = given
+        newest = at_time(denoiser_fn, t)(y)
         known = (newest, *past)
         y = scale * y + sum(weights[i] * known[i] for i in range(order))
-        if noise:
+        if noise is not None:
             spread, key = noise
             y = y + spread * jax.random.normal(key, x.shape, start.dtype)
         y = y.astype(start.dtype)
         return (y, known[:-1]), y.astype(x.dtype) if trajectory else None
 
     past = (jnp.zeros_like(start),) * (order - 1)
+    inputs = times[:-1], scale, weights, noise
     (last, _), iterates = compiled(partial(jax.lax.scan, step), (start, past), inputs)
-    finish = _finish(score_fn, process, times[-1], denoise)
+    finish = last_move(score_fn, process, times[-1], denoise)
     result = (last if finish is None else compiled(finish, last)).astype(x.dtype)
-    _located(process, result)
+    warn_off_center(process, result, "the samples")
     return (result, jnp.concatenate([x[None], iterates])) if trajectory else result
 
 
+@sampler
 def dpm_solver_pp(
     score_fn: NoiseScoreFn,
     x: ArrayLike,
@@ -116,36 +126,45 @@ def dpm_solver_pp(
     times: ArrayLike | None = None,
     order: int = 2,
     denoise: bool = True,
-    trajectory: bool = False,
+    trajectory: NoTrajectory = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Integrate the probability-flow ODE by DPM-Solver++ 2M or 3M, eq. (2) with ``c = 1``.
+    """Integrate the probability-flow ODE by the multistep solver DPM-Solver++, 2M or 3M.
 
-    Order 2 or 3, on any grid, at one evaluation a step: the deterministic sampler for the fewest
-    evaluations. Order 3 pays from some 12 steps on; with fewer, or on a grid whose steps grow fast,
-    it extrapolates too far, and order 2 is safer.
+    With ``l = log(alpha / sigma)``, ``h`` the step in ``l``, ``h_1`` and ``h_2`` those before it,
+    ``D`` the denoiser at ``t``, ``D_1`` and ``D_2`` the earlier ones, and the divided differences
+    ``d_1 = (D - D_1) / h_1``, ``d_2 = (D_1 - D_2) / h_2`` and ``dd = (d_1 - d_2) / (h_1 + h_2)``,
+    the step to ``t'`` is
 
-    Under ``jax.jit``: ``jax.jit(partial(dpm_solver_pp, score_fn, process=process))``.
+        2M:  x <- alpha' (exp(-h) x / alpha + I_0 (D + h d_1 / 2)),
+        3M:  x <- alpha' (exp(-h) x / alpha + I_0 D + I_1 d_1 + (I_2 + h_1 I_1) dd),
+        I_0 = 1 - exp(-h),    I_1 = h - I_0,    I_2 = h^2 - 2 I_1.
+
+    The first step knows no earlier denoiser: ``d_1 = dd = 0``. The second one has ``dd = 0``, and
+    for 3M it also adds what the first step lacked, with ``I_1(h_1)`` of that step:
+
+        3M, second step:  x <- alpha' (exp(-h) x / alpha + I_0 D + (I_1 + exp(-h) I_1(h_1)) d_1).
+
+    Order 2 or 3, on any grid, at one evaluation of the score a step: the deterministic sampler for
+    the fewest evaluations. Order 3 pays from some 12 steps on; with fewer, or on a grid whose steps
+    grow fast, it extrapolates too far, and order 2 is safer.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
-        x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
+        x: noise of the prior ``[B, ...]``.
         key: not used; taken so that all samplers are called alike.
-        process: the process that the score was trained for.
-        num_steps: number of steps on ``processes.time_grid`` (``rho`` 100 or more),
-            24 or more by default; each is one evaluation, and the denoising one more.
-        times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
+        process: the noising process of the score.
+        num_steps: number of steps, 24 or more by default, on a grid with ``rho`` 100 or more.
+        times: the times of the steps, instead of ``num_steps``.
         order: 2 (2M) or 3 (3M); 1 would be `ddim`.
-        denoise: end with the denoiser at the last time.
+        denoise: end with the denoiser, one more evaluation.
         trajectory: also return the trajectory.
 
     Returns:
-        Samples ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``, the trajectory before
-        the denoising.
+        Samples ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``, as `solve`.
 
     Raises:
-        TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, ``num_steps < 1``, ``order`` is not
-            2 or 3, or the times are not strictly decreasing or leave the range of the process.
+        TypeError: as `solve`.
+        ValueError: as `solve`; or ``order`` is not 2 or 3.
 
     Example:
         >>> from sm_jax import processes
@@ -158,11 +177,10 @@ def dpm_solver_pp(
     """
     if order not in (2, 3):
         raise ValueError(f"order must be 2 or 3, got {order}: order 1 is ddim.")
-    x = _checks.check_data(x)
-    times = _grid(x, process, num_steps, times, default=24, rho=_RHO)
-    return _solve(score_fn, x, None, process, times, order, denoise, trajectory)
+    return _solve(score_fn, x, None, process, num_steps, times, 24, order, denoise, trajectory)
 
 
+@sampler
 def dpm_solver_pp_sde(
     score_fn: NoiseScoreFn,
     x: ArrayLike,
@@ -172,46 +190,44 @@ def dpm_solver_pp_sde(
     num_steps: int | None = None,
     times: ArrayLike | None = None,
     denoise: bool = True,
-    trajectory: bool = False,
+    trajectory: NoTrajectory = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Integrate the reverse SDE by SDE-DPM-Solver++ 2M, eq. (2) with ``c = 2``.
+    """Integrate the reverse SDE by the multistep solver SDE-DPM-Solver++ 2M.
 
-    Weak order 2 on Gaussian data, where it can be computed. The stochastic sampler for few
-    evaluations: `ancestral` with the denoiser extrapolated over the step.
+    With ``l = log(alpha / sigma)``, ``h`` the step in ``l`` and ``h_1`` the one before it, ``D``
+    the denoiser at ``t`` and ``D_1`` that before, the step to ``t'`` is
 
-    Under ``jax.jit``: ``jax.jit(partial(dpm_solver_pp_sde, score_fn, process=process))``.
+        x <- alpha' (exp(-2 h) x / alpha + (1 - exp(-2 h)) (D + h (D - D_1) / (2 h_1)))
+             + sigma' sqrt(1 - exp(-2 h)) z,
+
+    and the first one, without ``D_1``, that of `ancestral`. Weak order 2 on Gaussian data, where it
+    can be computed, at one evaluation of the score a step. The stochastic sampler for few
+    evaluations.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
-        x: noise of the prior ``[B, ...]``, from ``processes.prior_sample``.
+        x: noise of the prior ``[B, ...]``.
         key: a random key.
-        process: the process that the score was trained for.
-        num_steps: number of steps on ``processes.time_grid`` (``rho`` 100 or more),
-            64 or more by default; each is one evaluation, and the denoising one more.
-        times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``.
-        denoise: end with the denoiser at the last time.
+        process: the noising process of the score.
+        num_steps: number of steps, 64 or more by default, on a grid with ``rho`` 100 or more.
+        times: the times of the steps, instead of ``num_steps``.
+        denoise: end with the denoiser, one more evaluation.
         trajectory: also return the trajectory.
 
     Returns:
-        Samples ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``, the trajectory before
-        the denoising.
+        Samples ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``, as `solve`.
 
     Raises:
-        TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, ``num_steps < 1``, or the times are
-            not strictly decreasing or leave the range of the process.
+        TypeError, ValueError: as `solve`.
 
     Example:
         >>> from sm_jax import processes
-        >>> process = processes.VPLinear()
+        >>> process, key = processes.VPLinear(), jax.random.key(1)
         >>> x = processes.prior_sample(process, jax.random.key(0), (4, 2))
-        >>> key = jax.random.key(1)
         >>> dpm_solver_pp_sde(lambda x, t: -x, x, key, process=process, num_steps=20).shape
         (4, 2)
 
     Reference: Lu et al. 2022, section 5, https://arxiv.org/abs/2211.01095
     """
-    x = _checks.check_data(x)
     _checks.check_key("dpm_solver_pp_sde", key)
-    times = _grid(x, process, num_steps, times, default=64, rho=_RHO)
-    return _solve(score_fn, x, key, process, times, 2, denoise, trajectory)
+    return _solve(score_fn, x, key, process, num_steps, times, 64, 2, denoise, trajectory)

@@ -98,7 +98,7 @@ def generate(
 
     Raises:
         ImportError: ``progress=True``, and tqdm is not installed.
-        TypeError: ``num`` or ``batch_size`` is no integer.
+        TypeError: ``num`` or ``batch_size`` is not an integer.
         ValueError: ``num`` or ``batch_size`` is below 1.
 
     Example:
@@ -110,11 +110,11 @@ def generate(
     """
     _checks.check_count("num", num)
     _checks.check_count("batch_size", batch_size)
-    devices = np.asarray(jax.local_devices() if devices is None else devices)
-    shares = -(-min(batch_size, num) // devices.size)
-    batch_size = shares * devices.size
+    chips = np.asarray(jax.local_devices() if devices is None else devices)
+    shares = -(-min(batch_size, num) // chips.size)
+    batch_size = shares * chips.size
 
-    mesh = Mesh(devices, ("batch",), axis_types=(AxisType.Auto,))
+    mesh = Mesh(chips, ("batch",), axis_types=(AxisType.Auto,))
     rows, whole = PartitionSpec("batch"), PartitionSpec()
 
     def draw_rows(key, indices):

@@ -9,7 +9,7 @@ step, of size ``h / b`` so that the drift stays the same,
 
     x <- x + h s(x) + sqrt(2 h / b) z,                                                 (2)
 
-of which ``b = infinity`` climbs to a mode of the density:
+which for ``b = infinity`` climbs to a mode of the density:
 
     x <- x + h s(x).                                                                   (3)
 
@@ -21,22 +21,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax.samplers._scan import run, wide
-from sm_jax.typing import ScoreFn
+from sm_jax._scan import run, sampler, wide
+from sm_jax.samplers import steps
+from sm_jax.typing import NoTrajectory, ScoreFn
 
 
-def langevin_step(
-    score: jax.Array,
-    x: jax.Array,
-    step_size: jax.Array,
-    key: jax.Array,
-    inverse_temperature: jax.Array | float = 1.0,
-):
-    """Return one step of eq. (2), which at inverse temperature 1 is eq. (1)."""
-    z = jax.random.normal(key, x.shape, x.dtype)
-    return x + step_size * score + jnp.sqrt(2.0 * step_size / inverse_temperature) * z
-
-
+@sampler
 def langevin(
     score_fn: ScoreFn,
     x: ArrayLike,
@@ -44,13 +34,15 @@ def langevin(
     *,
     step_size: ArrayLike,
     num_steps: int,
-    trajectory: bool = False,
+    trajectory: NoTrajectory = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Run unadjusted Langevin dynamics, eq. (1).
+    """Run unadjusted Langevin dynamics, with ``h = step_size`` in squared units of the data.
 
-    First order in the step: for a Gaussian of variance ``v`` the chain settles at variance
-    ``v / (1 - h / (2 v))``, and diverges for ``h > 2 v``. It mixes slowly between modes: prefer
-    `annealed_langevin` or a diffusion sampler where the density has several.
+        x <- x + h s(x) + sqrt(2 h) z,    z ~ N(0, I)
+
+    First order in ``h``, one evaluation of the score a step: for a Gaussian of variance ``v`` the
+    chain settles at variance ``v / (1 - h / (2 v))``, and diverges for ``h > 2 v``. It mixes slowly
+    between modes: prefer `annealed_langevin` or a diffusion sampler where the density has several.
 
     Under ``jax.jit``: ``jax.jit(partial(langevin, score_fn, step_size=0.1, num_steps=100))``.
 
@@ -58,12 +50,13 @@ def langevin(
         score_fn: ``x [B, ...] -> [B, ...]``.
         x: starting points ``[B, ...]``.
         key: a random key.
-        step_size: ``h``, in squared units of the data; well below the smallest variance.
-        num_steps: number of steps, each one evaluation of the score.
+        step_size: ``h``, the factor of the score; well below the smallest variance of the data.
+        num_steps: number of steps.
         trajectory: also return the trajectory.
 
     Returns:
-        The last points ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``.
+        The last points ``[B, ...]``, or ``(x, trajectory [num_steps + 1, B, ...])``, the start and
+        every iterate.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -84,11 +77,12 @@ def langevin(
     score_fn = wide(score_fn, x)
 
     def step(x, key):
-        return langevin_step(score_fn(x), x, step_size, key)
+        return steps.langevin(score_fn, x, key, step_size=step_size)
 
-    return run(step, x, jax.random.split(key, num_steps), None, trajectory)
+    return run(step, x, jax.random.split(key, num_steps), trajectory=trajectory)
 
 
+@sampler
 def tempered_langevin(
     score_fn: ScoreFn,
     x: ArrayLike,
@@ -97,17 +91,20 @@ def tempered_langevin(
     inverse_temperatures: ArrayLike,
     step_size: ArrayLike,
     steps_per_temperature: int,
-    trajectory: bool = False,
+    trajectory: NoTrajectory = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Run Langevin dynamics on ``p^b`` along a schedule of inverse temperatures ``b``, eq. (2).
+    """Run Langevin dynamics on ``p^b`` along a schedule of inverse temperatures ``b``.
 
-    First order in the step: for a Gaussian of variance ``v`` the chain settles at ``b`` at variance
+    With ``h = step_size`` in squared units of the data, ``steps_per_temperature`` steps at each
+    ``b`` of
+
+        x <- x + h s(x) + sqrt(2 h / b) z,    z ~ N(0, I).
+
+    First order in ``h``: for a Gaussian of variance ``v`` the chain settles at ``b`` at variance
     ``(v / b) / (1 - h / (2 v))``. From hot (``b < 1``) to 1 it crosses the barriers between modes
     of an energy, without noise-conditional scores; a constant ``b > 1`` sharpens the samples of a
     model. It fails for a score that is only right near the data, which the hot chain leaves; and
     for noised scores ``p_t^b`` is not the noised ``p^b``.
-
-    Under ``jax.jit``: ``jax.jit(partial(tempered_langevin, score_fn, ...))``.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, the score of ``p``.
@@ -115,7 +112,7 @@ def tempered_langevin(
         key: a random key.
         inverse_temperatures: ``b``, a scalar or a schedule ``[K]``, e.g.
             ``jnp.linspace(0.1, 1.0, 10)``.
-        step_size: ``h``, in squared units of the data; the step at ``b`` is ``h / b``.
+        step_size: ``h``, the factor of the score; the step of ``p^b`` is ``h / b``.
         steps_per_temperature: steps at each inverse temperature; in all, ``K
             steps_per_temperature`` evaluations.
         trajectory: also return the trajectory.
@@ -152,37 +149,38 @@ def tempered_langevin(
     score_fn = wide(score_fn, x)
 
     def step(x, given):
-        inverse_temperature, key = given
-        return langevin_step(score_fn(x), x, step_size, key, inverse_temperature)
+        b, key = given
+        return steps.langevin(score_fn, x, key, step_size=step_size, inverse_temperature=b)
 
     schedule = jnp.repeat(schedule, steps_per_temperature)
-    return run(step, x, (schedule, jax.random.split(key, schedule.shape[0])), None, trajectory)
+    keys = jax.random.split(key, schedule.shape[0])
+    return run(step, x, (schedule, keys), trajectory=trajectory)
 
 
+@sampler
 def gradient_ascent(
     score_fn: ScoreFn,
     x: ArrayLike,
     *,
     step_size: ArrayLike,
     num_steps: int,
-    trajectory: bool = False,
+    trajectory: NoTrajectory = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Follow the score uphill without noise to a likely ``x``, eq. (3).
+    """Climb to a mode by gradient ascent, with ``h = step_size`` in squared units of the data.
 
-    Gradient ascent: for a Gaussian of variance ``v`` the distance to the mean shrinks by
-    ``1 - h / v`` at each step, and diverges for ``h > 2 v``. It draws nothing, and finds the mode
-    of the basin of attraction of its start: to denoise, to restore, to find the maximum a
-    posteriori of a composed score. It does not sample: in high dimensions the mode lies far from
-    every sample, and looks unlike them.
+        x <- x + h s(x)
 
-    Under ``jax.jit``: ``jax.jit(partial(gradient_ascent, score_fn, step_size=0.1,
-    num_steps=100))``.
+    One evaluation of the score a step, which draws nothing. For a Gaussian of variance ``v`` the
+    distance to the mean shrinks by ``1 - h / v`` at each step, and diverges for ``h > 2 v``. The
+    mode is that of the basin of attraction of the start: to denoise, to restore, to find the
+    maximum a posteriori of a composed score. It does not sample: in high dimensions the mode lies
+    far from every sample, and looks unlike them.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``.
         x: starting points ``[B, ...]``.
-        step_size: ``h``, in squared units of the data; below the smallest variance.
-        num_steps: number of steps, each one evaluation of the score.
+        step_size: ``h``, the factor of the score; below the smallest variance.
+        num_steps: number of steps.
         trajectory: also return the trajectory.
 
     Returns:
@@ -202,5 +200,5 @@ def gradient_ascent(
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
     score_fn = wide(score_fn, x)
-    steps = jnp.full((num_steps,), step_size, _arrays.accumulator(x.dtype))
-    return run(lambda x, h: x + h * score_fn(x), x, steps, None, trajectory)
+    sizes = jnp.full((num_steps,), step_size, _arrays.accumulator(x.dtype))
+    return run(lambda x, h: x + h * score_fn(x), x, sizes, trajectory=trajectory)

@@ -35,8 +35,8 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax.samplers._langevin import langevin_step
-from sm_jax.samplers._scan import wide
+from sm_jax._scan import wide
+from sm_jax.samplers import steps
 from sm_jax.typing import EnergyFn, ScoreFn
 
 _LARGEST_DIFFERENCE = 0.3  # in nats, of the two rules for the same line integral
@@ -125,7 +125,7 @@ def metropolis_step(
     key_proposal, key_accept = jax.random.split(key)
     dtype = _arrays.accumulator(point.x.dtype)
     step_size = jnp.asarray(step_size, dtype)
-    y = langevin_step(point.score, point.x, step_size, key_proposal).astype(point.x.dtype)
+    y = steps.langevin(lambda _: point.score, point.x, key_proposal, step_size=step_size)
     new = evaluate(y)
 
     away, s_x, s_y = map(_arrays.accumulated, (y, point.score, new.score))

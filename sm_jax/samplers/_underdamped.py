@@ -15,6 +15,7 @@ Reference: Leimkuhler & Matthews 2013, https://doi.org/10.1093/amrx/abs010
 """
 
 from functools import partial
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,26 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax.samplers._scan import wide
+from sm_jax._scan import wide
 from sm_jax.typing import ScoreFn
+
+
+@overload
+def underdamped(
+    score_fn: ScoreFn,
+    x: ArrayLike,
+    key: jax.Array,
+    *,
+    step_size: ArrayLike,
+    num_steps: int,
+    friction: ArrayLike = 1.0,
+    velocity: None = None,
+    trajectory: Literal[False] = False,
+) -> jax.Array: ...
+
+
+@overload
+def underdamped(*args: Any, **options: Any) -> tuple[jax.Array, ...]: ...
 
 
 def underdamped(
@@ -37,25 +56,29 @@ def underdamped(
     friction: ArrayLike = 1.0,
     velocity: ArrayLike | None = None,
     trajectory: bool = False,
-) -> jax.Array | tuple:
-    """Run underdamped Langevin dynamics, eq. (1), by the BAOAB splitting, eq. (2).
+) -> jax.Array | tuple[jax.Array, ...]:
+    """Run underdamped Langevin dynamics by the BAOAB splitting, with ``h = step_size``, a time.
 
-    Order 2 in the step, and for a Gaussian of variance ``v`` the positions have no bias at all
-    below the limit ``h < 2 sqrt(v)``, beyond which the chain diverges. Its velocity persists, so it
-    crosses a wide density in fewer evaluations than `langevin`: prefer it for badly scaled or
-    high-dimensional densities and smooth scores. It fails between separate modes, and where the
-    score has errors that a rejection would catch; `mala` has one.
+    From the velocity ``v``, of unit mass, each step is, with ``c = exp(-friction h)``,
 
-    Under ``jax.jit``: ``jax.jit(partial(underdamped, score_fn, step_size=0.1, num_steps=100))``.
+        v <- v + h/2 s(x),    x <- x + h/2 v,    v <- c v + sqrt(1 - c^2) z,
+        x <- x + h/2 v,       v <- v + h/2 s(x).
+
+    Order 2 in ``h``, one evaluation of the score a step, and one to start. For a Gaussian of
+    standard deviation ``d`` the positions have no bias at all below the limit ``h < 2 d``, beyond
+    which the chain diverges. Its velocity persists, so it crosses a wide density in fewer
+    evaluations than `langevin`: prefer it for badly scaled or high-dimensional densities and smooth
+    scores. It fails between separate modes, and where the score has errors that a rejection would
+    catch, such as that of `mala`.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``.
         x: starting points ``[B, ...]``.
         key: a random key.
-        step_size: ``h``, in units of the data (a time, the mass being one); below twice the
-            smallest standard deviation.
-        num_steps: number of steps, each one evaluation of the score, and one more to start.
-        friction: ``gamma``, in inverse units of the data: about one over the largest standard
+        step_size: ``h``, in units of the data, not squared; below twice the smallest standard
+            deviation.
+        num_steps: number of steps.
+        friction: in inverse units of the data: about one over the largest standard
             deviation mixes best; 0 is Hamiltonian dynamics; for large ones `langevin` with step
             ``h^2 / 2``.
         velocity: starting velocities ``[B, ...]``, by default drawn from ``N(0, I)``. If given, the
@@ -95,7 +118,7 @@ def underdamped(
         start = jax.random.normal(key_velocity, x.shape, place.dtype)
     else:
         start = jnp.asarray(velocity, place.dtype)
-    decay = friction * step_size
+    decay = jnp.asarray(friction * step_size)
     kept, spread = jnp.exp(-decay), jnp.sqrt(-jnp.expm1(-2.0 * decay))
 
     def body(state, key):

@@ -1,16 +1,29 @@
-"""The loop that every sampler runs, its state kept in float32 at least.
+"""What all samplers share: their type, the score as they see it, and the loop.
 
-In bfloat16 a step of Langevin dynamics is often less than half a unit in the last place of ``x``:
-the state would not move. The score sees the state in the dtype of the data, and so do the results.
+The state is kept in float32 at least: in bfloat16 a step of Langevin dynamics is often less than
+half a unit in the last place of ``x``, which would not move. The score sees the state in the dtype
+of the data, and so do the results.
 """
 
 from collections.abc import Callable
+from typing import Any, ParamSpec, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
+from sm_jax.typing import Sampler
+
+_P = ParamSpec("_P")
+
+
+def sampler(
+    function: Callable[_P, jax.Array | tuple[jax.Array, jax.Array]],
+) -> Sampler[_P]:
+    """Return ``function`` itself; a type checker knows from ``trajectory`` what it returns."""
+    return cast(Sampler[_P], function)
 
 
 def wide(score_fn: Callable, x: jax.Array) -> Callable:
@@ -19,8 +32,22 @@ def wide(score_fn: Callable, x: jax.Array) -> Callable:
     return lambda y, *t: _arrays.accumulated(checked(y.astype(x.dtype), *t))
 
 
+def at_time(score_fn: Callable, t: ArrayLike) -> Callable[[jax.Array], jax.Array]:
+    """Return the score at one time of all rows, a function of the points alone."""
+
+    def score_at(x):
+        time = jnp.asarray(t, _arrays.accumulator(x.dtype))
+        return score_fn(x, jnp.broadcast_to(time, x.shape[:1]))
+
+    return score_at
+
+
 def run(
-    step: Callable, x: jax.Array, inputs, finish: Callable | None, trajectory: bool
+    step: Callable,
+    x: jax.Array,
+    inputs: Any,
+    finish: Callable | None = None,
+    trajectory: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Scan ``x = step(x, input)`` over ``inputs``, then apply ``finish``.
 
