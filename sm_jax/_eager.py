@@ -44,7 +44,8 @@ def compiled(function: Callable, *args: Any) -> Any:
     and so is one with effects, which may not be cached.
     """
     here = jax.lax.full((), 0.0)  # traced under jit, even if the arguments are not
-    if jax.config.jax_disable_jit or _any_traced((here, args)):
+    disabled = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    if disabled or _any_traced((here, args)):
         return function(*args)
     return found(function, *args)(*args)
 
@@ -70,8 +71,8 @@ class _Program:
     """A traced program without its arrays, equal to those of the same content."""
 
     def __init__(self, traced: ClosedJaxpr):
-        self.jaxpr = _open(traced)
-        self.inner = {}  # arrays of programs within, numbered, by identity
+        self.jaxpr: Any = _open(traced)
+        self.inner: Any = {}  # arrays of programs within, numbered, by identity
         self.content = _content(self.jaxpr, self.inner)
         self.hash = hash(self.content)
 
@@ -92,7 +93,7 @@ def _run(program: _Program, arrays: tuple[list, list], args: list) -> list:
     return _evaluate(jaxpr, [*consts, *args], dict(zip(inner, values, strict=True)))
 
 
-def _open(program: ClosedJaxpr | Jaxpr) -> Jaxpr:
+def _open(program: Any) -> Jaxpr:
     return getattr(program, "jaxpr", program)  # one class as of jax 0.11
 
 
@@ -225,7 +226,7 @@ def _content(jaxpr: Jaxpr, inner: dict[int, tuple[int, Any]] | None) -> tuple:
     The arrays of programs within are numbered too, and added to ``inner``; if it is None, they are
     content.
     """
-    numbers = {}
+    numbers: dict[Any, int] = {}
 
     def bind(variables):
         return tuple((numbers.setdefault(v, len(numbers)), v.aval) for v in variables)
