@@ -11,7 +11,7 @@ import pytest
 
 from sm_jax import training
 from sm_jax.data import batch_indices
-from sm_jax.training import _dtypes, _loop
+from sm_jax.training import Checkpoints, Evaluation, _batches, _dtypes, _loop
 
 X = np.linspace(-1.0, 2.0, 22, dtype=np.float32).reshape(11, 2)
 
@@ -31,7 +31,7 @@ def cheap_indices(key, step, num_examples, batch_size):
 
 @pytest.fixture
 def cheap(monkeypatch):
-    monkeypatch.setattr(_loop, "batch_indices", cheap_indices)
+    monkeypatch.setattr(_batches, "batch_indices", cheap_indices)
 
 
 def fit(loss_fn, params, data, **kwargs):
@@ -383,7 +383,7 @@ def test_records_evaluations_and_levels(cheap, tmp_path, device_data_bytes):
         emas[step] = ema
         return {"nll": step / 10, "worst": math.nan}
 
-    def level_loss_fn(ema, batch, key):
+    def noise_level_loss_fn(ema, batch, key):
         return jnp.stack([ema, jnp.mean(batch), jax.random.uniform(key)])
 
     state = fit(
@@ -394,11 +394,9 @@ def test_records_evaluations_and_levels(cheap, tmp_path, device_data_bytes):
         num_steps=10,
         device_data_bytes=device_data_bytes,
         steps_per_dispatch=4,
-        directory=tmp_path / "deep" / "run",
+        checkpoints=Checkpoints(tmp_path / "deep" / "run"),
         log_every=3,
-        evaluate=evaluate,
-        evaluate_every=4,
-        level_loss_fn=level_loss_fn,
+        evaluation=Evaluation(evaluate, every=4, noise_level_loss_fn=noise_level_loss_fn),
         ema_decay=0.0,
     )
     rows = records(tmp_path / "deep" / "run")
@@ -411,7 +409,7 @@ def test_records_evaluations_and_levels(cheap, tmp_path, device_data_bytes):
         (8, 0.8, None),
         (10, 1.0, None),
     ]
-    levels = [r["level_loss"] for r in evals]
+    levels = [r["noise_level_loss"] for r in evals]
     means = [float(cheap_indices(None, step, 11, 4).mean()) for step in (4, 8, 10)]
     assert len(set(means)) == 3
     assert [level[:2] for level in levels] == [
@@ -423,7 +421,9 @@ def test_records_evaluations_and_levels(cheap, tmp_path, device_data_bytes):
     assert float(state.params) == -5.0
     (events,) = (tmp_path / "deep" / "run" / "tensorboard").iterdir()
     content = events.read_bytes()
-    assert all(tag in content for tag in (b"loss", b"grad_norm", b"eval/nll", b"level_loss/2"))
+    assert all(
+        tag in content for tag in (b"loss", b"grad_norm", b"eval/nll", b"noise_level_loss/2")
+    )
 
 
 def test_the_callers_arrays_are_left_alone(cheap):
@@ -454,8 +454,7 @@ def test_nan_loss_names_its_step_and_keeps_the_last_good_checkpoint(
             num_steps=99,
             log_every=1,
             steps_per_dispatch=steps_per_dispatch,
-            checkpoint_every=bad - 2,
-            directory=tmp_path,
+            checkpoints=Checkpoints(tmp_path, every=bad - 2),
         )
     ema = training.restore_params(tmp_path, jnp.zeros(2))
     good = fit(quadratic, jnp.zeros(2), data, batch_size=2, num_steps=bad - 2)
@@ -479,8 +478,7 @@ def test_nan_parameters_under_a_finite_loss_are_not_saved(cheap, tmp_path):
             jnp.array(2.0),
             np.ones(11, np.float32),
             optimizer=optax.sgd(1.0),
-            checkpoint_every=1,
-            directory=tmp_path,
+            checkpoints=Checkpoints(tmp_path, every=1),
         )
 
 
@@ -504,9 +502,12 @@ def test_progress(cheap, capfd):
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"log_every": 0}, "log_every must be at least 1, got 0"),
-        ({"best_metric": "nll"}, "best_metric 'nll' needs evaluate and directory"),
-        ({"best_mode": "least"}, "best_mode must be .* got 'least'"),
-        ({"resume": True}, "resume=True needs the directory"),
+        ({"steps_per_dispatch": 0}, "steps_per_dispatch must be at least 1, got 0"),
+        ({"batch_size": None}, "data is arrays: give batch_size"),
+        (
+            {"checkpoints": Checkpoints("absent", best_metric="nll")},
+            r"best_metric 'nll' is one of the values.*evaluation=training.Evaluation\(fn\)",
+        ),
         ({"data": np.zeros((0, 2))}, r"one leading axis.* got \[\(0, 2\)\]"),
         ({"data": {}}, r"one leading axis.* got \[\]"),
         ({"data": (X, X[:3])}, r"one leading axis.* got \[\(11, 2\), \(3, 2\)\]"),
@@ -518,8 +519,8 @@ def test_bad_arguments(kwargs, match):
 
 
 def test_an_evaluation_that_returns_nothing_raises(cheap):
-    with pytest.raises(TypeError, match="evaluate must return a dict of floats, got None"):
-        fit(quadratic, jnp.zeros(2), X, evaluate=lambda ema, step: None)
+    with pytest.raises(TypeError, match=r"evaluation\.fn must return a dict of floats, got None"):
+        fit(quadratic, jnp.zeros(2), X, evaluation=Evaluation(lambda ema, step: None))
 
 
 def test_steps_one_by_one_are_the_steps_of_the_loop():

@@ -11,6 +11,7 @@ import jax
 
 from sm_jax import __version__
 from sm_jax.training._compare import differences, json_config, layout
+from sm_jax.training._files import write_text
 from sm_jax.training._state import State
 
 FORMAT_VERSION = 1
@@ -47,9 +48,7 @@ def write_metadata(
         | {name: importlib.metadata.version(name) for name in libraries},
     }
     if jax.process_index() == 0:
-        partial = directory / "metadata.json.partial"
-        partial.write_text(json.dumps(metadata, indent=2) + "\n")
-        os.replace(partial, directory / "metadata.json")
+        write_text(directory / "metadata.json", json.dumps(metadata, indent=2) + "\n")
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:

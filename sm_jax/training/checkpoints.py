@@ -31,7 +31,9 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
 from sm_jax.training._compare import differences, layout
+from sm_jax.training._files import write_text
 from sm_jax.training._metadata import check_metadata, read_metadata, write_metadata
+from sm_jax.training._options import check_kept
 from sm_jax.training._state import State, ema_dtype
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "restore_params",
     "save",
     "write_metadata",
+    "write_text",
 ]
 
 
@@ -111,10 +114,7 @@ def open_manager(
     Raises:
         ValueError: if `keep` or `best_mode` is out of range.
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}")
-    if best_mode not in ("min", "max"):
-        raise ValueError(f'best_mode must be "min" or "max", got {best_mode!r}')
+    check_kept(keep, best_mode)
     kept = [checkpoint_managers.LatestN(keep)]
     score = None
     if best_metric is not None:
@@ -257,11 +257,11 @@ def restore_params(directory: str | os.PathLike, like: Any, *, best: bool = Fals
 
     Example:
         >>> import jax.numpy as jnp, optax, tempfile
-        >>> from sm_jax.training import fit
+        >>> from sm_jax.training import Checkpoints, fit
         >>> run = tempfile.mkdtemp()
         >>> state = fit(lambda p, x, key: (x - p) ** 2, jnp.zeros(()), jnp.ones(8), seed=0,
-        ...             optimizer=optax.sgd(0.1), num_steps=4, batch_size=8, directory=run,
-        ...             progress=False)
+        ...             optimizer=optax.sgd(0.1), num_steps=4, batch_size=8, progress=False,
+        ...             checkpoints=Checkpoints(run))
         >>> bool(restore_params(run, jnp.zeros(())) == state.ema)
         True
     """
@@ -319,12 +319,12 @@ def best_step(directory: str | os.PathLike) -> int:
 
     Example:
         >>> import jax.numpy as jnp, optax, tempfile
-        >>> from sm_jax.training import fit
+        >>> from sm_jax.training import Checkpoints, Evaluation, fit
         >>> run = tempfile.mkdtemp()
         >>> state = fit(lambda p, x, key: (x - p) ** 2, jnp.zeros(()), jnp.ones(8), seed=0,
-        ...             optimizer=optax.sgd(0.1), num_steps=4, batch_size=8, directory=run,
-        ...             checkpoint_every=2, evaluate=lambda ema, step: {"far": abs(step - 2)},
-        ...             best_metric="far", progress=False)
+        ...             optimizer=optax.sgd(0.1), num_steps=4, batch_size=8, progress=False,
+        ...             evaluation=Evaluation(lambda ema, step: {"far": abs(step - 2)}),
+        ...             checkpoints=Checkpoints(run, every=2, best_metric="far"))
         >>> best_step(run)
         2
     """
