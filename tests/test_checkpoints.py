@@ -433,3 +433,20 @@ def test_restore_params_needs_shapes_only(run):
 def test_open_manager_bad_arguments(kwargs, match, tmp_path):
     with pytest.raises(ValueError, match=match):
         checkpoints.open_manager(tmp_path, **kwargs)
+
+
+def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    checkpoints.write_text(path, "old")
+    checkpoints.write_text(path, "new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+    def fail(path, text):
+        path.write_bytes(text[:1].encode())
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", fail)
+    with pytest.raises(OSError, match="no space left"):
+        checkpoints.write_text(path, "newer")
+    assert path.read_text() == "new"

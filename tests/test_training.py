@@ -39,6 +39,21 @@ def fit(loss_fn, params, data, **kwargs):
     return training.fit(loss_fn, params, data, **{"progress": False, **defaults, **kwargs})
 
 
+class Spiral:
+    """Points ``[4, 2]`` on a spiral: a stream, every batch drawn anew from its step."""
+
+    def at(self, step):
+        t = np.random.default_rng((7, step)).uniform(size=4)
+        return np.stack([t * np.cos(9 * t), t * np.sin(9 * t)], axis=1)
+
+
+class Recorder(list):
+    """A logger: the records by their steps."""
+
+    def record(self, step, values):
+        self.append((step, values))
+
+
 def records(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
@@ -508,6 +523,7 @@ def test_progress(cheap, capfd):
             {"checkpoints": Checkpoints("absent", best_metric="nll")},
             r"best_metric 'nll' is one of the values.*evaluation=training.Evaluation\(fn\)",
         ),
+        ({"data": Spiral()}, "batch_size 4 is for arrays, and data is a stream.*leave batch_size"),
         ({"data": np.zeros((0, 2))}, r"one leading axis.* got \[\(0, 2\)\]"),
         ({"data": {}}, r"one leading axis.* got \[\]"),
         ({"data": (X, X[:3])}, r"one leading axis.* got \[\(11, 2\), \(3, 2\)\]"),
@@ -548,3 +564,140 @@ def test_steps_one_by_one_are_the_steps_of_the_loop():
     for one, other in zip(jax.tree.leaves(single[:3]), jax.tree.leaves(looped[:3]), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
     assert abs(float(single.params)) > 0.05
+
+
+# Streams, loggers and groups of options
+
+
+def test_a_stream_is_the_step_repeated_on_its_batches():
+    optimizer = optax.adam(0.05)
+    train_key, *_ = jax.random.split(jax.random.key(3), 3)
+    step = jax.jit(training.make_step(noisy, optimizer))
+    state = training.init(jnp.zeros(2), optimizer, train_key)
+    for n in range(7):
+        state, _ = step(state, Spiral().at(n).astype(np.float32))
+    options = {"optimizer": optimizer, "num_steps": 7, "batch_size": None}
+    fitted = fit(noisy, jnp.zeros(2), Spiral(), steps_per_dispatch=3, **options)
+    for a, b in zip(jax.tree.leaves(fitted[:4]), jax.tree.leaves(state[:4]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_run_on_a_stream_resumes_bit_by_bit_and_records_to_a_logger(tmp_path):
+    """7 steps, which cut a dispatch, and the rest; the logger gets what the files get."""
+    options = {"optimizer": optax.adam(0.05), "batch_size": None, "log_every": 1}
+    options["evaluation"] = Evaluation(lambda ema, step: {"norm": abs(ema).sum()}, every=5)
+
+    def run(directory, num_steps, resume=False):
+        logger = Recorder()
+        checkpoints = Checkpoints(directory, every=5, resume=resume)
+        options.update(checkpoints=checkpoints, logger=logger)
+        return fit(noisy, jnp.zeros(2), Spiral(), num_steps=num_steps, **options), logger
+
+    whole, logger = run(tmp_path / "whole", 12)
+    _, before = run(tmp_path / "parts", 7)
+    resumed, after = run(tmp_path / "parts", 12, resume=True)
+    for a, b in zip(jax.tree.leaves(whole[:4]), jax.tree.leaves(resumed[:4]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    def losses(records):
+        return [(step, values["loss"]) for step, values in records if "loss" in values]
+
+    assert [step for step, _ in losses(logger)] == list(range(1, 13))
+    assert losses(before) + losses(after) == losses(logger)
+    assert [step for step, values in logger if "eval/norm" in values] == [5, 10, 12]
+    written = [(row.pop("step"), row) for row in records(tmp_path / "whole")]
+    assert written == logger
+
+
+def test_a_logger_needs_no_directory_and_gets_values_that_are_not_finite(cheap):
+    logger = Recorder()
+    evaluation = Evaluation(
+        lambda ema, step: {"nll": math.nan},
+        noise_level_loss_fn=lambda ema, batch, key: jnp.array([1.0, math.inf]),
+    )
+    fit(quadratic, jnp.zeros(2), X, logger=logger, evaluation=evaluation)
+    (evaluated,) = [values for _, values in logger if "eval/nll" in values]
+    assert math.isnan(evaluated["eval/nll"])
+    assert evaluated["noise_level_loss"] == [1.0, math.inf]
+
+
+def test_a_stream_must_not_change_its_layout():
+    class Growing:
+        def at(self, step):
+            return {"x": np.zeros((4, 2 + step // 2), np.float32)}
+
+    def loss_fn(params, batch, key):
+        return params * batch["x"].sum(1)
+
+    with pytest.raises(
+        ValueError, match=r"data\.at\(2\) .*'x'.*float32\[4, 2\].*float32\[4, 3\].*same shapes"
+    ):
+        fit(loss_fn, jnp.zeros(()), Growing(), batch_size=None)
+
+
+class Empty:
+    def at(self, step):
+        return np.zeros((0, 2))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"data": iter([X])}, TypeError, r"an iterator, which cannot be resumed: .*at\(step\)"),
+        ({"data": Spiral}, TypeError, r"a class: give an object whose at\(step\)"),
+        ({"data": Empty(), "batch_size": None}, ValueError, r"data\.at\(0\) must be .*\(0, 2\)"),
+        ({"logger": print}, TypeError, r"logger must have a method record\(step, values\), got"),
+        ({"checkpoints": "runs/first"}, TypeError, r"training\.Checkpoints\('runs/first'\)"),
+        ({"evaluation": math.cos}, TypeError, r"evaluation=training\.Evaluation\(<built-in"),
+    ],
+)
+def test_wrong_objects(kwargs, error, match):
+    with pytest.raises(error, match=match):
+        fit(quadratic, jnp.zeros(2), kwargs.pop("data", X), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("group", "error", "match"),
+    [
+        (lambda: Checkpoints("a", every=0), ValueError, "every must be at least 1, got 0"),
+        (lambda: Checkpoints("a", keep=0), ValueError, "keep must be at least 1, got 0"),
+        (lambda: Checkpoints("a", best_mode="least"), ValueError, "best_mode .* got 'least'"),
+        (lambda: Evaluation(print, every=0), ValueError, "every must be at least 1, got 0"),
+        (lambda: Evaluation(), ValueError, "give fn or noise_level_loss_fn"),
+        (lambda: Evaluation({}), TypeError, r"fn must be a function, got \{\}"),
+    ],
+)
+def test_bad_groups_of_options(group, error, match):
+    with pytest.raises(error, match=match):
+        group()
+
+
+@pytest.mark.parametrize(("convolves", "lengths"), [(True, {1}), (False, {6})])
+def test_a_loss_with_convolutions_takes_one_step_per_dispatch_on_cpu(
+    convolves, lengths, cheap, monkeypatch
+):
+    """The convolution is within a jitted function within a scan; a kernel of rank 4 is none."""
+    images = np.ones((11, 4, 4, 1), np.float32)
+
+    @jax.jit
+    def layer(kernel, x):
+        if convolves:
+            return jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        return x * kernel[0, 0].sum()
+
+    def loss_fn(kernel, x, key):
+        h, _ = jax.lax.scan(lambda h, _: (layer(kernel, h), None), x, length=2)
+        return jnp.mean(h**2, axis=(1, 2, 3))
+
+    seen = set()
+    dispatcher = _loop._dispatcher
+
+    def spy(*args):
+        dispatch = dispatcher(*args)
+        return lambda state, start, length: seen.add(length) or dispatch(state, start, length)
+
+    monkeypatch.setattr(_loop, "_dispatcher", spy)
+    fit(loss_fn, jnp.full((3, 3, 1, 1), 0.1), images)
+    assert seen == lengths
