@@ -19,7 +19,7 @@ _REMEDY = "header=True or header=False, --header yes or --header no in a shell"
 
 
 def load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) -> np.ndarray:
-    """Return the table ``[N, columns]``; the arguments are those of `sm_jax.data.load`."""
+    """Return the table ``[N, columns]``; the arguments are those of ``sm_jax.data.load``."""
     if delimiter is not None and len(delimiter) != 1:
         raise ValueError(
             f"delimiter (--delimiter in a shell) must be one character, got {delimiter!r}. Leave "
@@ -138,8 +138,8 @@ def _may_be_names(first: list[str], x: np.ndarray) -> bool:
 
     Such rise or fall from column to column. They are suspicious where they are written as integers
     above fractions, where they count the columns, and where all lie farther from the values below
-    than those from one another: `1000 / N` times as far, or in even steps, or close together. The
-    first of N + 1 Cauchy draws is k times as far with probability `0.5 / (k N)`; a single number
+    than those from one another: ``1000 / N`` times as far, or in even steps, or close together. The
+    first of N + 1 Cauchy draws is k times as far with probability ``0.5 / (k N)``; a single number
     must be whole above fractions as well, as heavy tails are common.
     """
     if len(x) < 3 or not np.isfinite(x).all():

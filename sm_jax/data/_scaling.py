@@ -43,7 +43,7 @@ _NAMED = 5  # how many constant features a warning names
 class Standardizer:
     """Standardize each feature to mean 0 and variance 1, ``y = (x - mean) / scale``; equation (2).
 
-    A pytree; make one with `fit`, store one with `to_dict` (plain JSON) and `from_dict`.
+    A pytree; make one with ``fit``, store one with ``to_dict`` (plain JSON) and ``from_dict``.
 
     Args:
         mean: mean of each feature, shape ``[...]`` of one example, in units of the data.
@@ -82,7 +82,7 @@ class Standardizer:
     def fit(cls, x: ArrayLike) -> "Standardizer":
         """Fit the mean and the standard deviation (``1/N``) of every feature, in float64.
 
-        A feature that is constant up to rounding (see `constant_features`) gets scale 1, hence
+        A feature that is constant up to rounding (see ``constant_features``) gets scale 1, hence
         becomes 0 up to rounding, with a warning that names it: its density does not exist (a model
         can make the likelihood there as large as it likes).
 
@@ -166,7 +166,7 @@ class Standardizer:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, list | float]) -> "Standardizer":
-        """Return the standardizer that `to_dict` wrote.
+        """Return the standardizer that ``to_dict`` wrote.
 
         Raises:
             ValueError: the keys are not ``mean`` and ``scale``, or the numbers do not fit.
@@ -267,11 +267,11 @@ def dequantize(
 
 
 def quantize(y: ArrayLike, *, num_values: int) -> jax.Array:
-    """Return the level of each number, ``floor((y + 1) num_values / 2)``: undoes `dequantize`.
+    """Return the level of each number, ``floor((y + 1) num_values / 2)``: undoes ``dequantize``.
 
     Args:
         y: numbers of any shape; below -1 and above 1 they get the nearest level.
-        num_values: number of values, as given to `dequantize`.
+        num_values: number of values, as given to ``dequantize``.
 
     Returns:
         Values ``0..num_values - 1``, int32, in the shape of ``y``. They equal the dequantized
@@ -307,11 +307,11 @@ def dequantize_log_det(num_values: int, num_dims: int) -> float:
     equation (3) of the module.
 
     Args:
-        num_values: number of values ``K``, as given to `dequantize`.
+        num_values: number of values ``K``, as given to ``dequantize``.
         num_dims: numbers per example ``D``.
 
     Returns:
-        The log-determinant of `dequantize`, in nats.
+        The log-determinant of ``dequantize``, in nats.
 
     Raises:
         ValueError: ``num_values`` is below 2 or ``num_dims`` below 1.

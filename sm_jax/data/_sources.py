@@ -38,8 +38,8 @@ def load(
     |          | ``[N, H, W, 3]`` (gray ones among them are repeated)                         |
 
     Numbers come as they are stored, because their dtype says how to scale them: uint8 means 8-bit
-    levels, so `dequantize` with 256 levels; otherwise `Standardizer`, in float64. Integers become
-    floats only there. Images are turned upright, as their EXIF orientation says.
+    levels, so ``dequantize`` with 256 levels; otherwise ``Standardizer``, in float64. Integers
+    become floats only there. Images are turned upright, as their EXIF orientation says.
 
     In a table the first line names the columns if no cell of it is a number. The index that pandas
     and R write as a first column without a name is left out, with a warning. Numbers that may be

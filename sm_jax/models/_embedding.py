@@ -17,7 +17,7 @@ NUM_FREQUENCIES = 16
 
 
 def sinusoidal_features(c_noise: jax.Array) -> jax.Array:
-    """Equation (1): features `[B, 2 K]` of unit mean square, of the noise levels `c_noise [B]`."""
+    """Equation (1): features ``[B, 2 K]`` of unit mean square, of the noise levels ``c_noise [B]``."""
     c_noise = c_noise.astype(jnp.promote_types(c_noise.dtype, jnp.float32))
     frequencies = jnp.geomspace(0.5, 32.0, NUM_FREQUENCIES, dtype=c_noise.dtype)
     angles = c_noise[:, None] * frequencies[None, :]
@@ -27,7 +27,7 @@ def sinusoidal_features(c_noise: jax.Array) -> jax.Array:
 
 
 class NoiseEmbedding(nnx.Module):
-    """Equation (2): `(c_noise [B], cond [B, cond_dims] or None) -> [B, embed_dims]`."""
+    """Equation (2): ``(c_noise [B], cond [B, cond_dims] or None) -> [B, embed_dims]``."""
 
     def __init__(self, embed_dims: int, *, cond_dims: int, dtype=None, rngs: nnx.Rngs):
         self.noise = nnx.Linear(2 * NUM_FREQUENCIES, embed_dims, dtype=dtype, rngs=rngs)
@@ -36,7 +36,7 @@ class NoiseEmbedding(nnx.Module):
         self.out = nnx.Linear(embed_dims, embed_dims, dtype=dtype, rngs=rngs)
 
     def __call__(self, c_noise: jax.Array, cond: jax.Array | None = None) -> jax.Array:
-        """The embedding; `cond=None` is the same as zeros."""
+        """The embedding; ``cond=None`` is the same as zeros."""
         hidden = self.noise(sinusoidal_features(c_noise))
         if cond is not None:
             hidden = hidden + self.cond(cond)

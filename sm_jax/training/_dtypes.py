@@ -11,7 +11,7 @@ _ROWS = 4  # for a standard deviation; two rows may be close together by chance
 
 
 def narrowed(x: Any, name: str = "") -> Any:
-    """Returns data `[N, ...]` in the dtype that JAX holds them in; nothing changes silently.
+    """Return data ``[N, ...]`` in the dtype that JAX holds them in; nothing changes silently.
 
     Args:
         x: an array of the host, or of JAX, which is returned as it is.
@@ -39,7 +39,7 @@ def narrowed(x: Any, name: str = "") -> Any:
 
 
 def check_range(x: np.ndarray, dtype: Any, name: str = "") -> None:
-    """Raises ValueError if a finite number of `x` is beyond the range of a dtype of its kind."""
+    """Raise ValueError if a finite number of ``x`` is beyond the range of a dtype of its kind."""
     limits = jax.numpy.iinfo(dtype) if x.dtype.kind in "iu" else jax.numpy.finfo(dtype)
     finite = x[np.isfinite(x)]
     if finite.size and not limits.min <= finite.min() <= finite.max() <= limits.max:

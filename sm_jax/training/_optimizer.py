@@ -29,9 +29,9 @@ def adamw(
         learning_rate: lr, the highest rate.
         num_steps: N, the length of the run in steps.
         warmup: the share of the run, in [0, 1), over which the rate rises from zero.
-        final: f, the share of `learning_rate` that is left at step N, in [0, 1].
+        final: f, the share of ``learning_rate`` that is left at step N, in [0, 1].
         weight_decay: decoupled weight decay per step and unit of learning rate.
-        clip_norm: the largest global norm of the gradient; `float("inf")` never clips.
+        clip_norm: the largest global norm of the gradient; ``float("inf")`` never clips.
         b1: decay of the first moment.
         b2: decay of the second moment.
 
@@ -40,7 +40,7 @@ def adamw(
 
     Raises:
         ValueError: on a number out of its range.
-        TypeError: if `num_steps` is not an integer.
+        TypeError: if ``num_steps`` is not an integer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,7 +79,7 @@ def adamw(
 
 
 def _in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns an optimizer whose norms and moments are in float32 at least, as its average is.
+    """Return an optimizer whose norms and moments are in float32 at least, as its average is.
 
     In bfloat16 a sum of squares stalls, and so does a moment: the share (1 - b2) of a square that
     is added to it is below its spacing.
