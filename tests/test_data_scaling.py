@@ -246,7 +246,7 @@ def test_quantize_at_the_edges():
 
 
 def test_nan_is_no_level():
-    with pytest.raises(ValueError, match="y holds 2 NaN, which are no levels"):
+    with pytest.raises(ValueError, match="y holds 2 NaN, which has no integer value"):
         quantize(jnp.array([0.1, jnp.nan, jnp.inf, jnp.nan]), num_values=256)
     assert quantize(jnp.array([-jnp.inf, jnp.inf]), num_values=256).tolist() == [0, 255]
 

@@ -1,4 +1,4 @@
-r"""Scalings of data with the constants that carry densities back through them.
+r"""Scalings of data with their log-determinants: standardization and dequantization.
 
 A scaling ``y = T(x)`` changes densities as
 
@@ -267,10 +267,12 @@ def dequantize(
 
 
 def quantize(y: ArrayLike, *, num_values: int) -> jax.Array:
-    """Return the level of each number, ``floor((y + 1) num_values / 2)``: undoes ``dequantize``.
+    """Return the integer value of each number, ``floor((y + 1) num_values / 2)``.
+
+    The inverse of ``dequantize``.
 
     Args:
-        y: numbers of any shape; below -1 and above 1 they get the nearest level.
+        y: numbers of any shape; below -1 and above 1 they get the nearest value.
         num_values: number of values, as given to ``dequantize``.
 
     Returns:
@@ -280,7 +282,7 @@ def quantize(y: ArrayLike, *, num_values: int) -> jax.Array:
 
     Raises:
         ValueError: ``num_values`` is below 2, or ``y`` holds a NaN and is concrete; under ``jit``
-            NaN becomes level 0.
+            NaN becomes value 0.
         TypeError: ``num_values`` is not an integer, or ``y`` not floating.
 
     Example:
@@ -294,17 +296,17 @@ def quantize(y: ArrayLike, *, num_values: int) -> jax.Array:
     known = _arrays.concrete(y)
     if known is not None and np.isnan(known).any():
         raise ValueError(
-            f"y holds {np.isnan(known).sum()} NaN, which are no values: leave them out."
+            f"y holds {np.isnan(known).sum()} NaN, which has no integer value: leave them out."
         )
     values = jnp.floor((y.astype(jnp.promote_types(y.dtype, jnp.float32)) + 1) / 2 * num_values)
     return jnp.clip(values, 0, num_values - 1).astype(jnp.int32)
 
 
 def dequantize_log_det(num_values: int, num_dims: int) -> float:
-    """Return ``num_dims log(2 / num_values)``: add it to the log-density of dequantized data.
+    """Return ``num_dims log(2 / num_values)``, the log-determinant of ``dequantize``.
 
-    The sum is in expectation a lower bound of the log-probability of the discrete data, in nats;
-    equation (3) of the module.
+    Add it to the log-density of dequantized data. The sum is in expectation a lower bound of the
+    log-probability of the discrete data, in nats; equation (3) of the module.
 
     Args:
         num_values: number of values ``K``, as given to ``dequantize``.

@@ -1,11 +1,11 @@
-r"""The residual multilayer perceptron for data that have values, such as pixels.
+r"""Residual multilayer perceptron for data of integer values, such as pixels.
 
 The ``R`` outputs ``o_dr`` of the network of sm_jax.models._mlp for the number ``d`` of an event
 become log-weights of its values ``k``,
 
     l_dk = bias_dk + sum_r o_dr basis_rk,                                              (1)
 
-with a bias of each number and level, the marginal weights of the values, and a basis that all
+with a bias of each number and value, the marginal weights of the values, and a basis that all
 numbers share.
 """
 
@@ -22,10 +22,14 @@ from sm_jax.models._mlp import _Network
 
 
 class BinMLP(nnx.Module):
-    """Log-weights of the values of every number of an event, equation (1) of this module.
+    """Residual multilayer perceptron with one log-weight per integer value of every number.
 
-    To be used with ``sm_jax.quantized.precondition``, which makes a score of it. Before training
-    all values have equal weights.
+    For number ``d`` of an event and value ``k``, with the ``rank`` features of ``d``,
+
+        log_weights[d, k] = bias[d, k] + sum_r features[d, r] basis[r, k],
+
+    where the features are the output of the network of ``MLP``. ``sm_jax.quantized.precondition``
+    makes a score of it. Before training all values have equal weights.
 
     Args:
         event_shape: shape of one example; an integer ``n`` means ``(n,)``, and ``()`` scalar
@@ -100,7 +104,7 @@ class BinMLP(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """The log-weights, ``[B, *event_shape, num_values]``; see the class."""
+        """Return the log-weights, ``[B, *event_shape, num_values]``; see the class."""
         num_dims, num_values = self.bias.shape
         features = self.network(x, c_noise, cond, rngs=rngs)
         features = features.reshape(x.shape[0], num_dims, self.basis.shape[0])

@@ -1,4 +1,4 @@
-"""The adapter from a Flax NNX module to a pure function and a plain pytree of parameters."""
+"""Adapter from a Flax NNX module to a pure function and a plain pytree of parameters."""
 
 from collections.abc import Callable
 from typing import Any

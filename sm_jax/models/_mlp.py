@@ -91,8 +91,15 @@ class _Network(nnx.Module):
 class MLP(nnx.Module):
     """Residual multilayer perceptron, conditioned on the noise level, for events of any shape.
 
-    Equations (1) to (4) of this module, on the flattened event; the output is put back into the
-    event's shape. The output is zero until the first update.
+    On the flattened event, with ``embedding`` that of the noise level and of ``cond``,
+
+        h = inputs(x),
+        u = activation((1 + scale) hidden(h) + shift),    (scale, shift) = film(embedding),
+        h <- h + out(dropout(u)),                         ``depth`` times, each with its own layers,
+        mlp(x, c_noise, cond) = outputs(h),
+
+    where ``inputs``, ``hidden``, ``film``, ``out`` and ``outputs`` are linear layers with bias;
+    ``out`` and ``outputs`` start at zero, and so does the network.
 
     Args:
         event_shape: shape of one example; an integer ``n`` means ``(n,)``, and ``()`` scalar
@@ -165,14 +172,14 @@ class MLP(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """The network's output, an array of the shape and dtype of ``x``; see the class."""
+        """Return an array of the shape and dtype of ``x``; see the class."""
         return self.network(x, c_noise, cond, rngs=rngs).reshape(x.shape)
 
 
 class EnergyMLP(nnx.Module):
     """Residual multilayer perceptron with one output: the energy of a density p, p ∝ exp(-E).
 
-    Equations (1) to (4) of this module with a scalar output. Its score,
+    The network of ``MLP`` with one output, ``E(x) = outputs(h)``. Its score,
     ``sm_jax.parameterization.score_from_energy(energy)``, is ``-grad_x E(x)``: a gradient field,
     which the output of an ``MLP`` need not be. The energy, and with it the score, is zero until the
     first update. Nothing makes ``exp(-E)`` integrable by itself;
@@ -213,8 +220,8 @@ class EnergyMLP(nnx.Module):
         (5, 2)
 
     References:
-        Song & Ermon, 2019, https://arxiv.org/abs/1907.05600; Salimans & Ho, 2021, "Should EBMs model
-        the energy or the score?", https://openreview.net/forum?id=9AS-TF2jRNb
+        Song & Ermon, 2019, https://arxiv.org/abs/1907.05600; Salimans & Ho, 2021, "Should EBMs
+        model the energy or the score?", https://openreview.net/forum?id=9AS-TF2jRNb
     """
 
     def __init__(
@@ -251,5 +258,5 @@ class EnergyMLP(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """The energies ``[B]`` in nats, with the dtype of ``x``; see the class."""
+        """Return the energies ``[B]`` in nats, with the dtype of ``x``; see the class."""
         return self.network(x, c_noise, cond, rngs=rngs).reshape(x.shape[:1])

@@ -1,11 +1,16 @@
 """Training: one pure step, the loop around it, and checkpoints that resume bit by bit.
 
-``loss_fn(params, batch, key) -> [B]`` is any per-example loss, ``x`` the data:
+``loss_fn(params, batch, key) -> [B]`` is any per-example loss, here of a Gaussian's mean:
 
-    optimizer = training.adamw(1e-3, num_steps=10_000)
-    state = training.fit(loss_fn, params, x, optimizer=optimizer, num_steps=10_000,
-                         batch_size=256, seed=0, checkpoints=training.Checkpoints("runs/first"))
-    ema = training.restore_params("runs/first", params)
+    >>> import jax.numpy as jnp, tempfile
+    >>> from sm_jax import training
+    >>> run = training.Checkpoints(tempfile.mkdtemp())  # or "runs/first"
+    >>> loss_fn = lambda params, x, key: 0.5 * (x - params) ** 2
+    >>> state = training.fit(loss_fn, jnp.zeros(()), jnp.array([1.0, 3.0]), seed=0, batch_size=2,
+    ...                      optimizer=training.adamw(0.1, 100), num_steps=100, progress=False,
+    ...                      checkpoints=run)
+    >>> round(float(training.restore_params(run.directory, state.params)), 1)
+    2.0
 
 Batches may come from any object with ``at(step)`` (``Batches``), and records go to any object with
 ``record(step, values)`` (``Logger``). To write another loop, take the parts: ``init`` makes a

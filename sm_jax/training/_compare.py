@@ -1,4 +1,4 @@
-"""What of a run must not change when it is resumed, and how it differs if it does."""
+"""Comparison of a run with its continuation: layouts and configurations."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The metadata file of a run: what it is of, so that nothing else is restored into it."""
+"""Metadata of a run: the configuration and the layout that a continuation must have."""
 
 import importlib.metadata
 import json

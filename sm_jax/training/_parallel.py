@@ -1,4 +1,4 @@
-"""Data parallelism: the batch split over a mesh of devices, everything else on each of them."""
+"""Data parallelism: the batch split over a mesh of devices, everything else replicated."""
 
 from collections.abc import Sequence
 from typing import Any

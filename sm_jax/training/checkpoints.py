@@ -53,7 +53,7 @@ __all__ = [
 
 
 def prepare_directory(directory: str | os.PathLike, *, resume: bool = False) -> pathlib.Path:
-    """Make a run directory, or says why it cannot be one, before any work starts.
+    """Make a run directory, or raise before any work starts.
 
     Args:
         directory: where the run is to write; parents are made. It must be empty, but for a
@@ -64,7 +64,8 @@ def prepare_directory(directory: str | os.PathLike, *, resume: bool = False) -> 
         The absolute path.
 
     Raises:
-        ValueError: if the directory cannot be written, or is not empty and ``resume`` is false.
+        ValueError: naming the reason: the directory cannot be written, or is not empty and
+            ``resume`` is false.
 
     Example:
         >>> import tempfile
