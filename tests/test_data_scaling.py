@@ -292,9 +292,9 @@ def test_a_uniform_model_costs_log2_of_the_levels():
     np.testing.assert_allclose(-log_prob / math.log(2) / 5, 5.0, rtol=1e-14)
 
 
-def test_bad_levels(getkey):
+def test_bad_values(getkey):
     for x, value in [([0, 17], 17), ([-1, 3], -1), ([0.25, 1.0], 0.25), ([np.nan, 1.0], "nan")]:
-        with pytest.raises(ValueError, match=f"whole levels 0 to 16, got {value}.*num_values"):
+        with pytest.raises(ValueError, match=f"whole values 0 to 16, got {value}.*num_values"):
             dequantize(np.array(x), getkey(), num_values=17)
     with pytest.raises(ValueError, match="num_values must be at least 2, got 1"):
         dequantize(np.array([0]), getkey(), num_values=1)
