@@ -64,15 +64,24 @@ def run(step, state, batches):
     return numbers(state, metrics)
 
 
-def fit(directory=None, num_steps=6, loss_fn=random_loss, resume=False, **kwargs):
+class Rows:
+    """The batches that `fit` takes of X, as a stream."""
+
+    def at(self, step):
+        return X[np.asarray(cheap_indices(None, step, len(X), B))]
+
+
+def fit(
+    directory=None, num_steps=6, loss_fn=random_loss, resume=False, data=X, batch_size=B, **kwargs
+):
     checkpoints = None if directory is None else Checkpoints(directory, every=3, resume=resume)
     state = training.fit(
         loss_fn,
         PARAMS,
-        X,
+        data,
         optimizer=OPTIMIZER,
         num_steps=num_steps,
-        batch_size=B,
+        batch_size=batch_size,
         seed=1,
         steps_per_dispatch=3,
         checkpoints=checkpoints,
@@ -139,6 +148,7 @@ def main(directory):
     out["shards in fit"] = shards
     out["fit one"] = fit(directory / "one", 3, devices=jax.devices()[:1])
     out["fit host"] = fit(device_data_bytes=0)
+    out["fit stream"] = fit(data=Rows(), batch_size=None)
     # Saved on one device, continued on eight.
     out["fit one then mesh"] = fit(directory / "one", resume=True)
     try:
@@ -203,6 +213,7 @@ def test_fit_on_a_mesh_equals_fit_on_one_device(results, monkeypatch):
     monkeypatch.setattr(_batches, "batch_indices", cheap_indices)
     assert_close(results["fit mesh"], fit())
     assert_close(results["fit host"], results["fit mesh"])
+    assert results["fit stream"] == results["fit host"]
     assert results["shards in fit"] == [[2, D]]  # of 16 rows: no device does all the work
 
 
