@@ -624,7 +624,7 @@ def test_mlp_options_are_checked(cls, options, error, message):
     [
         ({"image_shape": (8, 8)}, ValueError, r"\(height, width, channels\), got \(8, 8\)"),
         ({"image_shape": (8, 0, 1)}, ValueError, r"image_shape = \(8, 0, 1\).*at least 1, got 0"),
-        ({"channel_multipliers": ()}, ValueError, r"channel_multipliers .*at least one level"),
+        ({"channel_multipliers": ()}, ValueError, r"channel_multipliers .*at least one resolution"),
         ({"channel_multipliers": (1, 0)}, ValueError, r"channel_multipliers = \(1, 0\) must be"),
         ({"channels": 0}, ValueError, "channels must be at least 1, got 0"),
         ({"num_blocks": 0}, ValueError, "num_blocks must be at least 1, got 0"),

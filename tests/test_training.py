@@ -230,6 +230,27 @@ def test_adamw_follows_warmup_and_cosine():
     np.testing.assert_allclose(rates, 0.01 * np.where(n < 4, n / 4, cosine), rtol=1e-4, atol=1e-9)
 
 
+def test_adamw_is_its_equations(getkey):
+    """Those of its docstring, step by step in NumPy, where some gradients are clipped."""
+    optimizer = training.adamw(0.1, 6, warmup=0.3, weight_decay=0.2, clip_norm=1.5, b1=0.8, b2=0.9)
+    grads = np.asarray(jax.random.normal(getkey(), (6, 3)), np.float64)
+    norms = np.linalg.norm(grads, axis=1)
+    assert (norms < 1.5).any()
+    assert (norms > 1.5).any()
+    params = jnp.array([1.0, -2.0, 0.5])
+    state, expected = optimizer.init(params), np.asarray(params, np.float64)
+    m = v = np.zeros(3)
+    for n, (g, norm) in enumerate(zip(grads, norms, strict=True)):
+        updates, state = optimizer.update(jnp.asarray(g, jnp.float32), state, params)
+        params = params + updates
+        g = g * min(1, 1.5 / norm)
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+        m_hat, v_hat = m / (1 - 0.8 ** (n + 1)), v / (1 - 0.9 ** (n + 1))
+        rate = 0.1 * (n / 2 if n < 2 else (1 + np.cos(np.pi * (n - 2) / 4)) / 2)
+        expected = expected - rate * (m_hat / (np.sqrt(v_hat) + 1e-8) + 0.2 * expected)
+        np.testing.assert_allclose(params, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("warmup", "num_steps", "peak"), [(0.29, 100, 29), (0.99, 10, 9)])
 def test_adamw_warms_up_over_the_nearest_number_of_steps(warmup, num_steps, peak):
     optimizer = training.adamw(1.0, num_steps, warmup=warmup)
