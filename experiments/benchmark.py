@@ -274,8 +274,7 @@ def fit_result(rounds: int):
         num_steps=chunk * max(4, rounds // 4),
         batch_size=batch_size,
         seed=0,
-        evaluate=evaluate,
-        evaluate_every=chunk,
+        evaluation=training.Evaluation(evaluate, every=chunk),
         progress=False,
     )
     ratio = statistics.median(a / b for a, b in zip(looped, bare, strict=False))

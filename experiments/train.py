@@ -92,16 +92,12 @@ def prepare(recipe: str, config: _config.Config) -> tuple["Run", "Examples", dic
 
 def fit(untrained: "Run", examples: "Examples", facts: dict[str, Any]) -> "Run":
     """Trains what `prepare` returned; returns the run with its trained parameters."""
-    import jax
-
     from experiments import _evaluation, _run
     from sm_jax import training
     from sm_jax.training import checkpoints
 
     directory, _, config, problem, model, _ = untrained
     options = config.training
-    # On CPU, XLA runs convolutions within loops tens of times slower: then step by step.
-    convolutional = any(leaf.ndim == 4 for leaf in jax.tree.leaves(model.params))
     validate = _evaluation.validation(model, problem, examples, options.seed)
     training.fit(
         model.loss,
@@ -114,16 +110,17 @@ def fit(untrained: "Run", examples: "Examples", facts: dict[str, Any]) -> "Run":
         batch_size=options.batch_size,
         seed=options.seed,
         ema_decay=options.ema_decay,
-        level_loss_fn=model.level_loss,
-        evaluate_every=config.evaluation.every,
-        checkpoint_every=config.evaluation.every,
-        evaluate=validate,
-        best_metric=None if validate is None else "validation_elbo",
-        best_mode="min" if validate is None else "max",
-        directory=directory,
-        resume=config.run.resume,
-        steps_per_dispatch=1 if convolutional and jax.default_backend() == "cpu" else 50,
-        config=facts,
+        evaluation=training.Evaluation(
+            validate, every=config.evaluation.every, noise_level_loss_fn=model.level_loss
+        ),
+        checkpoints=training.Checkpoints(
+            directory,
+            every=config.evaluation.every,
+            best_metric=None if validate is None else "validation_elbo",
+            best_mode="min" if validate is None else "max",
+            resume=config.run.resume,
+            config=facts,
+        ),
     )
     params = _run.restore_params(directory, model.params)
     if validate is not None:

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from sm_jax import training
-from sm_jax.training import _loop, checkpoints
+from sm_jax.training import Checkpoints, Evaluation, _batches, checkpoints
 
 X = np.linspace(-1.0, 2.0, 22, dtype=np.float32).reshape(11, 2)
 X_SHARDING = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -32,7 +32,7 @@ def cheap_indices(key, step, num_examples, batch_size):
 def cheap():
     """Batches that compile in no time."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(_loop, "batch_indices", cheap_indices)
+        monkeypatch.setattr(_batches, "batch_indices", cheap_indices)
         yield
 
 
@@ -44,11 +44,15 @@ def fit(directory, num_steps, **kwargs):
         "steps_per_dispatch": 5,
         "log_every": 5,
         "ema_decay": 0.8,
-        "checkpoint_every": 5,
         "progress": False,
     }
-    kwargs = {**defaults, **kwargs}
-    return training.fit(loss_fn, PARAMS, X, num_steps=num_steps, directory=directory, **kwargs)
+    names = ("keep", "best_metric", "best_mode", "resume", "config")
+    options = {name: kwargs.pop(name) for name in names if name in kwargs}
+    if directory is not None:
+        defaults["checkpoints"] = Checkpoints(directory, every=5, **options)
+    if "evaluate" in kwargs:
+        defaults["evaluation"] = Evaluation(kwargs.pop("evaluate"))
+    return training.fit(loss_fn, PARAMS, X, num_steps=num_steps, **{**defaults, **kwargs})
 
 
 def assert_equal(a, b):
@@ -128,11 +132,8 @@ def test_large_arrays_are_saved_before_they_are_donated(tmp_path):
         batch_size=4,
         seed=0,
         ema_decay=0.0,
-        checkpoint_every=1,
-        evaluate=save_each,
-        evaluate_every=1,
-        directory=tmp_path,
-        keep=9,
+        evaluation=Evaluation(save_each, every=1),
+        checkpoints=Checkpoints(tmp_path, every=1, keep=9),
         progress=False,
     )
     like = {"params": jax.ShapeDtypeStruct((500_000,), jnp.float32, sharding=X_SHARDING)}
@@ -187,7 +188,7 @@ def test_the_last_and_the_best_are_kept(mode, kept, tmp_path):
     assert steps(tmp_path) == sorted({kept[0], 10, 15})
     fit(tmp_path, 20, resume=True, **kwargs)
     assert steps(tmp_path) == kept
-    assert set(emas) == {5, 10, 15, 20}  # evaluate_every is 1000: at each checkpoint all the same
+    assert set(emas) == {5, 10, 15, 20}  # Evaluation.every is 1000: at each checkpoint all the same
     assert_equal(training.restore_params(tmp_path, PARAMS, best=True), emas[kept[0]])
     assert_equal(training.restore_params(tmp_path, PARAMS), emas[20])
 
@@ -213,7 +214,7 @@ def test_checkpoints_without_the_metric_are_no_candidates(earlier, tmp_path):
 
 
 def test_unknown_best_metric_raises(tmp_path):
-    with pytest.raises(ValueError, match=r"best_metric 'nll' is not among .*\['loss'\]"):
+    with pytest.raises(ValueError, match=r"best_metric 'nll' is not among the values .*\['loss'\]"):
         fit(tmp_path, 5, evaluate=lambda ema, step: {"loss": 1.0}, best_metric="nll")
 
 
@@ -432,3 +433,20 @@ def test_restore_params_needs_shapes_only(run):
 def test_open_manager_bad_arguments(kwargs, match, tmp_path):
     with pytest.raises(ValueError, match=match):
         checkpoints.open_manager(tmp_path, **kwargs)
+
+
+def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    checkpoints.write_text(path, "old")
+    checkpoints.write_text(path, "new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+    def fail(path, text):
+        path.write_bytes(text[:1].encode())
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", fail)
+    with pytest.raises(OSError, match="no space left"):
+        checkpoints.write_text(path, "newer")
+    assert path.read_text() == "new"

@@ -246,7 +246,7 @@ def test_quantize_at_the_edges():
 
 
 def test_nan_is_no_level():
-    with pytest.raises(ValueError, match="y holds 2 NaN, which are no levels"):
+    with pytest.raises(ValueError, match="y holds 2 NaN, which has no integer value"):
         quantize(jnp.array([0.1, jnp.nan, jnp.inf, jnp.nan]), num_values=256)
     assert quantize(jnp.array([-jnp.inf, jnp.inf]), num_values=256).tolist() == [0, 255]
 
@@ -292,9 +292,9 @@ def test_a_uniform_model_costs_log2_of_the_levels():
     np.testing.assert_allclose(-log_prob / math.log(2) / 5, 5.0, rtol=1e-14)
 
 
-def test_bad_levels(getkey):
+def test_bad_values(getkey):
     for x, value in [([0, 17], 17), ([-1, 3], -1), ([0.25, 1.0], 0.25), ([np.nan, 1.0], "nan")]:
-        with pytest.raises(ValueError, match=f"whole levels 0 to 16, got {value}.*num_values"):
+        with pytest.raises(ValueError, match=f"whole values 0 to 16, got {value}.*num_values"):
             dequantize(np.array(x), getkey(), num_values=17)
     with pytest.raises(ValueError, match="num_values must be at least 2, got 1"):
         dequantize(np.array([0]), getkey(), num_values=1)

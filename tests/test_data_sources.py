@@ -96,7 +96,9 @@ def test_damaged_arrays(tmp_path):
         for broken in (b"", b"hello", content[:-40], bytes(damaged)):
             file = tmp_path / f"bad.{suffix}"
             file.write_bytes(broken)
-            with pytest.raises(ValueError, match=f"bad.{suffix}' is damaged or no .{suffix} file"):
+            with pytest.raises(
+                ValueError, match=f"bad.{suffix}' is damaged or not a .{suffix} file"
+            ):
                 load(file)
 
 
@@ -190,7 +192,7 @@ def test_images_that_cannot_be_used(tmp_path):
     save_image(file, np.random.default_rng(0).integers(0, 255, (50, 50)))
     for content in (b"hello", file.read_bytes()[:500]):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match=r"a.png' is no readable image: .*\. Remove it"):
+        with pytest.raises(ValueError, match=r"a.png' is not a readable image: .*\. Remove it"):
             load(tmp_path)
 
 
@@ -254,7 +256,7 @@ def test_images_of_several_pages(tmp_path):
 def test_an_image_too_large_to_open(tmp_path, monkeypatch):
     save_image(tmp_path / "a.png", GRAY)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
-    with pytest.raises(ValueError, match=r"a.png' is no readable image: .*bomb.*\. Remove it"):
+    with pytest.raises(ValueError, match=r"a.png' is not a readable image: .*bomb.*\. Remove it"):
         load(tmp_path)
 
 

@@ -192,7 +192,9 @@ def test_array_takes_the_checkpoint_that_is_best_on_its_validation_set(tmp_path,
     np.testing.assert_array_equal(np.sort(np.concatenate(parts), axis=0), np.sort(x, axis=0))
 
     lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
-    bounds = {line["step"]: line["eval/validation_elbo"] for line in lines if "level_loss" in line}
+    bounds = {
+        line["step"]: line["eval/validation_elbo"] for line in lines if "noise_level_loss" in line
+    }
     best = max(bounds, key=bounds.get)
     assert best < max(bounds)
     assert f"step {best}, the best on 6 validation examples" in capsys.readouterr().out

@@ -140,21 +140,21 @@ def unet_reference(p, x, c_noise, cond, multipliers, num_blocks):
     embedding = embed(p["embedding"], c_noise, cond)
     h = conv(p["inputs"], x)
     down, up = ([p[name][str(i)] for i in range(len(p[name]))] for name in ("down", "up"))
-    levels = [[h]]
-    for level in range(len(multipliers)):
-        if level > 0:
+    resolutions = [[h]]
+    for i in range(len(multipliers)):
+        if i > 0:
             h = conv(down.pop(0)["conv"], h, stride=2)
-            levels.append([h])
+            resolutions.append([h])
         for _ in range(num_blocks):
             h = residual_block(down.pop(0), h, embedding)
-            levels[-1].append(h)
+            resolutions[-1].append(h)
     for i in range(2):
         h = residual_block(p["middle"][str(i)], h, embedding)
-    while levels:
-        for skip in reversed(levels.pop()):
+    while resolutions:
+        for skip in reversed(resolutions.pop()):
             h = residual_block(up.pop(0), np.concatenate([h, skip], -1), embedding)
-        if levels:
-            height, width = levels[-1][0].shape[1:3]
+        if resolutions:
+            height, width = resolutions[-1][0].shape[1:3]
             h = h.repeat(2, axis=1)[:, :height].repeat(2, axis=2)[:, :, :width]
             h = conv(up.pop(0)["conv"], h)
     assert not down
@@ -624,7 +624,7 @@ def test_mlp_options_are_checked(cls, options, error, message):
     [
         ({"image_shape": (8, 8)}, ValueError, r"\(height, width, channels\), got \(8, 8\)"),
         ({"image_shape": (8, 0, 1)}, ValueError, r"image_shape = \(8, 0, 1\).*at least 1, got 0"),
-        ({"channel_multipliers": ()}, ValueError, r"channel_multipliers .*at least one level"),
+        ({"channel_multipliers": ()}, ValueError, r"channel_multipliers .*at least one resolution"),
         ({"channel_multipliers": (1, 0)}, ValueError, r"channel_multipliers = \(1, 0\) must be"),
         ({"channels": 0}, ValueError, "channels must be at least 1, got 0"),
         ({"num_blocks": 0}, ValueError, "num_blocks must be at least 1, got 0"),

@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from sm_jax import training
-from sm_jax.training import _loop
+from sm_jax.training import Checkpoints, _batches
 
 B, D = 16, 3
 OPTIMIZER = training.adamw(0.1, 20, warmup=0.0, clip_norm=0.5)
@@ -64,18 +64,27 @@ def run(step, state, batches):
     return numbers(state, metrics)
 
 
-def fit(directory=None, num_steps=6, loss_fn=random_loss, **kwargs):
+class Rows:
+    """The batches that `fit` takes of X, as a stream."""
+
+    def at(self, step):
+        return X[np.asarray(cheap_indices(None, step, len(X), B))]
+
+
+def fit(
+    directory=None, num_steps=6, loss_fn=random_loss, resume=False, data=X, batch_size=B, **kwargs
+):
+    checkpoints = None if directory is None else Checkpoints(directory, every=3, resume=resume)
     state = training.fit(
         loss_fn,
         PARAMS,
-        X,
+        data,
         optimizer=OPTIMIZER,
         num_steps=num_steps,
-        batch_size=B,
+        batch_size=batch_size,
         seed=1,
         steps_per_dispatch=3,
-        checkpoint_every=3,
-        directory=directory,
+        checkpoints=checkpoints,
         progress=False,
         **kwargs,
     )
@@ -126,7 +135,7 @@ def main(directory):
     out["noise"] = np.concatenate([first.params, second.params - first.params]).tolist()
 
     # The loop: over 8 devices by default, over one, and with the data on the host.
-    _loop.batch_indices = cheap_indices
+    _batches.batch_indices = cheap_indices
     shards = []
 
     def inspected_loss(params, x, key):
@@ -139,6 +148,7 @@ def main(directory):
     out["shards in fit"] = shards
     out["fit one"] = fit(directory / "one", 3, devices=jax.devices()[:1])
     out["fit host"] = fit(device_data_bytes=0)
+    out["fit stream"] = fit(data=Rows(), batch_size=None)
     # Saved on one device, continued on eight.
     out["fit one then mesh"] = fit(directory / "one", resume=True)
     try:
@@ -200,15 +210,16 @@ def test_each_device_and_step_draws_its_own_noise_under_pmap(results):
 
 
 def test_fit_on_a_mesh_equals_fit_on_one_device(results, monkeypatch):
-    monkeypatch.setattr(_loop, "batch_indices", cheap_indices)
+    monkeypatch.setattr(_batches, "batch_indices", cheap_indices)
     assert_close(results["fit mesh"], fit())
     assert_close(results["fit host"], results["fit mesh"])
+    assert results["fit stream"] == results["fit host"]
     assert results["shards in fit"] == [[2, D]]  # of 16 rows: no device does all the work
 
 
 def test_checkpoints_cross_between_one_device_and_eight(results, directory, monkeypatch):
     assert_close(results["fit one then mesh"], results["fit mesh"])
-    monkeypatch.setattr(_loop, "batch_indices", cheap_indices)
+    monkeypatch.setattr(_batches, "batch_indices", cheap_indices)
     # Eight devices wrote it: finished there, it restores here unchanged.
     assert jax.device_count() == 1
     assert fit(directory / "eight", resume=True) == results["fit mesh"]

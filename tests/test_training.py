@@ -11,7 +11,7 @@ import pytest
 
 from sm_jax import training
 from sm_jax.data import batch_indices
-from sm_jax.training import _dtypes, _loop
+from sm_jax.training import Checkpoints, Evaluation, _batches, _dtypes, _loop
 
 X = np.linspace(-1.0, 2.0, 22, dtype=np.float32).reshape(11, 2)
 
@@ -31,12 +31,27 @@ def cheap_indices(key, step, num_examples, batch_size):
 
 @pytest.fixture
 def cheap(monkeypatch):
-    monkeypatch.setattr(_loop, "batch_indices", cheap_indices)
+    monkeypatch.setattr(_batches, "batch_indices", cheap_indices)
 
 
 def fit(loss_fn, params, data, **kwargs):
     defaults = {"optimizer": optax.sgd(0.1), "num_steps": 6, "batch_size": 4, "seed": 3}
     return training.fit(loss_fn, params, data, **{"progress": False, **defaults, **kwargs})
+
+
+class Spiral:
+    """Points ``[4, 2]`` on a spiral: a stream, every batch drawn anew from its step."""
+
+    def at(self, step):
+        t = np.random.default_rng((7, step)).uniform(size=4)
+        return np.stack([t * np.cos(9 * t), t * np.sin(9 * t)], axis=1)
+
+
+class Recorder(list):
+    """A logger: the records by their steps."""
+
+    def record(self, step, values):
+        self.append((step, values))
 
 
 def records(directory):
@@ -215,6 +230,27 @@ def test_adamw_follows_warmup_and_cosine():
     np.testing.assert_allclose(rates, 0.01 * np.where(n < 4, n / 4, cosine), rtol=1e-4, atol=1e-9)
 
 
+def test_adamw_is_its_equations(getkey):
+    """Those of its docstring, step by step in NumPy, where some gradients are clipped."""
+    optimizer = training.adamw(0.1, 6, warmup=0.3, weight_decay=0.2, clip_norm=1.5, b1=0.8, b2=0.9)
+    grads = np.asarray(jax.random.normal(getkey(), (6, 3)), np.float64)
+    norms = np.linalg.norm(grads, axis=1)
+    assert (norms < 1.5).any()
+    assert (norms > 1.5).any()
+    params = jnp.array([1.0, -2.0, 0.5])
+    state, expected = optimizer.init(params), np.asarray(params, np.float64)
+    m = v = np.zeros(3)
+    for n, (g, norm) in enumerate(zip(grads, norms, strict=True)):
+        updates, state = optimizer.update(jnp.asarray(g, jnp.float32), state, params)
+        params = params + updates
+        g = g * min(1, 1.5 / norm)
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+        m_hat, v_hat = m / (1 - 0.8 ** (n + 1)), v / (1 - 0.9 ** (n + 1))
+        rate = 0.1 * (n / 2 if n < 2 else (1 + np.cos(np.pi * (n - 2) / 4)) / 2)
+        expected = expected - rate * (m_hat / (np.sqrt(v_hat) + 1e-8) + 0.2 * expected)
+        np.testing.assert_allclose(params, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("warmup", "num_steps", "peak"), [(0.29, 100, 29), (0.99, 10, 9)])
 def test_adamw_warms_up_over_the_nearest_number_of_steps(warmup, num_steps, peak):
     optimizer = training.adamw(1.0, num_steps, warmup=warmup)
@@ -383,7 +419,7 @@ def test_records_evaluations_and_levels(cheap, tmp_path, device_data_bytes):
         emas[step] = ema
         return {"nll": step / 10, "worst": math.nan}
 
-    def level_loss_fn(ema, batch, key):
+    def noise_level_loss_fn(ema, batch, key):
         return jnp.stack([ema, jnp.mean(batch), jax.random.uniform(key)])
 
     state = fit(
@@ -394,11 +430,9 @@ def test_records_evaluations_and_levels(cheap, tmp_path, device_data_bytes):
         num_steps=10,
         device_data_bytes=device_data_bytes,
         steps_per_dispatch=4,
-        directory=tmp_path / "deep" / "run",
+        checkpoints=Checkpoints(tmp_path / "deep" / "run"),
         log_every=3,
-        evaluate=evaluate,
-        evaluate_every=4,
-        level_loss_fn=level_loss_fn,
+        evaluation=Evaluation(evaluate, every=4, noise_level_loss_fn=noise_level_loss_fn),
         ema_decay=0.0,
     )
     rows = records(tmp_path / "deep" / "run")
@@ -411,7 +445,7 @@ def test_records_evaluations_and_levels(cheap, tmp_path, device_data_bytes):
         (8, 0.8, None),
         (10, 1.0, None),
     ]
-    levels = [r["level_loss"] for r in evals]
+    levels = [r["noise_level_loss"] for r in evals]
     means = [float(cheap_indices(None, step, 11, 4).mean()) for step in (4, 8, 10)]
     assert len(set(means)) == 3
     assert [level[:2] for level in levels] == [
@@ -423,7 +457,9 @@ def test_records_evaluations_and_levels(cheap, tmp_path, device_data_bytes):
     assert float(state.params) == -5.0
     (events,) = (tmp_path / "deep" / "run" / "tensorboard").iterdir()
     content = events.read_bytes()
-    assert all(tag in content for tag in (b"loss", b"grad_norm", b"eval/nll", b"level_loss/2"))
+    assert all(
+        tag in content for tag in (b"loss", b"grad_norm", b"eval/nll", b"noise_level_loss/2")
+    )
 
 
 def test_the_callers_arrays_are_left_alone(cheap):
@@ -454,8 +490,7 @@ def test_nan_loss_names_its_step_and_keeps_the_last_good_checkpoint(
             num_steps=99,
             log_every=1,
             steps_per_dispatch=steps_per_dispatch,
-            checkpoint_every=bad - 2,
-            directory=tmp_path,
+            checkpoints=Checkpoints(tmp_path, every=bad - 2),
         )
     ema = training.restore_params(tmp_path, jnp.zeros(2))
     good = fit(quadratic, jnp.zeros(2), data, batch_size=2, num_steps=bad - 2)
@@ -479,8 +514,7 @@ def test_nan_parameters_under_a_finite_loss_are_not_saved(cheap, tmp_path):
             jnp.array(2.0),
             np.ones(11, np.float32),
             optimizer=optax.sgd(1.0),
-            checkpoint_every=1,
-            directory=tmp_path,
+            checkpoints=Checkpoints(tmp_path, every=1),
         )
 
 
@@ -504,9 +538,13 @@ def test_progress(cheap, capfd):
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"log_every": 0}, "log_every must be at least 1, got 0"),
-        ({"best_metric": "nll"}, "best_metric 'nll' needs evaluate and directory"),
-        ({"best_mode": "least"}, "best_mode must be .* got 'least'"),
-        ({"resume": True}, "resume=True needs the directory"),
+        ({"steps_per_dispatch": 0}, "steps_per_dispatch must be at least 1, got 0"),
+        ({"batch_size": None}, "data is arrays: give batch_size"),
+        (
+            {"checkpoints": Checkpoints("absent", best_metric="nll")},
+            r"best_metric 'nll' is one of the values.*evaluation=training.Evaluation\(fn\)",
+        ),
+        ({"data": Spiral()}, "batch_size 4 is for arrays, and data is a stream.*leave batch_size"),
         ({"data": np.zeros((0, 2))}, r"one leading axis.* got \[\(0, 2\)\]"),
         ({"data": {}}, r"one leading axis.* got \[\]"),
         ({"data": (X, X[:3])}, r"one leading axis.* got \[\(11, 2\), \(3, 2\)\]"),
@@ -518,8 +556,8 @@ def test_bad_arguments(kwargs, match):
 
 
 def test_an_evaluation_that_returns_nothing_raises(cheap):
-    with pytest.raises(TypeError, match="evaluate must return a dict of floats, got None"):
-        fit(quadratic, jnp.zeros(2), X, evaluate=lambda ema, step: None)
+    with pytest.raises(TypeError, match=r"evaluation\.fn must return a dict of floats, got None"):
+        fit(quadratic, jnp.zeros(2), X, evaluation=Evaluation(lambda ema, step: None))
 
 
 def test_steps_one_by_one_are_the_steps_of_the_loop():
@@ -547,3 +585,140 @@ def test_steps_one_by_one_are_the_steps_of_the_loop():
     for one, other in zip(jax.tree.leaves(single[:3]), jax.tree.leaves(looped[:3]), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
     assert abs(float(single.params)) > 0.05
+
+
+# Streams, loggers and groups of options
+
+
+def test_a_stream_is_the_step_repeated_on_its_batches():
+    optimizer = optax.adam(0.05)
+    train_key, *_ = jax.random.split(jax.random.key(3), 3)
+    step = jax.jit(training.make_step(noisy, optimizer))
+    state = training.init(jnp.zeros(2), optimizer, train_key)
+    for n in range(7):
+        state, _ = step(state, Spiral().at(n).astype(np.float32))
+    options = {"optimizer": optimizer, "num_steps": 7, "batch_size": None}
+    fitted = fit(noisy, jnp.zeros(2), Spiral(), steps_per_dispatch=3, **options)
+    for a, b in zip(jax.tree.leaves(fitted[:4]), jax.tree.leaves(state[:4]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_run_on_a_stream_resumes_bit_by_bit_and_records_to_a_logger(tmp_path):
+    """7 steps, which cut a dispatch, and the rest; the logger gets what the files get."""
+    options = {"optimizer": optax.adam(0.05), "batch_size": None, "log_every": 1}
+    options["evaluation"] = Evaluation(lambda ema, step: {"norm": abs(ema).sum()}, every=5)
+
+    def run(directory, num_steps, resume=False):
+        logger = Recorder()
+        checkpoints = Checkpoints(directory, every=5, resume=resume)
+        options.update(checkpoints=checkpoints, logger=logger)
+        return fit(noisy, jnp.zeros(2), Spiral(), num_steps=num_steps, **options), logger
+
+    whole, logger = run(tmp_path / "whole", 12)
+    _, before = run(tmp_path / "parts", 7)
+    resumed, after = run(tmp_path / "parts", 12, resume=True)
+    for a, b in zip(jax.tree.leaves(whole[:4]), jax.tree.leaves(resumed[:4]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    def losses(records):
+        return [(step, values["loss"]) for step, values in records if "loss" in values]
+
+    assert [step for step, _ in losses(logger)] == list(range(1, 13))
+    assert losses(before) + losses(after) == losses(logger)
+    assert [step for step, values in logger if "eval/norm" in values] == [5, 10, 12]
+    written = [(row.pop("step"), row) for row in records(tmp_path / "whole")]
+    assert written == logger
+
+
+def test_a_logger_needs_no_directory_and_gets_values_that_are_not_finite(cheap):
+    logger = Recorder()
+    evaluation = Evaluation(
+        lambda ema, step: {"nll": math.nan},
+        noise_level_loss_fn=lambda ema, batch, key: jnp.array([1.0, math.inf]),
+    )
+    fit(quadratic, jnp.zeros(2), X, logger=logger, evaluation=evaluation)
+    (evaluated,) = [values for _, values in logger if "eval/nll" in values]
+    assert math.isnan(evaluated["eval/nll"])
+    assert evaluated["noise_level_loss"] == [1.0, math.inf]
+
+
+def test_a_stream_must_not_change_its_layout():
+    class Growing:
+        def at(self, step):
+            return {"x": np.zeros((4, 2 + step // 2), np.float32)}
+
+    def loss_fn(params, batch, key):
+        return params * batch["x"].sum(1)
+
+    with pytest.raises(
+        ValueError, match=r"data\.at\(2\) .*'x'.*float32\[4, 2\].*float32\[4, 3\].*same shapes"
+    ):
+        fit(loss_fn, jnp.zeros(()), Growing(), batch_size=None)
+
+
+class Empty:
+    def at(self, step):
+        return np.zeros((0, 2))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"data": iter([X])}, TypeError, r"an iterator, which cannot be resumed: .*at\(step\)"),
+        ({"data": Spiral}, TypeError, r"a class: give an object whose at\(step\)"),
+        ({"data": Empty(), "batch_size": None}, ValueError, r"data\.at\(0\) must be .*\(0, 2\)"),
+        ({"logger": print}, TypeError, r"logger must have a method record\(step, values\), got"),
+        ({"checkpoints": "runs/first"}, TypeError, r"training\.Checkpoints\('runs/first'\)"),
+        ({"evaluation": math.cos}, TypeError, r"evaluation=training\.Evaluation\(<built-in"),
+    ],
+)
+def test_wrong_objects(kwargs, error, match):
+    with pytest.raises(error, match=match):
+        fit(quadratic, jnp.zeros(2), kwargs.pop("data", X), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("group", "error", "match"),
+    [
+        (lambda: Checkpoints("a", every=0), ValueError, "every must be at least 1, got 0"),
+        (lambda: Checkpoints("a", keep=0), ValueError, "keep must be at least 1, got 0"),
+        (lambda: Checkpoints("a", best_mode="least"), ValueError, "best_mode .* got 'least'"),
+        (lambda: Evaluation(print, every=0), ValueError, "every must be at least 1, got 0"),
+        (lambda: Evaluation(), ValueError, "give fn or noise_level_loss_fn"),
+        (lambda: Evaluation({}), TypeError, r"fn must be a function, got \{\}"),
+    ],
+)
+def test_bad_groups_of_options(group, error, match):
+    with pytest.raises(error, match=match):
+        group()
+
+
+@pytest.mark.parametrize(("convolves", "lengths"), [(True, {1}), (False, {6})])
+def test_a_loss_with_convolutions_takes_one_step_per_dispatch_on_cpu(
+    convolves, lengths, cheap, monkeypatch
+):
+    """The convolution is within a jitted function within a scan; a kernel of rank 4 is none."""
+    images = np.ones((11, 4, 4, 1), np.float32)
+
+    @jax.jit
+    def layer(kernel, x):
+        if convolves:
+            return jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        return x * kernel[0, 0].sum()
+
+    def loss_fn(kernel, x, key):
+        h, _ = jax.lax.scan(lambda h, _: (layer(kernel, h), None), x, length=2)
+        return jnp.mean(h**2, axis=(1, 2, 3))
+
+    seen = set()
+    dispatcher = _loop._dispatcher
+
+    def spy(*args):
+        dispatch = dispatcher(*args)
+        return lambda state, start, length: seen.add(length) or dispatch(state, start, length)
+
+    monkeypatch.setattr(_loop, "_dispatcher", spy)
+    fit(loss_fn, jnp.full((3, 3, 1, 1), 0.1), images)
+    assert seen == lengths

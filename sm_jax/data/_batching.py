@@ -33,14 +33,15 @@ from sm_jax._eager import compiled
 
 # The probabilities of the orders of 5, 6, 7 examples are not quite equal: they differ from 1 / N!
 # by 1.6, 2.3, 3.8 % (root mean square over the orders; 1.6 million epochs). With 12 rounds it is 6,
-# 8, 13 %, with 24 nothing is seen; nor is with 16 of up to four examples. More rounds would give
+# 8, 13 %, with 24, or with 16 and up to four
+# examples, no difference is seen. More rounds would give
 # every run another stream of examples.
 _ROUNDS = 16
 _MAX_EXAMPLES = 2**30  # (1) is computed in 32 bits
 
 
 def batch_indices(key: jax.Array, step: ArrayLike, num_examples: int, batch_size: int) -> jax.Array:
-    """Indices of the examples in batch number ``step`` of an endlessly reshuffled data set.
+    """Return the indices of the examples in batch number ``step`` of a reshuffled data set.
 
     Example ``i`` of the batch is ``pi_e(o)`` with ``(e, o) = divmod(step * batch_size + i,
     num_examples)`` and ``pi_e`` a permutation drawn from ``key`` for epoch ``e``, all orders nearly

@@ -1,4 +1,4 @@
-"""Tables of numbers in text: ``.csv``, and ``.tsv`` and ``.txt`` of the same form."""
+"""Tables of numbers from text files: ``.csv``, ``.tsv`` and ``.txt``."""
 
 import array as array_module
 import contextlib
@@ -19,7 +19,7 @@ _REMEDY = "header=True or header=False, --header yes or --header no in a shell"
 
 
 def load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) -> np.ndarray:
-    """Return the table ``[N, columns]``; the arguments are those of `sm_jax.data.load`."""
+    """Return the table ``[N, columns]``; the arguments are those of ``sm_jax.data.load``."""
     if delimiter is not None and len(delimiter) != 1:
         raise ValueError(
             f"delimiter (--delimiter in a shell) must be one character, got {delimiter!r}. Leave "
@@ -78,7 +78,7 @@ def load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) -> 
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=4)  # at the caller of `load`
+    warnings.warn(message, stacklevel=4)  # at the caller of load
 
 
 def _encoding(path: pathlib.Path) -> str:
@@ -95,7 +95,7 @@ def _rows(reader: Iterator[list[str]], path: pathlib.Path) -> Iterator[list[str]
                 yield row
     except csv.Error as error:
         raise ValueError(
-            f"{str(path)!r}, line {reader.line_num} is no line of a table: {error}. Look for a "
+            f"{str(path)!r}, line {reader.line_num} is not a line of a table: {error}. Look for a "
             "quotation mark that is never closed, or mend the line."
         ) from error
 
@@ -120,7 +120,7 @@ def _is_unnamed(names: list[str]) -> bool:
 
 
 def _is_index(column: np.ndarray) -> bool:
-    """Return whether these are all words (NaN), or whole numbers of which none is repeated."""
+    """Return whether these are all words (NaN), or whole numbers without repetition."""
     if np.isnan(column).all():
         return True
     whole = np.isfinite(column).all() and (column % 1 == 0).all()
@@ -138,8 +138,8 @@ def _may_be_names(first: list[str], x: np.ndarray) -> bool:
 
     Such rise or fall from column to column. They are suspicious where they are written as integers
     above fractions, where they count the columns, and where all lie farther from the values below
-    than those from one another: `1000 / N` times as far, or in even steps, or close together. The
-    first of N + 1 Cauchy draws is k times as far with probability `0.5 / (k N)`; a single number
+    than those from one another: ``1000 / N`` times as far, or in even steps, or close together. The
+    first of N + 1 Cauchy draws is k times as far with probability ``0.5 / (k N)``; a single number
     must be whole above fractions as well, as heavy tails are common.
     """
     if len(x) < 3 or not np.isfinite(x).all():
@@ -178,13 +178,13 @@ def _numbers(row: list[str], path: pathlib.Path, line: int, names: list[str] | N
             return [float(cell) for cell in row]
     i = next(i for i, cell in enumerate(row) if not _is_number(cell))
     raise ValueError(
-        f"{str(path)!r}, line {line}, {_column(i, names)}: {row[i]!r} is no number. "
+        f"{str(path)!r}, line {line}, {_column(i, names)}: {row[i]!r} is not a number. "
         f"{_remedy(row[i].strip())}"
     )
 
 
 def _remedy(cell: str) -> str:
-    """Return what to do about a cell that is no number."""
+    """Return what to do about a cell that is not a number."""
     if cell.startswith("#"):
         return "Lines of comments are not read: remove them."
     if re.fullmatch(r"[-+]?\d+,\d+", cell):

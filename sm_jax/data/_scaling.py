@@ -1,4 +1,4 @@
-r"""Scalings of data with the constants that carry densities back through them.
+r"""Scalings of data with their log-determinants: standardization and dequantization.
 
 A scaling ``y = T(x)`` changes densities as
 
@@ -43,7 +43,7 @@ _NAMED = 5  # how many constant features a warning names
 class Standardizer:
     """Standardize each feature to mean 0 and variance 1, ``y = (x - mean) / scale``; equation (2).
 
-    A pytree; make one with `fit`, store one with `to_dict` (plain JSON) and `from_dict`.
+    A pytree; make one with ``fit``, store one with ``to_dict`` (plain JSON) and ``from_dict``.
 
     Args:
         mean: mean of each feature, shape ``[...]`` of one example, in units of the data.
@@ -82,7 +82,7 @@ class Standardizer:
     def fit(cls, x: ArrayLike) -> "Standardizer":
         """Fit the mean and the standard deviation (``1/N``) of every feature, in float64.
 
-        A feature that is constant up to rounding (see `constant_features`) gets scale 1, hence
+        A feature that is constant up to rounding (see ``constant_features``) gets scale 1, hence
         becomes 0 up to rounding, with a warning that names it: its density does not exist (a model
         can make the likelihood there as large as it likes).
 
@@ -166,7 +166,7 @@ class Standardizer:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, list | float]) -> "Standardizer":
-        """Return the standardizer that `to_dict` wrote.
+        """Return the standardizer that ``to_dict`` wrote.
 
         Raises:
             ValueError: the keys are not ``mean`` and ``scale``, or the numbers do not fit.
@@ -267,11 +267,13 @@ def dequantize(
 
 
 def quantize(y: ArrayLike, *, num_values: int) -> jax.Array:
-    """Return the level of each number, ``floor((y + 1) num_values / 2)``: undoes `dequantize`.
+    """Return the integer value of each number, ``floor((y + 1) num_values / 2)``.
+
+    The inverse of ``dequantize``.
 
     Args:
-        y: numbers of any shape; below -1 and above 1 they get the nearest level.
-        num_values: number of values, as given to `dequantize`.
+        y: numbers of any shape; below -1 and above 1 they get the nearest value.
+        num_values: number of values, as given to ``dequantize``.
 
     Returns:
         Values ``0..num_values - 1``, int32, in the shape of ``y``. They equal the dequantized
@@ -280,7 +282,7 @@ def quantize(y: ArrayLike, *, num_values: int) -> jax.Array:
 
     Raises:
         ValueError: ``num_values`` is below 2, or ``y`` holds a NaN and is concrete; under ``jit``
-            NaN becomes level 0.
+            NaN becomes value 0.
         TypeError: ``num_values`` is not an integer, or ``y`` not floating.
 
     Example:
@@ -294,24 +296,24 @@ def quantize(y: ArrayLike, *, num_values: int) -> jax.Array:
     known = _arrays.concrete(y)
     if known is not None and np.isnan(known).any():
         raise ValueError(
-            f"y holds {np.isnan(known).sum()} NaN, which are no values: leave them out."
+            f"y holds {np.isnan(known).sum()} NaN, which has no integer value: leave them out."
         )
     values = jnp.floor((y.astype(jnp.promote_types(y.dtype, jnp.float32)) + 1) / 2 * num_values)
     return jnp.clip(values, 0, num_values - 1).astype(jnp.int32)
 
 
 def dequantize_log_det(num_values: int, num_dims: int) -> float:
-    """Return ``num_dims log(2 / num_values)``: add it to the log-density of dequantized data.
+    """Return ``num_dims log(2 / num_values)``, the log-determinant of ``dequantize``.
 
-    The sum is in expectation a lower bound of the log-probability of the discrete data, in nats;
-    equation (3) of the module.
+    Add it to the log-density of dequantized data. The sum is in expectation a lower bound of the
+    log-probability of the discrete data, in nats; equation (3) of the module.
 
     Args:
-        num_values: number of values ``K``, as given to `dequantize`.
+        num_values: number of values ``K``, as given to ``dequantize``.
         num_dims: numbers per example ``D``.
 
     Returns:
-        The log-determinant of `dequantize`, in nats.
+        The log-determinant of ``dequantize``, in nats.
 
     Raises:
         ValueError: ``num_values`` is below 2 or ``num_dims`` below 1.

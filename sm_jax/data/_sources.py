@@ -38,17 +38,17 @@ def load(
     |          | ``[N, H, W, 3]`` (gray ones among them are repeated)                         |
 
     Numbers come as they are stored, because their dtype says how to scale them: uint8 means 8-bit
-    levels, so `dequantize` with 256 levels; otherwise `Standardizer`, in float64. Integers become
-    floats only there. Images are turned upright, as their EXIF orientation says.
+    values, so ``dequantize`` with ``num_values=256``; otherwise ``Standardizer``, in float64.
+    Integers become floats only there. Images are turned upright, as their EXIF orientation says.
 
     In a table the first line names the columns if no cell of it is a number. The index that pandas
     and R write as a first column without a name is left out, with a warning. Numbers that may be
     names, such as ``0,1,2`` above fractions or ``400.5,401.5`` far from all values, are refused
-    unless ``header`` says what they are; comments are always refused, but for a first line that
-    ``header=True`` says to be names. A table is UTF-8, or UTF-16 with a byte-order mark.
+    unless ``header`` says what they are; comments are always refused, except for a first line of
+    names with ``header=True``. A table is UTF-8, or UTF-16 with a byte-order mark.
 
     Args:
-        path: the file or folder. Of a folder, files that are no images and sub-folders are skipped,
+        path: the file or folder. Of a folder, files other than images and sub-folders are skipped,
             images of kinds that are not read (such as ``.heic``) with a warning.
         array: name of the array; read for ``.npz`` only.
         delimiter: the character that separates columns; None takes the first of tab, semicolon,
@@ -122,7 +122,7 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
                 "e.g. np.save(path, np.asarray(x, np.float32))."
             ) from error
         raise ValueError(
-            f"{str(path)!r} is damaged or no {path.suffix} file: write it anew."
+            f"{str(path)!r} is damaged or not a {path.suffix} file: write it anew."
         ) from error
 
 
@@ -130,9 +130,9 @@ def _array_name(path: pathlib.Path, names: list[str], array: str | None) -> str:
     if array is None and len(names) == 1:
         return names[0]
     if array not in names:
-        asked = "array= names none" if array is None else f"none is named {array!r}"
+        named = "array= names none" if array is None else f"none is named {array!r}"
         raise ValueError(
-            f"{str(path)!r} holds the arrays {names} and {asked}: name one of them (array=, "
+            f"{str(path)!r} holds the arrays {names} and {named}: name one of them (array=, "
             "--array in a shell)."
         )
     return array
@@ -170,7 +170,9 @@ def _load_images(folder: pathlib.Path) -> np.ndarray:
                 if image.mode == "P" and (pixels == pixels[..., :1]).all():
                     pixels = pixels[..., 0]  # a palette of grays
         except (OSError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{str(file)!r} is no readable image: {error}. Remove it.") from error
+            raise ValueError(
+                f"{str(file)!r} is not a readable image: {error}. Remove it."
+            ) from error
         images.append(pixels if pixels.ndim == 3 else pixels[:, :, None])
         (height, width), (first_height, first_width) = pixels.shape[:2], images[0].shape[:2]
         if (height, width) != (first_height, first_width):
@@ -190,7 +192,7 @@ def _check_image(file: pathlib.Path, image: Any) -> None:
     if image.mode.startswith("I") or image.mode == "F" or _is_cut(image):
         raise ValueError(
             f"{str(file)!r} has more than 8 bits per channel (Pillow's mode {image.mode!r}), and "
-            "images are read as 8-bit levels: save the pixels as an array, .npy, or divide them "
+            "images are read as 8-bit values: save the pixels as an array, .npy, or divide them "
             "down to 0 to 255 (Pillow's Image.convert clips them instead)."
         )
     if image.mode not in _COLOUR or "transparency" in image.info:

@@ -1,11 +1,11 @@
-r"""The residual multilayer perceptron for data that have values, such as pixels.
+r"""Residual multilayer perceptron for data of integer values, such as pixels.
 
 The ``R`` outputs ``o_dr`` of the network of sm_jax.models._mlp for the number ``d`` of an event
 become log-weights of its values ``k``,
 
     l_dk = bias_dk + sum_r o_dr basis_rk,                                              (1)
 
-with a bias of each number and level, the marginal weights of the values, and a basis that all
+with a bias of each number and value, the marginal weights of the values, and a basis that all
 numbers share.
 """
 
@@ -22,39 +22,44 @@ from sm_jax.models._mlp import _Network
 
 
 class BinMLP(nnx.Module):
-    """Log-weights of the values of every number of an event, equation (1) of this module.
+    """Residual multilayer perceptron with one log-weight per integer value of every number.
 
-    To be used with `sm_jax.quantized.precondition`, which makes a score of it. Before training all
-    values have equal weights.
+    For number ``d`` of an event and value ``k``, with the ``rank`` features of ``d``,
+
+        log_weights[d, k] = bias[d, k] + sum_r features[d, r] basis[r, k],
+
+    where the features are the output of the network of ``MLP``. ``sm_jax.quantized.precondition``
+    makes a score of it. Before training all values have equal weights.
 
     Args:
-      event_shape: shape of one example; an integer `n` means `(n,)`, and `()` scalar events.
-      num_values: number of values of each number.
-      rank: number of features `R` from which the log-weights of a number are made.
-      width: number of hidden features.
-      depth: number of residual blocks, each of two linear layers.
-      embed_dims: number of features of the noise embedding.
-      cond_dims: number of conditioning features; 0 for an unconditional network.
-      dropout: probability of dropping a hidden feature, when called with `rngs`.
-      dtype: dtype of the computation; see `MLP`.
-      rngs: random state that the parameters are drawn from.
+        event_shape: shape of one example; an integer ``n`` means ``(n,)``, and ``()`` scalar
+            events.
+        num_values: number of values of each number.
+        rank: number of features ``R`` from which the log-weights of a number are made.
+        width: number of hidden features.
+        depth: number of residual blocks, each of two linear layers.
+        embed_dims: number of features of the noise embedding.
+        cond_dims: number of conditioning features; 0 for an unconditional network.
+        dropout: probability of dropping a hidden feature, when called with ``rngs``.
+        dtype: dtype of the computation; see ``MLP``.
+        rngs: random state that the parameters are drawn from.
 
     Call:
-      `network(x [B, *event_shape], c_noise [B], cond=None or [B, cond_dims], *, rngs=None)` returns
-      `[B, *event_shape, num_values]` in the dtype of `x`.
+        ``network(x [B, *event_shape], c_noise [B], cond=None or [B, cond_dims], *, rngs=None)``
+        returns ``[B, *event_shape, num_values]`` in the dtype of ``x``.
 
     Raises:
-      ValueError: for sizes below 1, fewer than two values, a dropout rate outside [0, 1), and, when
-        called, for arrays of other shapes.
-      TypeError: when called on arrays that are not floating point.
+        ValueError: for sizes below 1, fewer than two values, a dropout rate outside [0, 1), and,
+            when called, for arrays of other shapes.
+        TypeError: when called on arrays that are not floating point.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from flax import nnx
-      >>> from sm_jax import models
-      >>> network = models.BinMLP((8, 8), 17, width=32, depth=2, rngs=nnx.Rngs(0))
-      >>> network(jnp.ones((5, 8, 8)), jnp.zeros(5)).shape
-      (5, 8, 8, 17)
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from sm_jax import models
+        >>> network = models.BinMLP((8, 8), 17, width=32, depth=2, rngs=nnx.Rngs(0))
+        >>> network(jnp.ones((5, 8, 8)), jnp.zeros(5)).shape
+        (5, 8, 8, 17)
     """
 
     def __init__(
@@ -99,7 +104,7 @@ class BinMLP(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """The log-weights, `[B, *event_shape, num_values]`; see the class."""
+        """Return the log-weights, ``[B, *event_shape, num_values]``; see the class."""
         num_dims, num_values = self.bias.shape
         features = self.network(x, c_noise, cond, rngs=rngs)
         features = features.reshape(x.shape[0], num_dims, self.basis.shape[0])

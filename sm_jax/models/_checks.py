@@ -1,4 +1,4 @@
-"""Checks of what a network is built with and called on, all at trace time."""
+"""Checks of the arguments of networks, at trace time."""
 
 from collections.abc import Sequence
 

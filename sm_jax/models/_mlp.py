@@ -25,7 +25,7 @@ from sm_jax.models._embedding import NoiseEmbedding
 
 
 class _Block(nnx.Module):
-    """Equations (2) and (3): `(h [B, width], embedding [B, embed_dims]) -> [B, width]`."""
+    """Equations (2) and (3): ``(h [B, width], embedding [B, embed_dims]) -> [B, width]``."""
 
     def __init__(self, width, embed_dims, *, activation, dropout, dtype, rngs):
         self.activation = activation
@@ -43,7 +43,7 @@ class _Block(nnx.Module):
 
 
 class _Network(nnx.Module):
-    """Equations (1) to (4): `(x [B, *event_shape], c_noise [B], cond) -> [B, num_outputs]`."""
+    """Equations (1) to (4): ``(x [B, *event_shape], c_noise [B], cond) -> [B, num_outputs]``."""
 
     def __init__(
         self,
@@ -91,42 +91,50 @@ class _Network(nnx.Module):
 class MLP(nnx.Module):
     """Residual multilayer perceptron, conditioned on the noise level, for events of any shape.
 
-    Equations (1) to (4) of this module, on the flattened event; the output is put back into the
-    event's shape. The output is zero until the first update.
+    On the flattened event, with ``embedding`` that of the noise level and of ``cond``,
+
+        h = inputs(x),
+        u = activation((1 + scale) hidden(h) + shift),    (scale, shift) = film(embedding),
+        h <- h + out(dropout(u)),                         ``depth`` times, each with its own layers,
+        mlp(x, c_noise, cond) = outputs(h),
+
+    where ``inputs``, ``hidden``, ``film``, ``out`` and ``outputs`` are linear layers with bias;
+    ``out`` and ``outputs`` start at zero, and so does the network.
 
     Args:
-      event_shape: shape of one example; an integer `n` means `(n,)`, and `()` scalar events.
-      width: number of hidden features.
-      depth: number of residual blocks, each of two linear layers.
-      embed_dims: number of features of the noise embedding.
-      cond_dims: number of conditioning features; 0 for an unconditional network.
-      dropout: probability of dropping a hidden feature, when called with `rngs`.
-      activation: elementwise function; a smooth one if the network's derivative is trained.
-      dtype: dtype of the computation, e.g. `jnp.bfloat16`; by default that of input and parameters.
-        Parameters are float32 and the output has the dtype of `x` in any case.
-      rngs: random state that the parameters are drawn from.
+        event_shape: shape of one example; an integer ``n`` means ``(n,)``, and ``()`` scalar
+            events.
+        width: number of hidden features.
+        depth: number of residual blocks, each of two linear layers.
+        embed_dims: number of features of the noise embedding.
+        cond_dims: number of conditioning features; 0 for an unconditional network.
+        dropout: probability of dropping a hidden feature, when called with ``rngs``.
+        activation: elementwise function; a smooth one if the network's derivative is trained.
+        dtype: dtype of the computation, e.g. ``jnp.bfloat16``; by default that of input and
+            parameters. Parameters are float32 and the output has the dtype of ``x`` in any case.
+        rngs: random state that the parameters are drawn from.
 
     Call:
-      `mlp(x [B, *event_shape], c_noise [B], cond=None or [B, cond_dims], *, rngs=None)` returns
-      an array of the shape and dtype of `x`. `cond=None` is the same as zeros: no condition.
+        ``mlp(x [B, *event_shape], c_noise [B], cond=None or [B, cond_dims], *, rngs=None)`` returns
+        an array of the shape and dtype of ``x``. ``cond=None`` is the same as zeros: no condition.
 
     Raises:
-      ValueError: for sizes below 1, a dropout rate outside [0, 1), and, when called, for arrays of
-        other shapes, or conditioning features given to an unconditional network.
-      TypeError: when called on arrays that are not floating point.
+        ValueError: for sizes below 1, a dropout rate outside [0, 1), and, when called, for arrays
+            of other shapes, or conditioning features given to an unconditional network.
+        TypeError: when called on arrays that are not floating point.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from flax import nnx
-      >>> from sm_jax import models
-      >>> mlp = models.MLP((8, 8), width=32, depth=2, rngs=nnx.Rngs(0))
-      >>> mlp(jnp.ones((5, 8, 8)), jnp.zeros(5)).shape
-      (5, 8, 8)
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from sm_jax import models
+        >>> mlp = models.MLP((8, 8), width=32, depth=2, rngs=nnx.Rngs(0))
+        >>> mlp(jnp.ones((5, 8, 8)), jnp.zeros(5)).shape
+        (5, 8, 8)
 
     References:
-      Perez et al., 2018, "FiLM", https://arxiv.org/abs/1709.07871;
-      De & Smith, 2020, "Batch normalization biases residual blocks towards the identity function",
-      https://arxiv.org/abs/2002.10444, on blocks that start as the identity.
+        Perez et al., 2018, "FiLM", https://arxiv.org/abs/1709.07871;
+        De & Smith, 2020, "Batch normalization biases residual blocks towards the identity
+        function", https://arxiv.org/abs/2002.10444, on blocks that start as the identity.
     """
 
     def __init__(
@@ -164,53 +172,56 @@ class MLP(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """The network's output, an array of the shape and dtype of `x`; see the class."""
+        """Return an array of the shape and dtype of ``x``; see the class."""
         return self.network(x, c_noise, cond, rngs=rngs).reshape(x.shape)
 
 
 class EnergyMLP(nnx.Module):
     """Residual multilayer perceptron with one output: the energy of a density p, p ∝ exp(-E).
 
-    Equations (1) to (4) of this module with a scalar output. Its score,
-    `sm_jax.parameterization.score_from_energy(energy)`, is `-grad_x E(x)`: a gradient field, which
-    the output of an `MLP` need not be. The energy, and with it the score, is zero until the first
-    update. Nothing makes `exp(-E)` integrable by itself;
-    `sm_jax.parameterization.precondition_energy` adds the energy of a Gaussian.
+    The network of ``MLP`` with one output, ``E(x) = outputs(h)``. Its score,
+    ``sm_jax.parameterization.score_from_energy(energy)``, is ``-grad_x E(x)``: a gradient field,
+    which the output of an ``MLP`` need not be. The energy, and with it the score, is zero until the
+    first update. Nothing makes ``exp(-E)`` integrable by itself;
+    ``sm_jax.parameterization.precondition_energy`` adds the energy of a Gaussian.
 
     Args:
-      event_shape: shape of one example; an integer `n` means `(n,)`, and `()` scalar events.
-      width: number of hidden features.
-      depth: number of residual blocks, each of two linear layers.
-      embed_dims: number of features of the noise embedding.
-      cond_dims: number of conditioning features; 0 for an unconditional network.
-      dropout: probability of dropping a hidden feature, when called with `rngs`.
-      activation: elementwise function, twice differentiable, as training takes second derivatives.
-      dtype: dtype of the computation; by default that of input and parameters. Parameters are
-        float32 and the output has the dtype of `x` in any case.
-      rngs: random state that the parameters are drawn from.
+        event_shape: shape of one example; an integer ``n`` means ``(n,)``, and ``()`` scalar
+            events.
+        width: number of hidden features.
+        depth: number of residual blocks, each of two linear layers.
+        embed_dims: number of features of the noise embedding.
+        cond_dims: number of conditioning features; 0 for an unconditional network.
+        dropout: probability of dropping a hidden feature, when called with ``rngs``.
+        activation: elementwise function, twice differentiable, as training takes second
+            derivatives.
+        dtype: dtype of the computation; by default that of input and parameters. Parameters are
+            float32 and the output has the dtype of ``x`` in any case.
+        rngs: random state that the parameters are drawn from.
 
     Call:
-      `energy(x [B, *event_shape], c_noise [B], cond=None or [B, cond_dims], *, rngs=None)` returns
-      energies `[B]` in nats, with the dtype of `x`. `cond=None` is the same as zeros: no condition.
+        ``energy(x [B, *event_shape], c_noise [B], cond=None or [B, cond_dims], *, rngs=None)``
+        returns energies ``[B]`` in nats, with the dtype of ``x``. ``cond=None`` is the same as
+        zeros: no condition.
 
     Raises:
-      ValueError: for sizes below 1, a dropout rate outside [0, 1), and, when called, for arrays of
-        other shapes, or conditioning features given to an unconditional network.
-      TypeError: when called on arrays that are not floating point.
+        ValueError: for sizes below 1, a dropout rate outside [0, 1), and, when called, for arrays
+            of other shapes, or conditioning features given to an unconditional network.
+        TypeError: when called on arrays that are not floating point.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from flax import nnx
-      >>> from sm_jax import models, parameterization
-      >>> energy = models.EnergyMLP(2, width=32, depth=2, rngs=nnx.Rngs(0))
-      >>> energy(jnp.ones((5, 2)), jnp.zeros(5)).shape
-      (5,)
-      >>> parameterization.score_from_energy(energy)(jnp.ones((5, 2)), jnp.zeros(5)).shape
-      (5, 2)
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from sm_jax import models, parameterization
+        >>> energy = models.EnergyMLP(2, width=32, depth=2, rngs=nnx.Rngs(0))
+        >>> energy(jnp.ones((5, 2)), jnp.zeros(5)).shape
+        (5,)
+        >>> parameterization.score_from_energy(energy)(jnp.ones((5, 2)), jnp.zeros(5)).shape
+        (5, 2)
 
     References:
-      Song & Ermon, 2019, https://arxiv.org/abs/1907.05600; Salimans & Ho, 2021, "Should EBMs model
-      the energy or the score?", https://openreview.net/forum?id=9AS-TF2jRNb
+        Song & Ermon, 2019, https://arxiv.org/abs/1907.05600; Salimans & Ho, 2021, "Should EBMs
+        model the energy or the score?", https://openreview.net/forum?id=9AS-TF2jRNb
     """
 
     def __init__(
@@ -247,5 +258,5 @@ class EnergyMLP(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """The energies `[B]` in nats, with the dtype of `x`; see the class."""
+        """Return the energies ``[B]`` in nats, with the dtype of ``x``; see the class."""
         return self.network(x, c_noise, cond, rngs=rngs).reshape(x.shape[:1])

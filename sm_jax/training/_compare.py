@@ -1,4 +1,4 @@
-"""What of a run must not change when it is resumed, and how it differs if it does."""
+"""Comparison of a run with its continuation: layouts and configurations."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import jax
 
 
 def layout(tree: Any) -> dict[str, str]:
-    """Returns the dtype and shape of each leaf, by its path, as JSON holds them."""
+    """Return the dtype and shape of each leaf, by its path, as JSON holds them."""
     return {
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -16,7 +16,7 @@ def layout(tree: Any) -> dict[str, str]:
 
 
 def json_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a configuration as it is read back from JSON."""
+    """Return a configuration as it is read back from JSON."""
     try:
         return json.loads(json.dumps(config))
     except TypeError as error:
@@ -26,7 +26,7 @@ def json_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Returns one line "name: old -> new" for each entry of two nested dicts that differs."""
+    """Return one line "name: old -> new" for each entry of two nested dicts that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = list(old) + [key for key in new if key not in old]
         join = f"{name}." if name else ""

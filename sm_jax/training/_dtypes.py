@@ -1,4 +1,4 @@
-"""Data from the host in the dtypes of the devices: 32 bits, unless JAX is set to 64."""
+"""Dtypes of data on the devices: 32 bits, unless JAX is set to 64."""
 
 import warnings
 from typing import Any
@@ -11,7 +11,7 @@ _ROWS = 4  # for a standard deviation; two rows may be close together by chance
 
 
 def narrowed(x: Any, name: str = "") -> Any:
-    """Returns data `[N, ...]` in the dtype that JAX holds them in; nothing changes silently.
+    """Return data ``[N, ...]`` in the dtype of the devices, or raise or warn if it loses.
 
     Args:
         x: an array of the host, or of JAX, which is returned as it is.
@@ -27,7 +27,7 @@ def narrowed(x: Any, name: str = "") -> Any:
     check_range(x, dtype, name)
     narrow = x.astype(dtype)
     if x.dtype.kind == "f" and x.ndim and len(x) >= _ROWS:
-        with np.errstate(invalid="ignore"):  # of data that are not finite
+        with np.errstate(invalid="ignore"):  # of data with nan
             error, spread = np.abs(narrow - x).max(axis=0), x.std(axis=0)
         if np.any((error > _COARSE * spread) & (spread > 0)):
             warnings.warn(
@@ -39,7 +39,7 @@ def narrowed(x: Any, name: str = "") -> Any:
 
 
 def check_range(x: np.ndarray, dtype: Any, name: str = "") -> None:
-    """Raises ValueError if a finite number of `x` is beyond the range of a dtype of its kind."""
+    """Raise ValueError if a finite number of ``x`` is beyond the range of a dtype of its kind."""
     limits = jax.numpy.iinfo(dtype) if x.dtype.kind in "iu" else jax.numpy.finfo(dtype)
     finite = x[np.isfinite(x)]
     if finite.size and not limits.min <= finite.min() <= finite.max() <= limits.max:

@@ -1,66 +1,65 @@
-"""What a run reports: `metrics.jsonl`, TensorBoard, and a progress bar or plain lines."""
+"""Records of a run: ``metrics.jsonl``, TensorBoard, other loggers, and its progress."""
 
 import json
 import math
-import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
+
+from sm_jax.training._files import write_text
 
 _LINE_SECONDS = 10.0
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
-class RunLog:
-    """Writes the records of a run and shows its progress, on the first process only.
+class Logger(Protocol):
+    """Where the records of a run go, besides the files of its directory.
 
-    `metrics.jsonl` holds one object per line: "step" and numbers, or lists of numbers for what has
-    one value per noise level; null stands for a value that is not finite. TensorBoard gets the
-    same scalars.
+    ``fit`` calls it on the first process only. A run that is resumed records anew what came after
+    its last checkpoint.
+
+    Example:
+        >>> class Printer:
+        ...     def record(self, step, values):
+        ...         print(step, values)
+        >>> Printer().record(100, {"loss": 0.5})
+        100 {'loss': 0.5}
     """
 
-    def __init__(
-        self,
-        directory: pathlib.Path | None,
-        *,
-        step: int,
-        num_steps: int,
-        log_every: int,
-        progress: bool | None,
-    ):
-        """Opens the log at a step; records of later steps, from an interrupted run, are dropped."""
-        first = jax.process_index() == 0
-        self._file = self._writer = self._bar = None
-        self._num_steps, self._log_every = num_steps, log_every
-        self._window = []
-        self._clock = self._last_line = time.monotonic()
-        if directory is not None and first:
-            from tensorboardX import SummaryWriter  # slow to import
+    def record(self, step: int, values: Mapping[str, Any], /) -> None:
+        """Take the values of one step.
 
-            path = directory / "metrics.jsonl"
-            _drop_after(path, step)
-            self._file = path.open("a")
-            self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
-        if progress is None:
-            progress = sys.stderr.isatty()
-            self._lines = first and not progress
-        else:
-            self._lines = False
-        if progress and first:
-            from tqdm import tqdm
+        Args:
+            step: the number of updates made.
+            values: floats by their names, nan included, and lists of floats for what has one value
+                per noise level.
+        """
+        ...
 
-            self._bar = tqdm(total=num_steps, initial=step, unit=" steps", bar_format=_BAR)
+
+class FileLogger:
+    """Record to ``metrics.jsonl`` and to TensorBoard.
+
+    ``metrics.jsonl`` holds one object per line: ``"step"`` and the values; null stands for a value
+    that is not finite. TensorBoard gets the same scalars.
+    """
+
+    def __init__(self, directory: pathlib.Path, step: int):
+        """Open the files at a step; drop the records of later steps, from an interrupted run."""
+        from tensorboardX import SummaryWriter  # slow to import
+
+        path = directory / "metrics.jsonl"
+        _drop_after(path, step)
+        self._file = path.open("a")
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 
     def record(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes the numbers of one step."""
-        if self._file is None:
-            return
+        """Write the values of one step."""
         values = {name: _finite(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         self._file.flush()
@@ -74,22 +73,66 @@ class RunLog:
                 if scalar is not None:
                     self._writer.add_scalar(tag, scalar, step)
 
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._file.close()
+        self._writer.close()
+
+
+class RunLog:
+    """Average the losses of a run for its loggers, and show its progress."""
+
+    def __init__(
+        self,
+        loggers: Sequence[Logger],
+        *,
+        step: int,
+        num_steps: int,
+        log_every: int,
+        progress: bool | None,
+    ):
+        """Start at a step."""
+        first = jax.process_index() == 0
+        self._loggers, self._bar = loggers, None
+        self._num_steps, self._log_every = num_steps, log_every
+        self._window = []
+        self._clock = self._last_line = time.monotonic()
+        if progress is None:
+            progress = sys.stderr.isatty()
+            self._lines = first and not progress
+        else:
+            self._lines = False
+        if progress and first:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=num_steps, initial=step, unit=" steps", bar_format=_BAR)
+
+    def record(self, step: int, values: Mapping[str, Any]) -> None:
+        """Hand the values of one step to every logger."""
+        for logger in self._loggers:
+            logger.record(step, values)
+
     def steps(self, start: int, losses: np.ndarray, norms: np.ndarray) -> None:
-        """Takes the losses and gradient norms of the steps after `start`; shows the progress."""
+        """Take the losses and gradient norms of the steps after ``start``; show the progress."""
         now = time.monotonic()
         rate = losses.size / max(now - self._clock, 1e-9)
         self._clock = now
         for step, pair in enumerate(zip(losses.tolist(), norms.tolist(), strict=True), start + 1):
             self._window.append(pair)
             if step % self._log_every == 0 or step == self._num_steps:
-                loss, norm = np.mean(self._window, axis=0)
+                loss, norm = np.mean(self._window, axis=0).tolist()
                 self.record(step, {"loss": loss, "grad_norm": norm, "steps_per_second": rate})
                 self._window = []
         self._show(start + losses.size, float(losses[-1]), rate)
 
     def restart_clock(self) -> None:
-        """Leaves the time until now out of the steps per second."""
+        """Leave the time until now out of the steps per second."""
         self._clock = time.monotonic()
+
+    def close(self) -> None:
+        """Close the progress bar."""
+        if self._bar is not None:
+            self._bar.close()
 
     def _show(self, step: int, loss: float, rate: float) -> None:
         if self._bar is not None:
@@ -107,21 +150,6 @@ class RunLog:
                     flush=True,
                 )
 
-    def __enter__(self) -> Self:
-        """Returns the open log."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Flushes and closes all."""
-        for item in (self._file, self._writer, self._bar):
-            if item is not None:
-                item.close()
-
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
     if not path.exists():
@@ -134,9 +162,7 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
             keep = False
         if keep:
             kept.append(line)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    write_text(path, "".join(kept))
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The metadata file of a run: what it is of, so that nothing else is restored into it."""
+"""Metadata of a run: the configuration and the layout that a continuation must have."""
 
 import importlib.metadata
 import json
@@ -11,6 +11,7 @@ import jax
 
 from sm_jax import __version__
 from sm_jax.training._compare import differences, json_config, layout
+from sm_jax.training._files import write_text
 from sm_jax.training._state import State
 
 FORMAT_VERSION = 1
@@ -24,7 +25,7 @@ def write_metadata(
     best_metric: str | None = None,
     best_mode: str = "min",
 ) -> None:
-    """Writes `metadata.json`, atomically, from the first process.
+    """Write ``metadata.json``, atomically, from the first process.
 
     Args:
         directory: the run directory.
@@ -35,7 +36,7 @@ def write_metadata(
         best_mode: "min" or "max".
 
     Raises:
-        TypeError: if JSON cannot hold `config`.
+        TypeError: if JSON cannot hold ``config``.
     """
     libraries = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy")
     metadata = {
@@ -47,19 +48,17 @@ def write_metadata(
         | {name: importlib.metadata.version(name) for name in libraries},
     }
     if jax.process_index() == 0:
-        partial = directory / "metadata.json.partial"
-        partial.write_text(json.dumps(metadata, indent=2) + "\n")
-        os.replace(partial, directory / "metadata.json")
+        write_text(directory / "metadata.json", json.dumps(metadata, indent=2) + "\n")
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
-    """Reads the metadata of a run.
+    """Read the metadata of a run.
 
     Args:
         directory: the run directory.
 
     Returns:
-        The content of `metadata.json`: "format_version", "config", "best", "state", "libraries".
+        The content of ``metadata.json``: "format_version", "config", "best", "state", "libraries".
 
     Raises:
         ValueError: if there is none, it is not JSON, lacks an entry, or its format is not the one
@@ -91,12 +90,12 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
 def check_metadata(
     metadata: Mapping[str, Any], state: State | None, config: Mapping[str, Any]
 ) -> None:
-    """Raises if a run cannot be continued by this state and configuration.
+    """Raise if a run cannot be continued by this state and configuration.
 
     Args:
-        metadata: what `read_metadata` returned.
+        metadata: what ``read_metadata`` returned.
         state: the state to be restored into; None compares the configurations only.
-        config: the configuration of the continuation, as it was given to `write_metadata`.
+        config: the configuration of the continuation, as it was given to ``write_metadata``.
 
     Raises:
         ValueError: naming each entry that differs, with both values.

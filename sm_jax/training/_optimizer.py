@@ -1,4 +1,4 @@
-"""The optimizer that most runs want, in one line."""
+"""Optimizer: AdamW with clipping, linear warm-up and cosine decay."""
 
 import jax
 import optax
@@ -18,20 +18,28 @@ def adamw(
     b1: float = 0.9,
     b2: float = 0.999,
 ) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm, with linear warm-up and cosine decay.
+    """Make the AdamW optimizer, with clipping by the global norm, warm-up and cosine decay.
 
-    With W = warmup N, rounded and below N, the rate of the update that follows n others is
+    With the gradient ``g`` of step ``n`` (from 0), all operations elementwise,
 
-        lr n / W                                                            n < W
-        lr (f + (1 - f) (1 + cos(pi (n - W) / (N - W))) / 2)                n >= W
+        g <- g min(1, clip_norm / |g|)
+        m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2
+        params <- params - rate_n (m_hat / (sqrt(v_hat) + 1e-8) + weight_decay params)
+
+    where ``m_hat = m / (1 - b1^(n + 1))`` and ``v_hat = v / (1 - b2^(n + 1))``, and with
+    ``W = warmup num_steps``, rounded and below ``num_steps``,
+
+        rate_n = learning_rate n / W                                                    n < W
+        rate_n = learning_rate (final + (1 - final) (1 + cos(pi u)) / 2)                n >= W
+        u = min(1, (n - W) / (num_steps - W))
 
     Args:
-        learning_rate: lr, the highest rate.
-        num_steps: N, the length of the run in steps.
+        learning_rate: the highest rate.
+        num_steps: the length of the run in steps.
         warmup: the share of the run, in [0, 1), over which the rate rises from zero.
-        final: f, the share of `learning_rate` that is left at step N, in [0, 1].
+        final: the share of ``learning_rate`` that is left at step ``num_steps``, in [0, 1].
         weight_decay: decoupled weight decay per step and unit of learning rate.
-        clip_norm: the largest global norm of the gradient; `float("inf")` never clips.
+        clip_norm: the largest global norm of the gradient; ``float("inf")`` never clips.
         b1: decay of the first moment.
         b2: decay of the second moment.
 
@@ -40,7 +48,7 @@ def adamw(
 
     Raises:
         ValueError: on a number out of its range.
-        TypeError: if `num_steps` is not an integer.
+        TypeError: if ``num_steps`` is not an integer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,7 +87,7 @@ def adamw(
 
 
 def _in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns an optimizer whose norms and moments are in float32 at least, as its average is.
+    """Return an optimizer whose norms and moments are in float32 at least, as the average is.
 
     In bfloat16 a sum of squares stalls, and so does a moment: the share (1 - b2) of a square that
     is added to it is below its spacing.

@@ -1,4 +1,4 @@
-"""Data parallelism: the batch split over a mesh of devices, everything else on each of them."""
+"""Data parallelism: the batch split over a mesh of devices, everything else replicated."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ AXIS = "batch"
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a one-dimensional mesh, with the axis "batch", over the devices of all processes.
+    """Return a one-dimensional mesh, with the axis "batch", over the devices of all processes.
 
     Args:
         devices: the devices to use; all of them by default.
 
     Returns:
-        A `jax.sharding.Mesh` of shape {"batch": number of devices}.
+        A ``jax.sharding.Mesh`` of shape {"batch": number of devices}.
 
     Example:
         >>> data_mesh().axis_names
@@ -31,11 +31,11 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Places a pytree of arrays whole on each device of the mesh.
+    """Place a pytree of arrays whole on each device of the mesh.
 
     Args:
         tree: any pytree of arrays, with the same values in each process.
-        mesh: the mesh of `data_mesh`.
+        mesh: the mesh of ``data_mesh``.
 
     Returns:
         The pytree, replicated over the mesh.
@@ -61,12 +61,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Splits the rows of a batch over the devices of the mesh.
+    """Split the rows of a batch over the devices of the mesh.
 
     Args:
         batch: a pytree of arrays [B / processes, ...], the rows that this process contributes; with
             one process, the batch [B, ...].
-        mesh: the mesh of `data_mesh`.
+        mesh: the mesh of ``data_mesh``.
 
     Returns:
         A pytree of global arrays [B, ...], sharded along the first axis.
@@ -94,12 +94,12 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding that keeps an array whole on each device."""
+    """Return the sharding that keeps an array whole on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_divisible(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError unless the devices of the mesh get equal shares of the batch."""
+    """Raise ValueError unless the devices of the mesh get equal shares of the batch."""
     if batch_size % mesh.size:
         lower = batch_size - batch_size % mesh.size
         remedy = f"{lower} or {lower + mesh.size}" if lower else f"{mesh.size}"

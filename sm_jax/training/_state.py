@@ -1,4 +1,4 @@
-"""What training carries from step to step: a plain pytree."""
+"""Training state: parameters, their average, the optimizer, step and key, as a pytree."""
 
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ class State(NamedTuple):
         params: the parameters theta, any pytree of floating arrays.
         ema: their exponential moving average, of the same structure, in float32 at least.
         opt_state: the state of the Optax optimizer.
-        step: the number of updates made so far, int32 [].
-        key: the key of the run. It never changes: step n draws from `fold_in(key, n)`.
+        step: the number of updates made so far, an int32 scalar.
+        key: the key of the run. It never changes: step n draws from ``fold_in(key, n)``.
     """
 
     params: Any
@@ -27,7 +27,7 @@ class State(NamedTuple):
 
 
 def init(params: Any, optimizer: optax.GradientTransformation, key: Array) -> State:
-    """Returns the state before the first step: the average starts at the parameters themselves.
+    """Return the state before the first step, ``ema = params``.
 
     The average is kept in float32 at least: with a decay of 0.999 every update of a bfloat16
     average would be rounded away.
@@ -38,8 +38,8 @@ def init(params: Any, optimizer: optax.GradientTransformation, key: Array) -> St
         key: the key of the run.
 
     Returns:
-        A `State` at step 0, which shares no buffer with itself (so that it may be donated); its
-        `params` are the arrays passed in.
+        A ``State`` at step 0, which shares no buffer with itself (so that it may be donated); its
+        ``params`` are the arrays passed in.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -58,10 +58,10 @@ def init(params: Any, optimizer: optax.GradientTransformation, key: Array) -> St
 
 
 def widened(tree: Any) -> Any:
-    """Returns a pytree of floating arrays in float32 at least, in which sums over it are taken."""
+    """Return a pytree of floating arrays in float32 at least, for sums over it."""
     return jax.tree.map(lambda x: x.astype(ema_dtype(x.dtype)), tree)
 
 
 def ema_dtype(dtype: Any) -> Any:
-    """Returns the dtype in which parameters of the given dtype are averaged."""
+    """Return the dtype in which parameters of the given dtype are averaged."""
     return jnp.promote_types(dtype, jnp.float32)

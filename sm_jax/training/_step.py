@@ -1,4 +1,4 @@
-"""One pure training step, the same on one device, on a mesh, and under `jax.pmap`.
+"""Training step: one pure function for one device, a mesh of devices, and ``jax.pmap``.
 
 Symbols: theta_n the parameters after n updates, bar theta_n their average, l_i the loss of row i of
 a batch of B rows, k the key of the run.
@@ -34,38 +34,46 @@ def make_step(
     ema_warmup: bool = True,
     axis_name: str | None = None,
 ) -> Callable[[State, Any], tuple[State, Metrics]]:
-    """Makes the pure function that does one update, equations (1) to (3) of this module.
+    """Make the pure function that does one update of the parameters and of their average.
 
-    The step is not jitted. On one device, `jax.jit(step)`. On many, the same `jax.jit(step)` with
-    the batch sharded and the state replicated (`shard_batch`, `replicate`): the numbers are those
-    of one device, random losses included, for `jax.random` does not depend on the sharding. Under
-    `jax.pmap`, name the axis, and give the batch as [devices, B / devices, ...]:
+        key = fold_in(state.key, state.step)
+        loss = 1/B sum_i loss_fn(params, batch, key)_i
+        params' = params + update(grad loss)                              (the optimizer's update)
+        ema' = ema + rate (params' - ema)
+        rate = max(1 - ema_decay, 9 / (10 + step)) with warm-up, else 1 - ema_decay
+
+    The step is not jitted. On one device, ``jax.jit(step)``. On many, the same ``jax.jit(step)``
+    with the batch sharded and the state replicated (``shard_batch``, ``replicate``): the numbers
+    are those of one device, random losses included, for ``jax.random`` does not depend on the
+    sharding. Under ``jax.pmap``, name the axis, and give the batch as
+    ``[devices, B / devices, ...]``:
 
         step = make_step(loss_fn, optimizer, axis_name="batch")
         step = jax.pmap(step, axis_name="batch", in_axes=(None, 0), out_axes=None)
 
     The gradient and the loss are then averaged over the axis. Each device draws noise of its own
-    (its index is folded into the key), so a loss that draws its noise from `key` gets other numbers
-    of the same distribution than on one device; a loss that is a function of the row alone
-    (deterministic, or with a key carried in each row of the batch) gets the same numbers, up to
-    the rounding of a sum in another order.
+    (its index is folded into the key), so a loss that draws its noise from ``key`` gets other
+    numbers of the same distribution than on one device; a loss that is a function of the row alone
+    (deterministic, or with a key carried in each row of the batch) gets the same numbers, up to the
+    rounding of a sum in another order.
 
     Args:
-        loss_fn: `loss_fn(params, batch, key)` -> [B], the un-reduced loss of each row.
+        loss_fn: ``loss_fn(params, batch, key) -> [B]``, the un-reduced loss of each row.
         optimizer: an Optax optimizer; it clips, schedules and scales.
         ema_decay: the decay of the parameter average per step, in [0, 1); 0 turns it off.
-        ema_warmup: whether the decay rises to `ema_decay` as min(ema_decay, (1 + n) / (10 + n)).
-        axis_name: the mapped axis to average over, under `jax.pmap` or `jax.shard_map`.
+        ema_warmup: whether the decay of step n rises as ``min(ema_decay, (1 + n) / (10 + n))``, so
+            that the initial parameters are soon forgotten.
+        axis_name: the mapped axis to average over, under ``jax.pmap`` or ``jax.shard_map``.
 
     Returns:
-        `step(state, batch) -> (state, metrics)`; the batch is a pytree of arrays [B, ...];
-        metrics are `loss` (the mean over the batch, in the units of `loss_fn`) and `grad_norm` (the
-        global l2 norm of its gradient, before any clipping), both [] and taken at the parameters
-        before the update.
+        ``step(state, batch) -> (state, metrics)``; the batch is a pytree of arrays ``[B, ...]``;
+        metrics are ``loss`` (the mean over the batch, in the units of ``loss_fn``) and
+        ``grad_norm`` (the global l2 norm of its gradient, before any clipping), both scalars, taken
+        at the parameters before the update.
 
     Raises:
-        ValueError: if `ema_decay` is not in [0, 1), or, when traced, if `loss_fn` does not return
-            [B].
+        ValueError: if ``ema_decay`` is not in [0, 1), or, when traced, if ``loss_fn`` does not
+            return ``[B]``.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax

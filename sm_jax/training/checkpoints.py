@@ -31,7 +31,9 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
 from sm_jax.training._compare import differences, layout
+from sm_jax.training._files import write_text
 from sm_jax.training._metadata import check_metadata, read_metadata, write_metadata
+from sm_jax.training._options import check_kept
 from sm_jax.training._state import State, ema_dtype
 
 __all__ = [
@@ -46,22 +48,24 @@ __all__ = [
     "restore_params",
     "save",
     "write_metadata",
+    "write_text",
 ]
 
 
 def prepare_directory(directory: str | os.PathLike, *, resume: bool = False) -> pathlib.Path:
-    """Makes a run directory, or says why it cannot be one, before any work starts.
+    """Make a run directory, or raise before any work starts.
 
     Args:
         directory: where the run is to write; parents are made. It must be empty, but for a
-            `config.json`, which a script may write first.
+            ``config.json``, which a script may write first.
         resume: whether the directory may hold an earlier run, to be continued.
 
     Returns:
         The absolute path.
 
     Raises:
-        ValueError: if the directory cannot be written, or is not empty and `resume` is false.
+        ValueError: naming the reason: the directory cannot be written, or is not empty and
+            ``resume`` is false.
 
     Example:
         >>> import tempfile
@@ -96,7 +100,7 @@ def open_manager(
     best_metric: str | None = None,
     best_mode: str = "min",
 ) -> ocp.CheckpointManager:
-    """Opens the checkpoints of a run for writing.
+    """Open the checkpoints of a run for writing.
 
     Args:
         directory: the run directory, absolute.
@@ -105,16 +109,13 @@ def open_manager(
         best_mode: "min" or "max", whichever is better.
 
     Returns:
-        An Orbax `CheckpointManager`; put it under `closing`, which waits for and reports the last
-        save.
+        An Orbax ``CheckpointManager``; put it under ``closing``, which waits for and reports the
+        last save.
 
     Raises:
-        ValueError: if `keep` or `best_mode` is out of range.
+        ValueError: if ``keep`` or ``best_mode`` is out of range.
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}")
-    if best_mode not in ("min", "max"):
-        raise ValueError(f'best_mode must be "min" or "max", got {best_mode!r}')
+    check_kept(keep, best_mode)
     kept = [checkpoint_managers.LatestN(keep)]
     score = None
     if best_metric is not None:
@@ -137,12 +138,12 @@ def open_manager(
 def save(
     manager: ocp.CheckpointManager, state: State, metrics: Mapping[str, float] | None = None
 ) -> None:
-    """Starts to save a state; the state may be donated as soon as this returns.
+    """Start to save a state; the state may be donated as soon as this returns.
 
     Args:
-        manager: the manager of `open_manager`.
+        manager: the manager of ``open_manager``.
         state: the state; its step names the checkpoint.
-        metrics: with `best_metric`, the values at this step; nan counts as the worst.
+        metrics: with ``best_metric``, the values at this step; nan counts as the worst.
 
     Raises:
         OSError: if this checkpoint, or the one before it, which is written in the background,
@@ -155,10 +156,10 @@ def save(
 
 @contextlib.contextmanager
 def closing(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
-    """Closes a manager at the end of a `with` block, which waits for its last save.
+    """Close a manager at the end of a ``with`` block, which waits for its last save.
 
     Args:
-        manager: the manager of `open_manager`.
+        manager: the manager of ``open_manager``.
 
     Raises:
         OSError: if that checkpoint cannot be written. An error within the block is not replaced.
@@ -191,7 +192,7 @@ def _writing(checkpoints: os.PathLike) -> Iterator[None]:
 
 
 def has_checkpoints(directory: pathlib.Path) -> bool:
-    """Returns whether a run directory holds a complete checkpoint.
+    """Return whether a run directory holds a complete checkpoint.
 
     Args:
         directory: a run directory.
@@ -200,9 +201,9 @@ def has_checkpoints(directory: pathlib.Path) -> bool:
 
 
 def restore(directory: pathlib.Path, like: State) -> State | None:
-    """Restores the newest checkpoint that can be read.
+    """Restore the newest checkpoint that can be read.
 
-    A damaged one is set aside as `checkpoints/STEP.damaged`, with a warning.
+    A damaged one is set aside as ``checkpoints/STEP.damaged``, with a warning.
 
     Args:
         directory: the run directory, absolute.
@@ -236,13 +237,13 @@ def restore(directory: pathlib.Path, like: State) -> State | None:
 
 
 def restore_params(directory: str | os.PathLike, like: Any, *, best: bool = False) -> Any:
-    """Loads the averaged parameters of a run, for sampling and evaluation.
+    """Load the averaged parameters of a run, for sampling and evaluation.
 
     Nothing is written, so this is safe beside a run in progress.
 
     Args:
         directory: the run directory.
-        like: parameters of the same structure and shapes, arrays or `jax.ShapeDtypeStruct`s; a
+        like: parameters of the same structure and shapes, arrays or ``jax.ShapeDtypeStruct``s; a
             leaf that has a sharding is restored into it.
         best: whether to load the checkpoint with the best metric, rather than the newest. One
             saved without it is passed over, and one whose metric cannot be read too, with a
@@ -253,15 +254,15 @@ def restore_params(directory: str | os.PathLike, like: Any, *, best: bool = Fals
 
     Raises:
         ValueError: if the directory holds no run, no checkpoint yet or no readable one, parameters
-            of another layout, or, with `best`, a run without a `best_metric`.
+            of another layout, or, with ``best``, a run without a ``best_metric``.
 
     Example:
         >>> import jax.numpy as jnp, optax, tempfile
-        >>> from sm_jax.training import fit
+        >>> from sm_jax.training import Checkpoints, fit
         >>> run = tempfile.mkdtemp()
         >>> state = fit(lambda p, x, key: (x - p) ** 2, jnp.zeros(()), jnp.ones(8), seed=0,
-        ...             optimizer=optax.sgd(0.1), num_steps=4, batch_size=8, directory=run,
-        ...             progress=False)
+        ...             optimizer=optax.sgd(0.1), num_steps=4, batch_size=8, progress=False,
+        ...             checkpoints=Checkpoints(run))
         >>> bool(restore_params(run, jnp.zeros(())) == state.ema)
         True
     """
@@ -303,28 +304,28 @@ def restore_params(directory: str | os.PathLike, like: Any, *, best: bool = Fals
 
 
 def best_step(directory: str | os.PathLike) -> int:
-    """Returns the step of the checkpoint with the best metric.
+    """Return the step of the checkpoint with the best metric.
 
     Args:
         directory: the run directory.
 
     Returns:
-        The step, as `restore_params(..., best=True)` takes it unless its checkpoint is damaged. A
+        The step, as ``restore_params(..., best=True)`` takes it unless its checkpoint is damaged. A
         checkpoint saved without the metric is passed over, and one whose metric cannot be read
         too, with a warning.
 
     Raises:
-        ValueError: if the directory holds no run, one without a `best_metric`, or without a
+        ValueError: if the directory holds no run, one without a ``best_metric``, or without a
             checkpoint whose metric can be read.
 
     Example:
         >>> import jax.numpy as jnp, optax, tempfile
-        >>> from sm_jax.training import fit
+        >>> from sm_jax.training import Checkpoints, Evaluation, fit
         >>> run = tempfile.mkdtemp()
         >>> state = fit(lambda p, x, key: (x - p) ** 2, jnp.zeros(()), jnp.ones(8), seed=0,
-        ...             optimizer=optax.sgd(0.1), num_steps=4, batch_size=8, directory=run,
-        ...             checkpoint_every=2, evaluate=lambda ema, step: {"far": abs(step - 2)},
-        ...             best_metric="far", progress=False)
+        ...             optimizer=optax.sgd(0.1), num_steps=4, batch_size=8, progress=False,
+        ...             evaluation=Evaluation(lambda ema, step: {"far": abs(step - 2)}),
+        ...             checkpoints=Checkpoints(run, every=2, best_metric="far"))
         >>> best_step(run)
         2
     """
@@ -353,7 +354,7 @@ def _read(directory: pathlib.Path, step: int, abstract: Mapping[str, Any]) -> di
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
-    """Returns the steps of all complete checkpoints, newest first."""
+    """Return the steps of all complete checkpoints, newest first."""
     path = directory / "checkpoints"
     return sorted(ocp.utils.checkpoint_steps(path), reverse=True) if path.is_dir() else []
 
@@ -369,7 +370,7 @@ def _some_steps(directory: pathlib.Path) -> list[int]:
 
 
 def _metrics(directory: pathlib.Path, step: int) -> dict[str, float]:
-    """Returns the metrics of a checkpoint, {} if it was saved without."""
+    """Return the metrics of a checkpoint, {} if it was saved without."""
     path = directory / "checkpoints" / str(step) / "metrics"
     if not path.exists():
         return {}
@@ -380,7 +381,7 @@ def _metrics(directory: pathlib.Path, step: int) -> dict[str, float]:
 def _best_first(
     directory: pathlib.Path, steps: list[int], best: Mapping[str, str | None]
 ) -> list[int]:
-    """Returns the steps with the metric, the best first; warns where it cannot be read."""
+    """Return the steps with the metric, the best first; warns where it cannot be read."""
     if best["metric"] is None:
         raise ValueError(f"the run in {directory} kept no best checkpoint: it had no best_metric")
     values = {}
@@ -399,7 +400,7 @@ def _best_first(
 
 
 def _score(metrics: Mapping[str, float], metric: str, mode: str) -> float:
-    """Returns what is larger for a better checkpoint, the least of all where there is no metric."""
+    """Return what is larger for a better checkpoint, the least of all where there is no metric."""
     value = metrics.get(metric, math.nan)
     return -math.inf if math.isnan(value) else value if mode == "max" else -value
 
@@ -418,7 +419,7 @@ def _set_aside(directory: pathlib.Path, step: int, error: Exception) -> None:
 
 
 def _set_aside_unreadable_metrics(directory: pathlib.Path) -> None:
-    """Sets aside what a manager that tracks the best could not open."""
+    """Set aside what a manager that tracks the best could not open."""
     if read_metadata(directory)["best"]["metric"] is not None:
         for step in _steps(directory):
             try:
@@ -429,7 +430,7 @@ def _set_aside_unreadable_metrics(directory: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps Orbax from logging the damage that our caller reports."""
+    """Keep Orbax from logging the damage that our caller reports."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
