@@ -16,6 +16,7 @@ from sm_jax import _arrays
 
 def check_data(x: ArrayLike, name: str = "x") -> jax.Array:
     """Return ``x`` as an array, or raise unless it is a non-empty floating batch ``[B, ...]``."""
+    check_unmasked(x, name)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
@@ -27,6 +28,15 @@ def check_data(x: ArrayLike, name: str = "x") -> jax.Array:
     if x.size == 0:
         raise ValueError(f"{name} is empty, shape {x.shape}: pass at least one example.")
     return x
+
+
+def check_unmasked(x: ArrayLike, name: str = "x") -> None:
+    """Raise where ``x`` is an array of `numpy.ma` with masked values, which would lose its mask."""
+    if np.ma.is_masked(x):
+        raise ValueError(
+            f"{name} has {np.ma.count_masked(x)} masked values, and JAX arrays have no masks: "
+            "leave their rows out, e.g. np.ma.compress_rows(x), or fill them, x.filled(value)."
+        )
 
 
 def check_score(score: jax.Array, x: jax.Array) -> jax.Array:

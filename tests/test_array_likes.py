@@ -497,3 +497,32 @@ def test_lists_and_arrays_give_equal_results(name):
                 assert one.dtype == other.dtype
             else:
                 np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+def _as_masked(value):
+    if not (isinstance(value, np.ndarray) and value.ndim and value.dtype.kind == "f"):
+        return value
+    return np.ma.masked_array(value, np.arange(value.size).reshape(value.shape) == 0)
+
+
+# Of the modules that take data, the functions that take none.
+_NO_DATA = {
+    "likelihood.annealed_importance",
+    "likelihood.bits_per_dim",
+    "losses.edm_weight",
+    "losses.likelihood_weight",
+    "losses.unit_weight",
+    "noise_levels.langevin_step_size",
+}
+_OF_DATA = ("data", "exponential_family", "likelihood", "losses", "metrics", "noise_levels")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CALLS if name.split(".")[0] in _OF_DATA and name not in _NO_DATA]
+)
+def test_masked_values_are_refused(name):
+    """A JAX array has no mask: what is masked, often -9999, would be taken as data."""
+    call = CALLS[name]
+    run = jax.eval_shape if call.shape_only else lambda call: call()
+    with pytest.raises(ValueError, match="masked values"):
+        run(call.given(_as_masked))

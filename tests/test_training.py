@@ -722,3 +722,24 @@ def test_a_loss_with_convolutions_takes_one_step_per_dispatch_on_cpu(
     monkeypatch.setattr(_loop, "_dispatcher", spy)
     fit(loss_fn, jnp.full((3, 3, 1, 1), 0.1), images)
     assert seen == lengths
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_masked_values_are_refused_and_foreign_bytes_read(limit):
+    def fit(data):
+        return training.fit(
+            lambda params, x, key: 0.5 * (x["x"] - params) ** 2,
+            jnp.zeros(()),
+            {"x": data},
+            optimizer=optax.sgd(1.0),
+            num_steps=1,
+            batch_size=4,
+            seed=0,
+            device_data_bytes=limit,
+            progress=False,
+        ).params
+
+    rows = np.array([1.0, 2.0, 3.0, 999.0], ">f4")
+    np.testing.assert_allclose(fit(rows), 251.25)
+    with pytest.raises(ValueError, match=r"data\['x'\] has 1 masked values.*compress_rows"):
+        fit(np.ma.masked_equal(rows, 999.0))

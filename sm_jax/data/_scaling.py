@@ -96,6 +96,7 @@ class Standardizer:
             ValueError: fewer than two examples, NaN or infinite values, or a spread beyond float32.
             TypeError: ``x`` does not hold real numbers.
         """
+        _checks.check_unmasked(x)
         x = np.asarray(x)
         check_numbers(x, "x")
         if len(x) < 2:
@@ -211,6 +212,7 @@ def constant_features(x: ArrayLike) -> np.ndarray:
         >>> constant_features(np.array([[1.0, 2.0], [0.9999999999999999, 3.0]])).tolist()
         [True, False]
     """
+    _checks.check_unmasked(x)
     x = np.asarray(x)
     check_numbers(x, "x")
     low, high = (end(x, axis=0) for end in (np.min, np.max))
@@ -259,6 +261,7 @@ def dequantize(
     References:
         Theis, van den Oord, Bethge 2016, https://arxiv.org/abs/1511.01844
     """
+    _checks.check_unmasked(x)
     _checks.check_count("num_values", num_values, minimum=2)
     _check_values(x, num_values)
     x = jnp.asarray(x)
@@ -289,6 +292,7 @@ def quantize(y: ArrayLike, *, num_values: int) -> jax.Array:
         >>> quantize(jnp.array([-1.0, -0.1, 0.1, 1.0]), num_values=4).tolist()
         [0, 1, 2, 3]
     """
+    _checks.check_unmasked(y, "y")
     _checks.check_count("num_values", num_values, minimum=2)
     y = jnp.asarray(y)
     if not jnp.issubdtype(y.dtype, jnp.floating):

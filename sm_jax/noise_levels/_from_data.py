@@ -389,6 +389,7 @@ def _relative_step(ratio, steps_per_level):
 def _subset(x, key, max_points):
     """Return at most ``max_points`` random examples as float64 rows ``[n, D]`` of median zero."""
     _checks.check_count("max_points", max_points, minimum=2)
+    _checks.check_unmasked(x)
     x = np.asarray(x)
     if x.ndim == 0 or x.size == 0:
         raise ValueError(f"x must hold examples [N, ...], got shape {x.shape}.")

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sm_jax._checks import check_unmasked
 from sm_jax.data import batch_indices
 from sm_jax.training._compare import differences, layout
 from sm_jax.training._dtypes import narrowed
@@ -96,6 +97,8 @@ def batch_like(data: Any, batch_size: int | None) -> Any:
         )
     if not is_stream(data):
         _check_rows(data, "data")
+        for path, x in jax.tree_util.tree_leaves_with_path(data):
+            check_unmasked(x, f"data{jax.tree_util.keystr(path)}")
         if batch_size is None:
             raise ValueError("data is arrays: give batch_size, the number of rows per update")
         return _like(data, batch_size)
@@ -185,7 +188,7 @@ def _stacked(stream: Batches, like: Any, mesh: Mesh, start: int, length: int) ->
 def _like(batch: Any, batch_size: int | None = None) -> Any:
     def like(x):
         rows = x.shape[0] if batch_size is None else batch_size
-        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype.newbyteorder("="))
         return jax.ShapeDtypeStruct((rows, *x.shape[1:]), dtype)
 
     return jax.tree.map(like, batch)

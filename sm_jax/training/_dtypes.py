@@ -20,6 +20,8 @@ def narrowed(x: Any, name: str = "") -> Any:
     Raises:
         ValueError: if a number is beyond the range of that dtype.
     """
+    if not isinstance(x, jax.Array):
+        x = x.astype(x.dtype.newbyteorder("="), copy=False)  # JAX has no other
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)
     if isinstance(x, jax.Array) or dtype == x.dtype:
         return x
