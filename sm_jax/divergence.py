@@ -18,7 +18,7 @@ All products share one pass of the network. Beyond a few they are made one by on
 time), each with its own vector, and rematerialized when differentiated: memory grows by one number
 per row and product, not by one vector. (Hutch++ keeps its basis.) An `EnergyScore`
 (sm_jax.parameterization) takes a forward-mode Laplacian instead of products with the Hessian, in
-`exact` and for three probes or more: 0.6 to 0.8 of the time (BENCHMARKS.md).
+`exact` and, for three probes or more, in `hutchinson`: 0.6 to 0.8 of the time (BENCHMARKS.md).
 
 The variance of (2) per probe is ``2 (|A|_F^2 - sum_i a_ii^2)`` for Rademacher probes and
 ``2 |A|_F^2`` for normal ones, ``A = (J + J') / 2``. Among probes with independent entries,
@@ -117,7 +117,7 @@ def exact(
 
 
 def laplacian(
-    energy_score: EnergyScore,
+    energy_score: ScoreFn,
     x: ArrayLike,
     key: jax.Array | None = None,
     *,
@@ -294,7 +294,7 @@ def hutchpp(
         x: points ``[B, ...]``.
         key: a random key.
         num_products: products ``J v`` per row, ``num_products // 3`` each for the sketch, for the
-            exact part and for the residual; at least 3, less than three times the dimension plus 3.
+            exact part and for the residual; from 3 to ``3 d + 2``.
         probe: probes of the residual, as in `hutchinson`.
 
     Returns:

@@ -146,9 +146,8 @@ def second_order_denoising_trace(
         variance = sigma.reshape(sigma.shape[:1]) ** 2
         return variance * score_fn.energy_fn(y) - 0.5 * square + 0.5 * projection(y) ** 2
 
-    if isinstance(score_fn, EnergyScore):
-        matrix_fn = EnergyScore(matrix_energy)
-    return 0.5 * divergence(matrix_fn, noised, key_divergence)[1] ** 2
+    field = EnergyScore(matrix_energy) if isinstance(score_fn, EnergyScore) else matrix_fn
+    return 0.5 * divergence(field, noised, key_divergence)[1] ** 2
 
 
 def _noise(x, key, sigma, noise):

@@ -100,8 +100,9 @@ def finite_difference_sliced(
 ) -> jax.Array:
     """Return the sliced score matching loss with central differences in place of derivatives.
 
-    For a probe ``v`` and the step ``d = epsilon v``, with ``s+`` and ``s-`` the scores at ``x + d``
-    and ``x - d``, each number of the step known to rounding, the mean over probes of
+    With the step ``d = epsilon v`` along a probe ``v``, rounded so that ``x + d`` and ``x - d`` are
+    numbers of the dtype of ``x``, and the scores ``s+`` and ``s-`` there, the loss is the mean over
+    ``num_probes`` probes of
 
         sum_i v_i^2 (s+_i - s-_i) / (2 d_i) + 1/2 |(s+ + s-) / 2|^2     with ``variance_reduced``,
         sum_i v_i^2 (s+_i - s-_i) / (2 d_i) + 1/2 (v' (s+ + s-) / 2)^2  without.
@@ -115,7 +116,7 @@ def finite_difference_sliced(
 
         (2 E - E+ - E-) / h^2 + 1/2 ((E+ - E-) / (2 h))^2.
 
-    That of Pang et al. is this one. It saves the gradients (BENCHMARKS.md) and needs a larger step.
+    This is the form of Pang et al. It saves the gradients (BENCHMARKS.md) and needs a larger step.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.

@@ -10,6 +10,7 @@ Some functions do better with the energy than with its gradient alone: the accep
 type. Wrapped in a ``jax.jit``, a ``lambda`` or a ``functools.partial`` it is a bare score.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.typing import EnergyFn, NoiseScoreFn, ScoreFn
+from sm_jax.typing import NoiseScoreFn, ScoreFn
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class EnergyScore:
         [[-1. -1.]]
     """
 
-    energy_fn: EnergyFn
+    energy_fn: Callable[..., jax.Array]
 
     def __post_init__(self):
         """Raise unless the energy is callable."""

@@ -72,12 +72,12 @@ def change_process(
         scale = _arrays.expand_like(source.alpha(source_t) / target.alpha(t), x)
         return scale, (scale * x).astype(x.dtype), source_t
 
-    def energy(x, t):
-        _, moved, source_t = at_source(x, t)
-        return score_fn.energy_fn(moved, source_t)
+    if isinstance(score_fn, EnergyScore):
+        energy_fn = score_fn.energy_fn
+        return EnergyScore(lambda x, t: energy_fn(*at_source(x, t)[1:]))
 
-    def score(x, t):
+    def changed(x: jax.Array, t: jax.Array) -> jax.Array:
         scale, moved, source_t = at_source(x, t)
         return (scale * score_fn(moved, source_t)).astype(x.dtype)
 
-    return EnergyScore(energy) if isinstance(score_fn, EnergyScore) else score
+    return changed

@@ -98,10 +98,9 @@ def target(
     _checks.check_count("num_panels", num_panels, minimum=2)
     if num_panels % 2:
         raise ValueError(f"num_panels must be even, got {num_panels}: half as many check them.")
-    proposing = wide(score_fn, x)
-    one_pass = energy_fn is None and isinstance(score_fn, EnergyScore)
-    if one_pass:
-        energy_fn = score_fn.energy_fn
+    proposing, one_pass = wide(score_fn, x), False
+    if energy_fn is None and isinstance(score_fn, EnergyScore):
+        energy_fn, one_pass = score_fn.energy_fn, True
 
     def evaluate(y):
         if energy_fn is None:
