@@ -198,8 +198,8 @@ def mala(
         key: a random key.
         step_size: ``h``, in squared units of the data. In high dimensions the best acceptance
             rate is 0.574; see `adapt_step_size`.
-        num_steps: number of steps. Evaluations: ``num_steps + 1`` of the energy with its gradient;
-            or, of a bare score, ``2 num_panels num_steps + 1``.
+        num_steps: number of steps. Evaluations: ``num_steps + 1`` of an `EnergyScore` (or of
+            ``score_fn`` and ``energy_fn`` each); of a bare score, ``2 num_panels num_steps + 1``.
         energy_fn: ``x [B, ...] -> [B]``, an energy for the test, in which case ``score_fn``, any
             vector field, only proposes. Its differences are rounded as its values are: an energy of
             1e6 nats in float32 is known to 0.06.
@@ -247,5 +247,5 @@ def mala(
     (point, total), iterates = compiled(
         partial(jax.lax.scan, body), start, jax.random.split(key, num_steps)
     )
-    passed = jnp.concatenate([x[None], iterates]) if trajectory else None
-    return Chain(point.x.astype(x.dtype), total / num_steps, passed, exact)
+    states = jnp.concatenate([x[None], iterates]) if trajectory else None
+    return Chain(point.x.astype(x.dtype), total / num_steps, states, exact)
