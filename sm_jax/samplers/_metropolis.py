@@ -49,16 +49,16 @@ class Chain(NamedTuple):
     Attributes:
         x: the last points, ``[B, ...]``.
         acceptance_rate: mean over the steps of the probability of acceptance, ``[B]``.
-        trajectory: the start and every iterate, ``[num_steps + 1, B, ...]``, or None without
-            ``trajectory=True``.
         exact: whether the acceptance test took the energy, a boolean array ``[]``. False for a bare
             score, for which the test integrates the score along each step.
+        trajectory: the start and every iterate, ``[num_steps + 1, B, ...]``, or None without
+            ``trajectory=True``.
     """
 
     x: jax.Array
     acceptance_rate: jax.Array
-    trajectory: jax.Array | None
     exact: jax.Array
+    trajectory: jax.Array | None
 
 
 class Point(NamedTuple):
@@ -207,7 +207,7 @@ def mala(
         trajectory: also return the trajectory.
 
     Returns:
-        ``Chain(x [B, ...], acceptance_rate [B], trajectory, exact [])``; the trajectory is
+        ``Chain(x [B, ...], acceptance_rate [B], exact [], trajectory)``; the trajectory is
         ``[num_steps + 1, B, ...]``, or None without ``trajectory``.
 
     Raises:
@@ -248,4 +248,4 @@ def mala(
         partial(jax.lax.scan, body), start, jax.random.split(key, num_steps)
     )
     states = jnp.concatenate([x[None], iterates]) if trajectory else None
-    return Chain(point.x.astype(x.dtype), total / num_steps, states, exact)
+    return Chain(point.x.astype(x.dtype), total / num_steps, exact, states)
