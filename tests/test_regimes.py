@@ -241,12 +241,6 @@ CASES = {
         lambda w, x, key: divergence.hutchpp(w.score, x, key, num_products=9).divergence,
         _per_square,
     ),
-    "divergence.laplacian": Case(
-        lambda w, x, key: (
-            divergence.laplacian(parameterization.EnergyScore(w.energy), x).divergence
-        ),
-        _per_square,
-    ),
     "divergence.diagonal": Case(lambda w, x, key: divergence.diagonal(w.score, x)[1], _per_square),
     "divergence.estimate": Case(
         lambda w, x, key: divergence.estimate(w.score, x, key).divergence, _per_square
@@ -555,6 +549,7 @@ _ELSEWHERE = {
     "parameterization.precondition_energy": "precondition is its gradient",
     "parameterization.EnergyScore": "in the table as losses.implicit of an energy",
     "parameterization.score_from_denoiser": "the inverse of denoiser_from_score",
+    "divergence.laplacian": "in the table as losses.implicit of an energy; refuses bfloat16",
     "divergence.rows_are_independent": "returns a boolean; its zero is exact",
 }
 _MODULES = (

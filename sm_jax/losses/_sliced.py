@@ -79,13 +79,18 @@ def sliced(
     Reference: Song et al. 2019, https://arxiv.org/abs/1905.07088
     """
     x = _checks.check_data(x)
-    score, form = hutchinson(score_fn, x, key, num_probes=num_probes, probe=probe)
-    score = _arrays.accumulated(score)
     if variance_reduced:
-        return form + 0.5 * _arrays.sum_data_axes(score**2)
-    probes = draw_probes(key, x, num_probes, probe)  # those that hutchinson drew
-    projections = jax.vmap(_arrays.sum_data_axes)(probes * score[None])
-    return form + 0.5 * jnp.mean(projections**2, axis=0)
+        score, form = hutchinson(score_fn, x, key, num_probes=num_probes, probe=probe)
+        return form + 0.5 * _arrays.sum_data_axes(_arrays.accumulated(score) ** 2)
+    score, push = jax.linearize(_checks.checked(score_fn, x), x)
+
+    def along(v):
+        form, projection = (
+            _arrays.sum_data_axes(v * _arrays.accumulated(field)) for field in (push(v), score)
+        )
+        return form + 0.5 * projection**2
+
+    return jnp.mean(jax.vmap(along)(draw_probes(key, x, num_probes, probe)), axis=0)
 
 
 def finite_difference_sliced(
