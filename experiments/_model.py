@@ -172,7 +172,7 @@ def _precondition_energy(network, process, *, sigma_data):
     energy_fn = parameterization.precondition_energy(
         network, process=process, sigma_data=sigma_data
     )
-    return parameterization.score_from_energy(energy_fn)
+    return parameterization.EnergyScore(energy_fn)
 
 
 def _augmented(config: Config) -> bool:

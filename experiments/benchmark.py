@@ -30,7 +30,7 @@ from rich.table import Table
 
 from experiments import _tables
 from sm_jax import losses, models, processes, samplers, training
-from sm_jax.parameterization import score_from_energy
+from sm_jax.parameterization import EnergyScore
 
 _SCRIPT = "experiments.benchmark"
 _FIT = "fit, per step / bare jitted step"
@@ -158,7 +158,7 @@ def problems():
         yield f"score net, d={dims}", partial(partial, apply_mlp), mlp([*hidden, dims], key), x
 
         def energy_score(params):
-            return score_from_energy(lambda y: apply_mlp(params, y)[:, 0])
+            return EnergyScore(lambda y: apply_mlp(params, y)[:, 0])
 
         yield f"energy net, d={dims}", energy_score, mlp([*hidden, 1], key), x
     x = jax.random.normal(key, (64, 28, 28, 1))

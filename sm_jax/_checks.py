@@ -70,30 +70,6 @@ def checked(score_fn: Callable, x: jax.Array) -> Callable:
     return lambda y, *args: check_score(score_fn(y, *args), x)
 
 
-def carry_energy(score_fn: Callable, energy_fn: Callable) -> Callable:
-    """Return ``score_fn``, the negative gradient of ``energy_fn``, with that as an attribute."""
-    score_fn.energy_fn, score_fn.energy_of = energy_fn, score_fn
-    return score_fn
-
-
-def carried_energy(score_fn: Callable) -> Callable | None:
-    """Return the energy that ``score_fn`` was given by `carry_energy`, or None.
-
-    ``functools.wraps`` copies attributes to functions with scores of their own: those carry none.
-    """
-    return score_fn.energy_fn if getattr(score_fn, "energy_of", None) is score_fn else None
-
-
-def at_noise(score_fn: Callable, t: jax.Array) -> Callable:
-    """Return the score function ``x -> score_fn(x, t)``, with the energy that it may carry."""
-
-    def score_at(x):
-        return score_fn(x, t)
-
-    energy_fn = carried_energy(score_fn)
-    return score_at if energy_fn is None else carry_energy(score_at, lambda x: energy_fn(x, t))
-
-
 def check_key(name: str, key: jax.Array | None) -> None:
     """Raise if there is no key for something that draws random numbers."""
     if key is None:

@@ -95,11 +95,11 @@ def directional_derivatives(
     mode, or passes through complex numbers or a dtype below float32.
     """
     program = jax.make_jaxpr(energy_fn)(x)
-    jaxpr = getattr(program, "jaxpr", program)  # JAX 0.11 merges the two classes
+    jaxpr = getattr(program, "jaxpr", program)  # JAX 0.11 merges Jaxpr and ClosedJaxpr
     if not _is_supported(jaxpr):
         return None
     operations: list[_Operation] = []
-    (energy,) = _evaluate(jaxpr, program.consts, [_Node(x, 0)], operations)
+    (energy,) = _evaluate(jaxpr, getattr(program, "consts", ()), [_Node(x, 0)], operations)
     if not isinstance(energy, _Node):  # the energy does not depend on x
         return jnp.zeros((len(seeds), *energy.shape), energy.dtype), jnp.zeros_like(energy)
 

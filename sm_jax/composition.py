@@ -42,7 +42,11 @@ _Fn = Callable[..., jax.Array]
 
 
 def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: bool = False) -> _Fn:
-    """Return the energy, or the score, of the product ``prod_i p_i^w_i``, eq. (1).
+    """Return the energy, or the score, of the product ``prod_i p_i^w_i`` of densities.
+
+    It is the weighted sum of its factors: of energies ``E = sum_i w_i E_i``, of scores
+    ``s = sum_i w_i s_i``. For an `sm_jax.parameterization.EnergyScore` of the product, compose the
+    energies: ``EnergyScore(product(energy_fns))``.
 
     Args:
         fns: ``K`` energies ``x [B, ...] -> [B]``, or ``K`` scores ``x [B, ...] -> [B, ...]``; also
@@ -92,7 +96,7 @@ def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: b
 
 
 def temper(fn: _Fn, *, inverse_temperature: ArrayLike, annealed: bool = False) -> _Fn:
-    """Return the energy, or the score, of the power ``p^b``, eq. (1) with one factor.
+    """Return the energy ``b E``, or the score ``b s``, of the power ``p^b`` of a density.
 
     Args:
         fn: an energy or a score, also with a noise level.
@@ -119,10 +123,11 @@ def temper(fn: _Fn, *, inverse_temperature: ArrayLike, annealed: bool = False) -
 
 
 def divide(fn: _Fn, other: _Fn, *, strength: ArrayLike, annealed: bool = False) -> _Fn:
-    """Return the energy, or the score, of ``p / q^strength``: what ``p`` has and ``q`` has not.
+    """Return the energy, or the score, of the quotient ``p / q^strength`` of densities.
 
-    Eq. (1) with the weights ``(1, -strength)``. It is a density only where ``p`` falls off faster
-    than ``q^strength``: of Gaussians, where ``1 / v_p > strength / v_q``.
+    It is the difference ``E_p - strength E_q``, or ``s_p - strength s_q``, which favors what ``p``
+    has and ``q`` has not. It is a density only where ``p`` falls off faster than ``q^strength``:
+    for Gaussians, where ``1 / v_p > strength / v_q``.
 
     Args:
         fn: energy or score of ``p``, also with a noise level.
@@ -157,10 +162,11 @@ def mixture(
     weights: ArrayLike | None = None,
     log_normalizers: ArrayLike | None = None,
 ) -> EnergyFn:
-    """Return the energy of the mixture ``sum_i w_i p_i``, eq. (2).
+    """Return the energy of the mixture ``sum_i w_i p_i`` of densities ``p_i = exp(-E_i) / Z_i``.
 
-    Exact with a noise level too, if the energies are those of noised densities and their
-    normalizers do not change with the level.
+    With ``w`` divided by its sum, ``E = -log sum_i exp(log w_i - log Z_i - E_i)``. It is exact with
+    a noise level too, if the energies are those of noised densities and their normalizers do not
+    change with the level.
 
     Args:
         energy_fns: ``K`` energies ``(x [B, ...], *args) -> [B]``.
@@ -201,11 +207,11 @@ def mixture_score(
     weights: ArrayLike | None = None,
     log_normalizers: ArrayLike | None = None,
 ) -> ScoreFn | NoiseScoreFn:
-    """Return the score of the mixture ``sum_i w_i p_i``, eq. (3).
+    """Return the score of the mixture ``sum_i w_i p_i`` of densities ``p_i = exp(-E_i) / Z_i``.
 
-    The scores alone do not say how much of each component there is at a point, so the energies are
-    asked for too. Where only energies are at hand, ``score_from_energy(mixture(energy_fns))`` is
-    the same.
+    It is ``s = sum_i r_i s_i`` with ``r = softmax(log w - log Z - E)``, the probabilities of the
+    components at a point. The scores alone do not determine these, so the energies are needed too.
+    With energies only, ``EnergyScore(mixture(energy_fns))`` is the same score.
 
     Args:
         score_fns: ``K`` scores ``(x [B, ...], *args) -> [B, ...]``.

@@ -1,25 +1,28 @@
 r"""The divergence of a score, ``tr(grad s)``, exactly or by random probes, with the score itself.
 
-`exact`, `hutchinson` and `hutchpp` are `DivergenceFn`s (sm_jax.typing): each takes
-``(score_fn, x, key)`` and returns ``(score [B, ...], divergence [B])`` from one linearisation of
-the score, so that they can stand in for one another through `functools.partial`. `estimate` adds a
-standard error. With the Jacobian ``J = grad s`` of one row, ``d x d``,
+With the Jacobian ``J = grad s`` of one row, ``d x d``, ``e_i`` the unit vectors, ``v`` a random
+probe with ``E[v v'] = I``, ``Q`` an orthonormal basis and ``E`` an energy,
 
-    tr J = sum_i e_i' J e_i                                     exact, d products,     (1)
-    tr J = E[v' J v],  E[v v'] = I                              Hutchinson,            (2)
-    tr J = tr(Q' J Q) + tr(P J P),  P = I - Q Q'                Hutch++,               (3)
+    tr J = sum_i e_i' J e_i                             `exact`, `diagonal`: d products,       (1)
+    tr J = E[v' J v]                                    `hutchinson`,                          (2)
+    tr J = tr(Q' J Q) + E[v' P J P v],  P = I - Q Q'    `hutchpp`,                             (3)
+    tr J = -sum_i d^2 E / d x_i^2,  s = -grad E         `laplacian`, and `exact` of energies.  (4)
 
-Hutch++ computes the first term of (3) exactly, on the range ``Q`` of a random sketch of ``J``, and
-estimates the second by (2). All products share one pass of the network. Beyond a few they are made
-one by one (or ``chunk`` at a time), each with its own vector, and rematerialized when
-differentiated: memory grows by one number per row and product, not by one vector. (Hutch++ keeps
-its basis.) For the score of an energy (`sm_jax.parameterization.score_from_energy`), whose
-divergence is minus the Laplacian of the energy, (1) and (2) take a forward-mode Laplacian instead
-of products with the Hessian: 0.6 to 0.8 of the time (BENCHMARKS.md).
+`exact`, `hutchinson`, `hutchpp` and `laplacian` are `DivergenceFn`s (sm_jax.typing): each takes
+``(score_fn, x, key)`` and returns ``Divergence(score [B, ...], divergence [B])``, and one stands in
+for another, options fixed by `functools.partial`. `estimate` repeats one of them for a standard
+error, `diagonal` returns the terms of (1), `sphere` draws probes, and `rows_are_independent` tests
+what all of them assume.
+
+All products share one pass of the network. Beyond a few they are made one by one (or ``chunk`` at a
+time), each with its own vector, and rematerialized when differentiated: memory grows by one number
+per row and product, not by one vector. (Hutch++ keeps its basis.) An `EnergyScore`
+(sm_jax.parameterization) takes a forward-mode Laplacian instead of products with the Hessian, in
+`exact` and, for three probes or more, in `hutchinson`: 0.6 to 0.8 of the time (BENCHMARKS.md).
 
 The variance of (2) per probe is ``2 (|A|_F^2 - sum_i a_ii^2)`` for Rademacher probes and
-``2 |A|_F^2`` for normal ones, ``A = (J + J') / 2``; none is unbiased with less variance than
-Rademacher among probes with independent entries.
+``2 |A|_F^2`` for normal ones, ``A = (J + J') / 2``. Among probes with independent entries,
+Rademacher probes have the least variance.
 
 References: Hutchinson 1990, https://doi.org/10.1080/03610919008812866; Meyer et al. 2021 (Hutch++),
 https://arxiv.org/abs/2010.09649
@@ -37,14 +40,18 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax._laplacian import directional_derivatives
+from sm_jax._probes import draw_probes, probe_source
+from sm_jax.parameterization import EnergyScore
 from sm_jax.typing import Divergence, DivergenceFn, RandomFn, ScoreFn
 
 __all__ = [
     "DivergenceEstimate",
+    "diagonal",
     "estimate",
     "exact",
     "hutchinson",
     "hutchpp",
+    "laplacian",
     "rows_are_independent",
     "sphere",
 ]
@@ -72,7 +79,10 @@ class DivergenceEstimate(NamedTuple):
 def exact(
     score_fn: ScoreFn, x: ArrayLike, key: jax.Array | None = None, *, chunk: int | None = None
 ) -> Divergence:
-    """Return the score and its divergence, eq. (1), by one Jacobian product per dimension.
+    """Return the score and its exact divergence, ``sum_i d s_i / d x_i``.
+
+    It makes one Jacobian product per dimension. An `EnergyScore` takes the forward-mode Laplacian
+    of its energy (see `laplacian`) where the energy allows it, and products otherwise.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only: a network that mixes
@@ -85,7 +95,7 @@ def exact(
             written out without a loop.
 
     Returns:
-        ``(score [B, ...], divergence [B])``; costs about ``1 + d`` passes of the network.
+        ``Divergence(score [B, ...], divergence [B])``; costs about ``1 + d`` passes of the network.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -98,27 +108,108 @@ def exact(
     """
     del key
     x = _checks.check_data(x)
-    dims = _arrays.num_dims(x)
+    if isinstance(score_fn, EnergyScore):
+        result = _forward_laplacian(score_fn, x, chunk)
+        if result is not None:
+            return result
+    score, entries = diagonal(score_fn, x, chunk=chunk)
+    return Divergence(score, _arrays.sum_data_axes(entries))
 
-    def basis(i):
-        e = jax.nn.one_hot(i, dims, dtype=x.dtype).reshape((1, *x.shape[1:]))
-        return jnp.broadcast_to(e, x.shape)
 
-    if _checks.carried_energy(score_fn) is not None:
-        derivatives = _energy_derivatives(score_fn, x, basis, jnp.arange(dims), chunk)
-        if derivatives is not None:
-            slopes, curvature = derivatives
-            return Divergence(-slopes.T.reshape(x.shape), -curvature)
+def laplacian(
+    energy_score: ScoreFn,
+    x: ArrayLike,
+    key: jax.Array | None = None,
+    *,
+    chunk: int | None = None,
+) -> Divergence:
+    """Return the score of an energy and its divergence, minus the Laplacian of the energy.
 
+    The divergence of ``s = -grad E`` is ``-sum_i d^2 E / d x_i^2``, here in forward mode (the
+    forward Laplacian, or collapsed Taylor mode): one pass of first derivatives for each dimension
+    and one of second derivatives for their sum. `exact` does the same for an `EnergyScore`, but
+    falls back to Jacobian products where this raises.
+
+    Args:
+        energy_score: a `sm_jax.parameterization.EnergyScore`, row i depending on row i only.
+        x: points ``[B, ...]``.
+        key: unused; there so that this is a `DivergenceFn`.
+        chunk: dimensions taken at a time; as in `exact`.
+
+    Returns:
+        ``Divergence(score [B, ...], divergence [B])``.
+
+    Raises:
+        TypeError: ``x`` is not floating, ``energy_score`` is a bare score, or the energy has no
+            second derivatives in forward mode: it goes through a ``jax.custom_vjp``, complex
+            numbers, or a dtype below float32.
+        ValueError: ``x`` is empty, the energy is not one number per example, or ``chunk < 1``.
+
+    Example:
+        >>> from sm_jax.parameterization import EnergyScore
+        >>> energy_score = EnergyScore(lambda x: jnp.sum(x**2, axis=-1))
+        >>> score, divergence = laplacian(energy_score, jnp.ones((1, 3)))
+        >>> print(divergence)
+        [-6.]
+
+    References: Li et al. 2023, https://arxiv.org/abs/2307.08214; Dangel et al. 2025,
+    https://arxiv.org/abs/2505.13644
+    """
+    del key
+    x = _checks.check_data(x)
+    if not isinstance(energy_score, EnergyScore):
+        raise TypeError(
+            f"laplacian needs the energy itself, got {energy_score!r}: pass "
+            "parameterization.EnergyScore(energy_fn), without a jit, lambda or partial around it, "
+            "or use divergence.exact, which takes any score."
+        )
+    result = _forward_laplacian(energy_score, x, chunk)
+    if result is None:
+        raise TypeError(
+            f"the energy {energy_score.energy_fn!r} has no second derivatives in forward mode for "
+            f"x of {x.dtype}: it goes through a jax.custom_vjp, complex numbers or a dtype below "
+            "float32. Use divergence.exact, which falls back to Jacobian products."
+        )
+    return result
+
+
+def diagonal(
+    score_fn: ScoreFn, x: ArrayLike, key: jax.Array | None = None, *, chunk: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return the score and the diagonal of its Jacobian, ``d s_i / d x_i``.
+
+    It makes one Jacobian product per dimension. The sum over the diagonal is the divergence.
+
+    Args:
+        score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
+        x: points ``[B, ...]``.
+        key: unused, as in `exact`.
+        chunk: products made at a time; as in `exact`.
+
+    Returns:
+        ``(score [B, ...], diagonal [B, ...])``, the diagonal in float32 at least; costs about
+        ``1 + d`` passes of the network.
+
+    Raises:
+        TypeError: ``x`` is not floating, or the score has another dtype.
+        ValueError: ``x`` is empty, the score has another shape, or ``chunk < 1``.
+
+    Example:
+        >>> score, entries = diagonal(lambda x: -(x**2), jnp.array([[1.0, 2.0]]))
+        >>> print(entries)
+        [[-2. -4.]]
+    """
+    del key
+    x = _checks.check_data(x)
     # e' J' e = e' J e, and products with J' leave less to remember than products with J.
     score, pull_back = jax.vjp(_checks.checked(score_fn, x), x)
 
     def entry(i):
-        e = basis(i)
+        e = _unit_vectors(x, i)
         return _arrays.sum_data_axes(pull_back(e)[0] * e)
 
-    entries = _map(entry, jnp.arange(dims), chunk, x.ndim - 1)
-    return Divergence(score, entries.sum(axis=0))
+    entries = _map(entry, jnp.arange(_arrays.num_dims(x)), chunk, x.ndim - 1)
+    return score, entries.T.reshape(x.shape)
 
 
 def hutchinson(
@@ -130,7 +221,11 @@ def hutchinson(
     probe: RandomFn = jax.random.rademacher,
     chunk: int | None = None,
 ) -> Divergence:
-    """Return the score and an unbiased estimate of its divergence, eq. (2).
+    """Return the score and Hutchinson's estimate of its divergence.
+
+    It is ``1/K sum_k v_k' (grad s) v_k`` over ``K = num_probes`` probes with identity covariance,
+    ``E[v v'] = I``, and so unbiased. For three probes or more an `EnergyScore` takes the curvatures
+    ``-v_k' (grad^2 E) v_k`` of its energy in forward mode, where the energy allows it.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
@@ -142,7 +237,8 @@ def hutchinson(
         chunk: probes taken at a time; as in `exact`.
 
     Returns:
-        ``(score [B, ...], divergence [B])``; costs about ``1 + num_probes`` passes of the network.
+        ``Divergence(score [B, ...], divergence [B])``; costs about ``1 + num_probes`` passes of the
+        network.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -152,10 +248,24 @@ def hutchinson(
         >>> score, divergence = hutchinson(lambda x: -2.0 * x, jnp.ones((1, 3)), jax.random.key(0))
         >>> print(divergence)
         [-6.]
+
+    Reference: Hutchinson 1990, https://doi.org/10.1080/03610919008812866
     """
     x = _checks.check_data(x)
     draw, keys = probe_source(key, x, num_probes, probe)
-    return Divergence(*mean_quadratic_form(score_fn, x, draw, keys, chunk=chunk))
+    # For fewer vectors the score itself costs more.
+    if num_probes > 2 and isinstance(score_fn, EnergyScore):
+        derivatives = _energy_derivatives(score_fn, x, draw, keys, chunk)
+        if derivatives is not None:
+            score = _checks.check_score(score_fn(x), x)
+            return Divergence(score, -derivatives[1] / num_probes)
+    score, push = jax.linearize(_checks.checked(score_fn, x), x)
+
+    def form(key):
+        v = draw(key)
+        return _arrays.sum_data_axes(_arrays.accumulated(push(v)) * v)
+
+    return Divergence(score, _map(form, keys, chunk, x.ndim - 1).mean(axis=0))
 
 
 def hutchpp(
@@ -166,23 +276,30 @@ def hutchpp(
     num_products: int = 6,
     probe: RandomFn = jax.random.rademacher,
 ) -> Divergence:
-    """Return the score and the Hutch++ estimate of its divergence, eq. (3).
+    """Return the score and the Hutch++ estimate of its divergence.
 
-    It beats `hutchinson` at equal cost where a few directions carry most of the Jacobian, and is
-    exact, up to rounding, if its rank is at most ``num_products // 3``: the sketch takes normal
-    vectors, which span the range with probability one (random signs do not).
+    With ``J = grad s`` of one row and ``m = num_products // 3``, a sketch ``J g_1, ..., J g_m`` of
+    normal vectors ``g`` has the orthonormal basis ``q_1, ..., q_m``. The estimate takes the trace
+    exactly on its span and by probes ``v_k`` on the rest, the residual:
+
+        sum_j q_j' J q_j + 1/m sum_k r_k' J r_k,    r_k = v_k - sum_j q_j (q_j' v_k).
+
+    It makes ``3 m`` products, so ``num_products`` is rounded down to a multiple of three. It has
+    less variance than `hutchinson` at equal cost where a few directions carry most of the Jacobian,
+    and is exact, up to rounding, if the rank of ``J`` is at most ``m``: normal vectors span the
+    range with probability one (random signs do not).
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
         x: points ``[B, ...]``.
         key: a random key.
-        num_products: products ``J v`` per row, a third each for the sketch, for the exact part and
-            for the residual; at least 3, at most three times the dimension.
+        num_products: products ``J v`` per row, ``num_products // 3`` each for the sketch, for the
+            exact part and for the residual; from 3 to ``3 d + 2``.
         probe: probes of the residual, as in `hutchinson`.
 
     Returns:
-        ``(score [B, ...], divergence [B])``. Unbiased, and so is its gradient, in which the sketch
-        counts as a constant.
+        ``Divergence(score [B, ...], divergence [B])``. Unbiased, and so is its gradient, in which
+        the sketch counts as a constant.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -194,6 +311,8 @@ def hutchpp(
         >>> score, divergence = hutchpp(lambda x: -2.0 * x, x, key, num_products=9)
         >>> print(jnp.round(divergence))
         [-6.]
+
+    Reference: Meyer et al. 2021, https://arxiv.org/abs/2010.09649
     """
     x = _checks.check_data(x)
     _checks.check_count("num_products", num_products, minimum=3)
@@ -230,6 +349,9 @@ def estimate(
 ) -> DivergenceEstimate:
     """Return the score and the mean and standard error of independent divergence estimates.
 
+    Of ``R = num_repeats`` estimates ``T_r`` of the divergence, each with a key of its own, these
+    are ``mean(T)`` and ``sqrt(sum_r (T_r - mean(T))^2 / (R (R - 1)))``.
+
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
         x: points ``[B, ...]``.
@@ -238,7 +360,7 @@ def estimate(
         num_repeats: number of independent estimates, at least 2.
 
     Returns:
-        ``(score [B, ...], divergence [B], standard_error [B])``.
+        ``DivergenceEstimate(score [B, ...], divergence [B], standard_error [B])``.
 
     Raises:
         ValueError: ``num_repeats < 2``, or as ``divergence`` raises.
@@ -277,12 +399,13 @@ def sphere(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Arr
 
 
 def rows_are_independent(score_fn: ScoreFn, x: ArrayLike, key: jax.Array) -> jax.Array:
-    """Return whether rows of the score depend on their own rows of ``x`` only.
+    """Return whether each row of the score depends on its own row of ``x`` only.
 
-    The losses and divergences rest on this. It moves half of the rows along random directions and
-    looks for any first-order change of the others, for one half after another until every two rows
-    have been told apart both ways. Not seen is what has no derivative at ``x``: what passes through
-    ``stop_gradient`` or rounding, or sets in elsewhere.
+    The losses and divergences assume this: ``d s_i / d x_j = 0`` for rows ``i != j``. The test
+    moves half of the rows along random directions and looks for any first-order change of the other
+    rows, for one half after another until every pair of rows has been separated both ways. It
+    cannot see a dependence without a derivative at ``x``: one through ``stop_gradient`` or
+    rounding, or one that sets in elsewhere.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``.
@@ -318,81 +441,36 @@ def rows_are_independent(score_fn: ScoreFn, x: ArrayLike, key: jax.Array) -> jax
     return jnp.all(compiled(partial(jax.lax.map, others_stay), jnp.concatenate([bits, ~bits])))
 
 
-def probe_source(key: jax.Array, x: jax.Array, num_probes: int, probe: RandomFn):
-    """Return ``(draw, keys [K])``; ``draw(keys[k])`` is one probe for every row, ``[B, ...]``.
-
-    With these a loop makes each probe where it is used.
-    """
-    _checks.check_count("num_probes", num_probes)
-    _checks.check_key("probe", key)
-
-    def draw(key):
-        v = _arrays.drawn(probe, key, x).astype(x.dtype)
-        _check_unit_variance(v)
-        return v
-
-    return draw, jax.random.split(key, num_probes)
+def _unit_vectors(x: jax.Array, i: jax.Array) -> jax.Array:
+    """Return the i-th unit vector for every row of ``x``, ``[B, ...]``."""
+    e = jax.nn.one_hot(i, _arrays.num_dims(x), dtype=x.dtype).reshape((1, *x.shape[1:]))
+    return jnp.broadcast_to(e, x.shape)
 
 
-def draw_probes(key: jax.Array, x: jax.Array, num_probes: int, probe: RandomFn) -> jax.Array:
-    """Return ``num_probes`` independent probes for every row of ``x``: ``[K, B, ...]``."""
-    draw, keys = probe_source(key, x, num_probes, probe)
-    return jax.vmap(draw)(keys)
-
-
-def _check_unit_variance(v: jax.Array) -> None:
-    """Raise if many (concrete) probes have another mean square than 1, by more than chance.
-
-    Of 1,000 numbers of a normal distribution the mean square has a standard deviation of 0.045.
-    """
-    known = _arrays.concrete(v) if v.size >= 1000 else None
-    if known is None:
-        return
-    mean_square = np.mean(known.astype(np.float64) ** 2)
-    if not 0.7 < mean_square < 1.4:
-        raise ValueError(
-            f"probes must have identity covariance, E[v v'] = I, but the mean of v_i^2 is "
-            f"{mean_square:.3g} over {v.size} numbers: scale them, or pass jax.random.rademacher, "
-            "jax.random.normal or sm_jax.divergence.sphere."
-        )
-
-
-def mean_quadratic_form(
-    score_fn: ScoreFn,
-    x: jax.Array,
-    draw: Callable[[jax.Array], jax.Array],
-    keys: jax.Array,
-    *,
-    chunk: int | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Return the score and the mean of ``v' (grad s) v`` over ``v = draw(keys[k])``: ``[B]``."""
-    # For fewer vectors the score itself costs more.
-    if len(keys) > 2 and _checks.carried_energy(score_fn) is not None:
-        derivatives = _energy_derivatives(score_fn, x, draw, keys, chunk)
-        if derivatives is not None:
-            score = _checks.check_score(score_fn(x), x)
-            return score, -derivatives[1] / len(keys)
-    score, push = jax.linearize(_checks.checked(score_fn, x), x)
-
-    def form(key):
-        v = draw(key)
-        return _arrays.sum_data_axes(_arrays.accumulated(push(v)) * v)
-
-    return score, _map(form, keys, chunk, x.ndim - 1).mean(axis=0)
+def _forward_laplacian(
+    energy_score: EnergyScore, x: jax.Array, chunk: int | None
+) -> Divergence | None:
+    """Return the score and minus the Laplacian of the energy, or None if forward mode fails."""
+    indices = jnp.arange(_arrays.num_dims(x))
+    derivatives = _energy_derivatives(energy_score, x, partial(_unit_vectors, x), indices, chunk)
+    if derivatives is None:
+        return None
+    slopes, curvature = derivatives
+    return Divergence(-slopes.T.reshape(x.shape).astype(x.dtype), -curvature)
 
 
 def _energy_derivatives(
-    score_fn: ScoreFn, x: jax.Array, vector: Callable, seeds: jax.Array, chunk: int | None
+    energy_score: EnergyScore, x: jax.Array, vector: Callable, seeds: jax.Array, chunk: int | None
 ):
-    """Return slopes ``[K, B]`` and summed curvatures ``[B]`` of the energy of a score, or None."""
-    unroll = _is_unrolled(len(seeds), chunk, x.ndim - 1)
+    """Return slopes ``[K, B]`` and summed curvatures ``[B]`` along vectors, or None."""
+    # A new function at each call: JAX would remember the trace of an energy that has changed.
     return directional_derivatives(
-        lambda x: _checks.check_energy(score_fn.energy_fn(x), x),
+        lambda x: _checks.check_energy(energy_score.energy_fn(x), x),
         x,
         vector,
         seeds,
         chunk=chunk,
-        unroll=unroll,
+        unroll=_is_unrolled(len(seeds), chunk, x.ndim - 1),
     )
 
 

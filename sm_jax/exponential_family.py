@@ -1,6 +1,6 @@
-r"""Exponential families fitted in closed form: the objective is quadratic in the parameters.
+r"""Score matching of exponential families in closed form: a quadratic objective.
 
-For ``log p(x) = theta' T(x) - A(theta)`` with statistics ``T``, nothing of score matching needs the
+For ``log p(x) = theta' T(x) - A(theta)`` with statistics ``T``, score matching does not need the
 normalizer ``A``, and with weights ``h_j(x)`` the (generalized) objective is
 
     J(theta) = E[sum_j 1/2 h_j (d_j log p)^2 + h_j d_j^2 log p + h_j' d_j log p]        (1)
@@ -48,10 +48,10 @@ class ExponentialFamilyFit(NamedTuple):
     """Natural parameters of an exponential family, and how well the data determine them.
 
     Attributes:
-        natural_parameters: ``theta [K]``, eq. (3).
+        natural_parameters: ``theta = -K^-1 b``, ``[K]``.
         standard_errors: of each, ``[K]``: the roots of the diagonal of ``covariance``.
-        covariance: of ``natural_parameters``, ``[K, K]``, eq. (4).
-        objective: the objective (1) at its minimum, ``b' theta / 2``, a scalar.
+        covariance: of ``natural_parameters``, ``K^-1 S K^-1 / n [K, K]``.
+        objective: the objective at its minimum, ``b' theta / 2``, a scalar.
     """
 
     natural_parameters: jax.Array
@@ -66,16 +66,24 @@ def fit_exponential_family(
     *,
     weight: Callable[[jax.Array], jax.Array] | None = None,
 ) -> ExponentialFamilyFit:
-    """Fit the natural parameters of an exponential family by score matching, eq. (3).
+    """Fit the natural parameters of an exponential family by score matching, in closed form.
 
-    For Gaussian data and ``T = (x, x x')`` this is maximum likelihood. Elsewhere it is consistent,
-    needs no normalizer, and loses some efficiency.
+    For ``log p(x) = theta' T(x) - A(theta)`` and weights ``h_j``, ``d_j`` the derivative by the
+    j-th number of ``x`` and ``E`` the mean over the data, the minimizer of the generalized score
+    matching objective is
+
+        theta = -K^-1 b,
+        K = E[sum_j h_j (d_j T) (d_j T)'],    b = E[sum_j h_j d_j^2 T + (d_j h_j) d_j T],
+
+    with the covariance ``K^-1 S K^-1 / n``, ``S`` the mean of ``g g'``, ``g = K(x) theta + b(x)``
+    of single examples. For Gaussian data and ``T = (x, x x')`` this is maximum likelihood. For
+    others it is consistent, needs no normalizer, and loses some efficiency.
 
     Args:
         statistics: ``T``, ``x [B, ...] -> [B, K]``, row i depending on row i only, twice
             differentiable, without a constant among them.
-        x: data ``[n, ...]``. Statistics of very different size are no harm, nearly dependent ones
-            are. Where ``x`` is not traced, the derivatives are taken in its dtype and the rest in
+        x: data ``[n, ...]``. Statistics may differ much in size, but must not be nearly dependent.
+            Where ``x`` is not traced, the derivatives are taken in its dtype and the rest in
             float64: ``x`` and ``x^2`` of float32 data may lie 3e5 standard deviations from zero,
             of float64 data 1e10. Under ``jit`` all is done in the default floating dtype: 300 in
             float32. Center and scale data that lie further out.

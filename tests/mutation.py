@@ -52,6 +52,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # The tests of each module, the most specific first.
 TESTS = {
     "_laplacian": ["laplacian"],
+    "_probes": ["divergence", "losses", "keys"],
     "divergence": ["divergence", "laplacian", "losses", "keys"],
     "losses/_contrastive": ["contrastive"],
     "losses/_denoising": ["losses", "noise_conditional", "keys"],
@@ -64,6 +65,7 @@ TESTS = {
     "processes/_derived": ["processes", "noise_conditional", "samplers"],
     "processes/_processes": ["processes", "noise_conditional", "samplers"],
     "parameterization/_conversions": ["parameterization"],
+    "parameterization/_energy": ["parameterization", "laplacian"],
     "parameterization/_networks": ["parameterization", "losses"],
     "parameterization/_process": ["change_process", "samplers_diffusion"],
     "samplers/_diffusion": ["samplers", "samplers_diffusion", "keys", "weak_order"],

@@ -157,10 +157,12 @@ CALLS = {
     "densities.gaussian": _density(densities.gaussian, MEANS[0], np.diag(VARIANCES)),
     "densities.gaussian_mixture": _density(densities.gaussian_mixture, WEIGHTS, MEANS, VARIANCES),
     "metrics.curl": _shape(metrics.curl, score, X, KEY),
+    "divergence.diagonal": _call(divergence.diagonal, score, X),
     "divergence.estimate": _shape(divergence.estimate, score, X, KEY),
     "divergence.exact": _call(divergence.exact, score, X),
     "divergence.hutchinson": _call(divergence.hutchinson, score, X, KEY),
     "divergence.hutchpp": _shape(divergence.hutchpp, score, X, KEY, num_products=6),
+    "divergence.laplacian": _call(divergence.laplacian, parameterization.EnergyScore(energy), X),
     "divergence.rows_are_independent": _call(divergence.rows_are_independent, score, X, KEY),
     "exponential_family.fit_exponential_family": _shape(
         exponential_family.fit_exponential_family,
@@ -307,7 +309,10 @@ CALLS = {
     "parameterization.score_from_denoiser": _made(
         parameterization.score_from_denoiser, lambda x, t: 0.5 * x, process=PROCESS
     ),
-    "parameterization.score_from_energy": _composed(parameterization.score_from_energy, energy),
+    "parameterization.at_time": _call(
+        lambda t: parameterization.at_time(noised_score, jnp.asarray(t))(jnp.asarray(X)), T
+    ),
+    "parameterization.EnergyScore": _composed(parameterization.EnergyScore, energy),
     "processes.check_times": _call(processes.check_times, PROCESS, TIMES),
     "processes.data_mean": _call(
         lambda mean: processes.data_mean(processes.VE(mean=mean), (2,)), VARIANCES

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from sm_jax import composition, densities, processes, samplers
-from sm_jax.parameterization import score_from_energy
+from sm_jax.parameterization import EnergyScore
 from tests.oracles import A, b
 
 FIRST = densities.gaussian([0.5, -1.0], [[0.8, 0.2], [0.2, 0.5]])
@@ -43,9 +43,7 @@ def test_product_of_gaussians(weights, getkey):
     energy_fn = composition.product([energy_of(FIRST), energy_of(SECOND)], weights=given)
     constant = energy_fn(x) + exact.log_prob(x)
     np.testing.assert_allclose(constant - constant[0], 0.0, atol=1e-4)
-    np.testing.assert_allclose(
-        score_from_energy(energy_fn)(x), exact.score(x), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(EnergyScore(energy_fn)(x), exact.score(x), rtol=1e-4, atol=1e-4)
     if weights[1] < 0:
         negated = composition.divide(FIRST.score, SECOND.score, strength=0.3)
         np.testing.assert_allclose(negated(x), exact.score(x), rtol=1e-4, atol=1e-4)
@@ -86,7 +84,7 @@ def test_mixture_is_normalized_by_the_normalizers_that_it_is_given(getkey):
     np.testing.assert_allclose(energy_fn(x), -exact.log_prob(x), rtol=1e-5, atol=1e-5)
     score_fn = composition.mixture_score([FIRST.score, SECOND.score], energies, **options)
     np.testing.assert_allclose(score_fn(x), exact.score(x), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(score_from_energy(energy_fn)(x), score_fn(x), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(EnergyScore(energy_fn)(x), score_fn(x), rtol=1e-4, atol=1e-4)
     even = composition.mixture([energy_of(FIRST), energy_of(SECOND)])
     half = 0.5 * np.exp(FIRST.log_prob(x)) + 0.5 * np.exp(SECOND.log_prob(x))
     np.testing.assert_allclose(even(x), -np.log(half), rtol=1e-5, atol=1e-5)
@@ -202,7 +200,7 @@ def test_markov_chains_sample_the_product_and_reverse_diffusions_do_not(getkey):
     def energy_fn(x, sigma):
         return 0.5 * (x[:, 0] - 0.8) ** 2 / (v + sigma**2)
 
-    composed = score_from_energy(composition.product([energy_fn, energy_fn], annealed=True))
+    composed = EnergyScore(composition.product([energy_fn, energy_fn], annealed=True))
     x = jax.random.normal(getkey(), (n, 1))
     levels = np.geomspace(3.0, 0.05, 8)
     # steps of 0.1 at the last level, where the chain ends, and less than the variance above it

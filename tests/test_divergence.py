@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sm_jax import divergence
-from sm_jax.parameterization import score_from_energy
+from sm_jax._probes import draw_probes
+from sm_jax.parameterization import EnergyScore
 from tests.oracles import A, assert_mean, jacobians, linear_score, nonlinear_score, sign_cube
 
 SYMMETRIC = (A + A.T) / 2
@@ -45,9 +46,93 @@ def test_exact_for_any_event(shape, getkey):
 
 def test_exact_of_an_energy_is_minus_the_laplacian(getkey):
     x = jax.random.normal(getkey(), (3, 4))
-    score_fn = score_from_energy(lambda x: jnp.sum(x**4, axis=1) + x[:, 0] * x[:, 1])
+    score_fn = EnergyScore(lambda x: jnp.sum(x**4, axis=1) + x[:, 0] * x[:, 1])
     expected = -12 * jnp.sum(x**2, axis=1)
     np.testing.assert_allclose(divergence.exact(score_fn, x).divergence, expected, rtol=1e-5)
+
+
+QUARTIC = np.random.default_rng(3).normal(size=(5, 5))
+
+
+def quartic_energy(x):
+    """Neither separable nor convex, of events of five numbers in any shape."""
+    flat = x.reshape(len(x), -1)
+    return jnp.sum(jnp.tanh(flat @ QUARTIC) ** 2, axis=1) + 0.1 * jnp.sum(flat**2, axis=1) ** 2
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (5, 5), (1, 5), (2, 5, 1)])
+@pytest.mark.parametrize("chunk", [None, 2, 7])
+def test_laplacian_and_diagonal_are_those_of_the_hessian(shape, chunk, getkey):
+    """Of one energy: minus its gradient, minus the diagonal of the Hessian, and the sum of that."""
+    energy_score = EnergyScore(quartic_energy)
+    with jax.enable_x64(True):
+        x = jax.random.normal(getkey(), shape, jnp.float64)
+        rows = jax.vmap(jax.hessian(lambda row: quartic_energy(row.reshape(1, *shape[1:]))[0]))
+        entries = -jnp.einsum("bii->bi", rows(x.reshape(shape[0], 5)))
+        gradient = jax.grad(lambda x: quartic_energy(x).sum())(x)
+        for function in (divergence.laplacian, divergence.exact):
+            score, trace = function(energy_score, x, chunk=chunk)
+            np.testing.assert_allclose(score, -gradient, 1e-10, 1e-10)
+            np.testing.assert_allclose(trace, entries.sum(1), 1e-10)
+        for score_fn in (energy_score, lambda x: energy_score(x)):
+            score, found = divergence.diagonal(score_fn, x, chunk=chunk)
+            np.testing.assert_allclose(score, -gradient, 1e-10, 1e-10)
+            np.testing.assert_allclose(found, entries.reshape(shape), 1e-10, 1e-10)
+
+
+def test_diagonal_is_that_of_the_jacobian(getkey):
+    """Of a score that is no gradient; of bfloat16 in float32."""
+    x = jax.random.normal(getkey(), (4, 3))
+    score, entries = jax.jit(partial(divergence.diagonal, nonlinear_score))(x)
+    np.testing.assert_allclose(score, nonlinear_score(x), rtol=1e-5)
+    expected = jnp.einsum("bii->bi", jacobians(nonlinear_score, x))
+    np.testing.assert_allclose(entries, expected, rtol=1e-4, atol=1e-5)
+    trace = divergence.exact(nonlinear_score, x).divergence
+    np.testing.assert_allclose(entries.sum(1), trace, rtol=1e-5)
+    low, entries = divergence.diagonal(nonlinear_score, x.astype(jnp.bfloat16))
+    assert low.dtype == jnp.bfloat16
+    assert entries.dtype == jnp.float32
+    np.testing.assert_allclose(entries, expected, atol=0.1)
+
+
+def test_laplacian_keeps_the_dtype_of_the_points():
+    """Where the energy is of higher precision."""
+    with jax.enable_x64(True):
+        energy_score = EnergyScore(lambda x: (x.astype(jnp.float64) ** 4).sum(-1))
+        x = jnp.linspace(-1.0, 1.0, 8, dtype=jnp.float32).reshape(2, 4)
+        score, trace = divergence.laplacian(energy_score, x)
+        assert score.dtype == jnp.float32
+        np.testing.assert_allclose(score, -4 * x**3, rtol=1e-6)
+        np.testing.assert_allclose(trace, -12 * (x**2).sum(-1), rtol=1e-6)
+
+
+ENERGY_SCORE = EnergyScore(lambda x: jnp.sum(jnp.cosh(x @ A.T) + x**4, axis=1))
+
+
+@pytest.mark.parametrize(
+    "score_fn",
+    [
+        linear_score,
+        jax.jit(ENERGY_SCORE),
+        partial(ENERGY_SCORE),
+        lambda x: ENERGY_SCORE(x),
+    ],
+    ids=["score", "jit", "partial", "lambda"],
+)
+def test_laplacian_refuses_what_is_no_energy_score(score_fn):
+    x = jnp.ones((2, 3))
+    with pytest.raises(TypeError, match=r"EnergyScore\(energy_fn\).*or use divergence.exact"):
+        divergence.laplacian(score_fn, x)
+    divergence.laplacian(ENERGY_SCORE, x)
+
+
+def test_laplacian_refuses_what_has_no_forward_mode():
+    """`exact` takes products with the Hessian there."""
+    score_fn = EnergyScore(lambda x: (x**4).sum(-1))
+    with pytest.raises(TypeError, match=r"for x of bfloat16.*Use divergence.exact"):
+        divergence.laplacian(score_fn, jnp.ones((2, 3), jnp.bfloat16))
+    _, trace = divergence.exact(score_fn, jnp.ones((2, 3), jnp.bfloat16))
+    np.testing.assert_allclose(trace, -36.0)
 
 
 def test_hutchinson_over_the_sign_cube_is_exact(getkey):
@@ -91,7 +176,7 @@ def test_mean_and_variance_of_hutchinson(probe, variance, num_probes, getkey):
 
 
 def test_probes_are_independent_between_rows_and_probes(getkey):
-    probes = divergence.draw_probes(getkey(), jnp.zeros((50, 400)), 2, jax.random.normal)
+    probes = draw_probes(getkey(), jnp.zeros((50, 400)), 2, jax.random.normal)
     rows = np.asarray(probes).reshape(100, 400)
     correlations = np.corrcoef(rows)[~np.eye(100, dtype=bool)]
     assert np.abs(correlations).max() < 5.5 / np.sqrt(400)
@@ -150,9 +235,6 @@ def test_a_singular_sketch_does_no_harm_to_gradients():
         np.testing.assert_allclose(jax.grad(trace)(2.0), 1.0, rtol=1e-5)
 
 
-ENERGY_SCORE = score_from_energy(lambda x: jnp.sum(jnp.cosh(x @ A.T) + x**4, axis=1))
-
-
 @pytest.mark.parametrize("score_fn", [nonlinear_score, ENERGY_SCORE], ids=["score", "energy"])
 @pytest.mark.parametrize("num_probes", [5, 8])
 def test_chunks_use_the_same_probes(score_fn, num_probes, getkey):
@@ -161,7 +243,7 @@ def test_chunks_use_the_same_probes(score_fn, num_probes, getkey):
     values = [hutchinson(score_fn, x, key, chunk=chunk) for chunk in (None, 1, 3, 4, 20)]
     forms = jnp.einsum(
         "kbi,bij,kbj->b",
-        probes := divergence.draw_probes(key, x, num_probes, jax.random.normal),
+        probes := draw_probes(key, x, num_probes, jax.random.normal),
         jacobians(score_fn, x),
         probes,
     )
@@ -179,7 +261,7 @@ def test_memory_does_not_grow_with_the_products(transform, bare, chunk):
     vectors = 4 * dims * num * dims  # bytes of the whole basis, or of as many probes
 
     def run(function, c, x):
-        score_fn = score_from_energy(lambda x: (c * x**4).sum(1) + (x**2).sum(1) ** 2)
+        score_fn = EnergyScore(lambda x: (c * x**4).sum(1) + (x**2).sum(1) ** 2)
         return function((lambda x: score_fn(x)) if bare else score_fn, x).divergence.sum()
 
     for function in (

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from sm_jax import densities, losses, models, processes
-from sm_jax.parameterization import precondition_energy, score_from_energy
+from sm_jax.parameterization import EnergyScore, precondition_energy
 
 PROCESS = processes.VE(sigma_min=0.05, sigma_max=10.0)
 
@@ -28,7 +28,7 @@ def test_an_energy_network_learns_a_mixture(getkey):
 
     def mean(params, key):
         key_data, key_loss = jax.random.split(key)
-        score_fn = score_from_energy(energy_of(params))
+        score_fn = EnergyScore(energy_of(params))
         weight = partial(losses.edm_weight, sigma_data=1.0)
         x = density.sample(key_data, 256)
         return losses.diffusion(
@@ -55,7 +55,7 @@ def test_an_energy_network_learns_a_mixture(getkey):
         x = noised.sample(getkey(), 2000)
         t = jnp.full(2000, sigma)
         exact = noised.score(x)
-        error = losses.explicit(lambda x, t=t: score_from_energy(energy_fn)(x, t), x, exact).mean()
+        error = losses.explicit(lambda x, t=t: EnergyScore(energy_fn)(x, t), x, exact).mean()
         zero = losses.explicit(jnp.zeros_like, x, exact).mean()
         assert error < 0.03 * zero, sigma
         if sigma >= 0.5:  # the energy, up to its constant; where modes part, their weights are free

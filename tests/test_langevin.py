@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sm_jax import samplers
+from sm_jax.parameterization import EnergyScore
 from tests.oracles import COV, MEAN, gaussian_score
 
 PRECISION = np.linalg.inv(COV.astype(np.float64))
@@ -163,7 +164,7 @@ def test_consistent_annealed_without_denoising(getkey):
 ENERGY = lambda x: 0.5 * jnp.sum(x.astype(jnp.float32) ** 2, axis=tuple(range(1, x.ndim)))  # noqa: E731
 CALLS = {
     "mala score": partial(samplers.mala, lambda x: -x, step_size=0.3, num_steps=5),
-    "mala energy": partial(samplers.mala, None, energy_fn=ENERGY, step_size=0.3, num_steps=5),
+    "mala energy": partial(samplers.mala, EnergyScore(ENERGY), step_size=0.3, num_steps=5),
     "underdamped": partial(samplers.underdamped, lambda x: -x, step_size=0.3, num_steps=5),
     "tempered": partial(
         samplers.tempered_langevin,
@@ -240,9 +241,8 @@ def count_evaluations(sampler, *args, energy=False, **options):
         calls.append(x)
         return 0.5 * jnp.sum(x**2, axis=-1) if energy else -x
 
-    given = {"energy_fn": fn} if energy else {}
     with jax.disable_jit():
-        sampler(None if energy else fn, jnp.ones((2, 3)), *args, **options, **given)
+        sampler(EnergyScore(fn) if energy else fn, jnp.ones((2, 3)), *args, **options)
     return len(calls)
 
 
@@ -262,7 +262,11 @@ def test_number_of_evaluations(getkey):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (partial(samplers.mala, None, step_size=0.1, num_steps=1), ValueError, "got neither"),
+        (
+            partial(samplers.mala, None, energy_fn=ENERGY, step_size=0.1, num_steps=1),
+            TypeError,
+            r"score_fn must be callable, got None.*EnergyScore\(energy_fn\)",
+        ),
         (
             partial(samplers.mala, lambda x: x, step_size=0.0, num_steps=1),
             ValueError,
@@ -274,7 +278,7 @@ def test_number_of_evaluations(getkey):
             "num_steps must be at least 1",
         ),
         (
-            partial(samplers.mala, None, energy_fn=lambda x: x, step_size=0.1, num_steps=1),
+            partial(samplers.mala, EnergyScore(lambda x: x), step_size=0.1, num_steps=1),
             ValueError,
             r"shape \(2,\), got \(2, 3\)",
         ),

@@ -10,7 +10,7 @@ import pytest
 
 from sm_jax import divergence, likelihood, losses, processes
 from sm_jax._laplacian import directional_derivatives
-from sm_jax.parameterization import score_from_energy
+from sm_jax.parameterization import EnergyScore
 
 W = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32) * 0.7
 SHIFT = np.linspace(-1.0, 1.0, 6, dtype=np.float32)
@@ -156,10 +156,10 @@ LOSSES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("dims", [2, 5])  # written out, and in a loop
 def test_losses_and_gradients_agree_with_those_of_the_bare_score(dims, getkey):
-    """The bare score, which does not carry its energy, takes the generic way."""
+    """The bare score takes products with its Jacobian."""
 
     def mean(params, loss_fn, x, key, bare):
-        score_fn = score_from_energy(partial(perceptron, params))
+        score_fn = EnergyScore(partial(perceptron, params))
         return loss_fn((lambda x: score_fn(x)) if bare else score_fn, x, key).mean()
 
     @jax.jit
@@ -184,7 +184,7 @@ def test_noise_conditional_losses_and_likelihoods_agree_too(getkey):
     def energy_fn(x, t):
         return (x**2).sum(-1) / (2 * (1 + t**2)) + jnp.log1p(jnp.cos(x).sum(-1) ** 2) / (1 + t) ** 4
 
-    score_fn = score_from_energy(energy_fn)
+    score_fn = EnergyScore(energy_fn)
     carried = losses.noise_conditional_sliced(
         score_fn, X, key := getkey(), sigmas=[2.0, 1.0], num_probes=4
     )
@@ -193,7 +193,7 @@ def test_noise_conditional_losses_and_likelihoods_agree_too(getkey):
     )
     np.testing.assert_allclose(carried, bare, 1e-5, 1e-5)
     values = [
-        jax.jit(partial(likelihood.log_prob, fn, process, num_steps=4))(X).value
+        jax.jit(partial(likelihood.log_prob, fn, process=process, num_steps=4))(X).value
         for fn in (score_fn, lambda x, t: score_fn(x, t))
     ]
     np.testing.assert_allclose(*values, 1e-4, 1e-4)
@@ -203,7 +203,7 @@ def test_dtypes_and_event_shapes_are_kept():
     def energy_fn(x):
         return (x**4).reshape(x.shape[0], -1).sum(-1)
 
-    score_fn = score_from_energy(energy_fn)
+    score_fn = EnergyScore(energy_fn)
     for shape in ((3,), (3, 2, 2), (3, 5, 4, 1)):
         x = jnp.linspace(-1.0, 1.0, np.prod(shape)).reshape(shape)
         laplacian = 12 * (x**2).reshape(3, -1).sum(-1)
@@ -228,7 +228,7 @@ def test_totals_in_low_precision_round_each_term_not_the_sum(dtype):
     Each term carries a few roundings of its own, of one sign or the other.
     """
     x = jnp.linspace(-1.0, 1.0, 4 * 1024).reshape(1024, 4).T.astype(dtype)
-    score_fn = score_from_energy(lambda x: (x**4).sum(-1))
+    score_fn = EnergyScore(lambda x: (x**4).sum(-1))
     terms = -12 * np.asarray(x, np.float64) ** 2
     tolerance = 4 * float(jnp.finfo(dtype).eps) * np.sqrt((terms**2).sum(-1)).max()
     assert tolerance < float(jnp.finfo(dtype).eps) * 1024  # a quarter of the total, rounded
@@ -252,7 +252,7 @@ def test_energies_in_low_precision_take_the_generic_way(dtype):
 
 def test_labels_in_the_closure_belong_to_their_rows():
     labels = jnp.arange(1.0, 5.0)
-    score_fn = score_from_energy(lambda x: labels * jnp.cosh(x).sum(-1))
+    score_fn = EnergyScore(lambda x: labels * jnp.cosh(x).sum(-1))
     _, trace = divergence.exact(score_fn, X)
     np.testing.assert_allclose(trace, -labels * np.cosh(X).sum(-1), 1e-5)
 
@@ -265,11 +265,9 @@ def test_an_energy_with_its_own_backward_rule_takes_the_generic_way():
     cube.defvjp(lambda x: (x**3, x), lambda x, g: (3 * x**2 * g,))
     energy_fn = jax.jit(lambda x: cube(x).sum(-1))
     assert not takes_forward_mode(energy_fn)
-    _, trace = divergence.exact(score_from_energy(energy_fn), X)
+    _, trace = divergence.exact(EnergyScore(energy_fn), X)
     np.testing.assert_allclose(trace, -6 * X.sum(-1), 1e-4, 1e-4)
-    _, trace = divergence.hutchinson(
-        score_from_energy(energy_fn), X, jax.random.key(0), num_probes=4
-    )
+    _, trace = divergence.hutchinson(EnergyScore(energy_fn), X, jax.random.key(0), num_probes=4)
     np.testing.assert_allclose(trace, -6 * X.sum(-1), 1e-4, 1e-4)  # a diagonal Hessian
 
 
@@ -282,7 +280,7 @@ def test_an_energy_through_complex_numbers_takes_the_generic_way():
         jax.checkpoint(lambda x: 0.125 * inner(x).sum(-1)),
     ):
         assert not takes_forward_mode(energy_fn)
-        score, trace = divergence.exact(score_from_energy(energy_fn), X)
+        score, trace = divergence.exact(EnergyScore(energy_fn), X)
         np.testing.assert_allclose(score, -0.75 * X, 1e-5, 1e-6)
         np.testing.assert_allclose(trace, np.full(4, -2.25), 1e-5)
 
@@ -296,7 +294,7 @@ def test_scores_of_energies_take_the_cheaper_way(monkeypatch, getkey):
         return directional_derivatives(*args, **options)
 
     monkeypatch.setattr(divergence, "directional_derivatives", recorded)
-    score_fn = score_from_energy(lambda x, *_: (x**4).sum(-1))
+    score_fn = EnergyScore(lambda x, *_: (x**4).sum(-1))
     divergence.exact(score_fn, X)
     divergence.hutchinson(score_fn, X, getkey(), num_probes=3)
     losses.noise_conditional_sliced(score_fn, X, getkey(), sigmas=[2.0, 1.0], num_probes=3)
@@ -306,14 +304,14 @@ def test_scores_of_energies_take_the_cheaper_way(monkeypatch, getkey):
 
 
 def test_a_wrapped_score_is_not_taken_for_that_of_the_energy():
-    """``functools.wraps`` copies the attribute to a score that is no longer the energy's."""
-    score_fn = score_from_energy(lambda x: 0.5 * (x**2).sum(-1))
+    """``functools.wraps`` copies the energy to a score that is no longer its gradient."""
+    score_fn = EnergyScore(lambda x: 0.5 * (x**2).sum(-1))
 
     @functools.wraps(score_fn)
     def doubled(x):
         return 2.0 * score_fn(x)
 
-    assert hasattr(doubled, "energy_fn")
+    assert doubled.energy_fn is score_fn.energy_fn
     score, trace = divergence.exact(doubled, X)
     np.testing.assert_allclose(score, -2.0 * X, 1e-6)
     np.testing.assert_allclose(trace, np.full(4, -6.0), 1e-6)
@@ -321,7 +319,29 @@ def test_a_wrapped_score_is_not_taken_for_that_of_the_energy():
     np.testing.assert_allclose(trace, np.full(4, -6.0), 1e-6)
 
 
+def test_an_energy_that_changes_is_traced_anew():
+    """Such as a module between two steps of its training, the same object with other numbers."""
+
+    class Quadratic:
+        scale = 1.0
+
+        def __call__(self, x):
+            return self.scale * (x**2).sum(-1)
+
+    energy_fn = Quadratic()
+    for scale in (1.0, 3.0):
+        energy_fn.scale = scale
+        score_fn = EnergyScore(energy_fn)
+        for function in (
+            divergence.exact,
+            divergence.laplacian,
+            partial(divergence.hutchinson, num_probes=4),
+        ):
+            _, trace = function(score_fn, X, jax.random.key(0))
+            np.testing.assert_allclose(trace, np.full(4, -6.0 * scale), 1e-5)
+
+
 def test_a_wrong_energy_shape_is_refused():
-    score_fn = score_from_energy(lambda x: (x**2).sum(-1, keepdims=True))
+    score_fn = EnergyScore(lambda x: (x**2).sum(-1, keepdims=True))
     with pytest.raises(ValueError, match=r"one number per example.*\(4,\).*\(4, 1\)"):
         divergence.exact(score_fn, X)

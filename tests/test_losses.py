@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 
 from sm_jax import losses
 from sm_jax.divergence import hutchinson, hutchpp, sphere
-from sm_jax.parameterization import score_from_energy
+from sm_jax.parameterization import EnergyScore
 from tests.oracles import (
     COV,
     MEAN,
@@ -221,7 +221,7 @@ def test_rounding_of_differences_of_energies_is_as_stated(h, getkey):
     def value(x):
         shift = np.linspace(600.0, 1400.0, len(x)).astype(x.dtype)
         return losses.finite_difference_sliced(
-            score_from_energy(lambda x: shift + 0.5 * (x**2).sum(-1)),
+            EnergyScore(lambda x: shift + 0.5 * (x**2).sum(-1)),
             x,
             jax.random.key(0),
             epsilon=h,
@@ -252,7 +252,7 @@ def test_three_energies_are_the_plain_sliced_loss(probe, getkey):
             return lambda x: jnp.einsum("bi,ij,bj->b", x, theta, x) + quartic * (x**4).sum(-1)
 
         def value(loss_fn, theta, quartic=0.0):
-            score_fn = score_from_energy(energy_of(theta, quartic))
+            score_fn = EnergyScore(energy_of(theta, quartic))
             return loss_fn(score_fn, x, key, probe=probe, num_probes=2, variance_reduced=False)
 
         def both(loss_fn, quartic=0.0):
@@ -278,7 +278,7 @@ def test_three_energies_are_the_plain_sliced_loss(probe, getkey):
 def test_energies_are_evaluated_as_often_as_stated(getkey):
     """One for the examples and two for each probe, and no gradient; else two scores for each."""
     x, calls = jax.random.normal(getkey(), (5, 3)), []
-    score_fn = score_from_energy(counted(lambda x: (x**4).sum(-1), calls))
+    score_fn = EnergyScore(counted(lambda x: (x**4).sum(-1), calls))
     options = dict(epsilon=0.1, num_probes=3)
     losses.finite_difference_sliced(score_fn, x, getkey(), variance_reduced=False, **options)
     assert len(calls) == 1 + 2 * 3
@@ -293,7 +293,7 @@ def test_energies_are_evaluated_as_often_as_stated(getkey):
 
 
 def test_energies_whose_points_hardly_move_are_refused(getkey):
-    score_fn = score_from_energy(lambda x: 0.5 * (x**2).sum(-1))
+    score_fn = EnergyScore(lambda x: 0.5 * (x**2).sum(-1))
     loss_fn = partial(losses.finite_difference_sliced, score_fn, key=getkey(), epsilon=0.01)
     with pytest.raises(
         ValueError, match=r"epsilon, 0.01, must be at least 8 times.*near x, 0.0078"
@@ -517,7 +517,7 @@ def test_second_order_denoising(x, getkey):
 def test_every_term_of_the_second_order_trace_goes_through_the_probe(x, getkey, carried):
     """``1/2 (v' M v)^2``, also for the score of an energy, and in several probes."""
     z, v = jax.random.normal(getkey(), (2, *x.shape))
-    score_fn = score_from_energy(lambda x: jnp.cosh(x @ A).sum(-1)) if carried else nonlinear_score
+    score_fn = EnergyScore(lambda x: jnp.cosh(x @ A).sum(-1)) if carried else nonlinear_score
     noised = x + 0.5 * z
     residual = 0.5 * score_fn(noised) + z
     outer = residual[:, :, None] * residual[:, None, :]
@@ -687,7 +687,7 @@ def test_losses_and_gradients_are_scale_free(name, shape, getkey):
                 u = (y / scale).reshape(len(y), -1)
                 return c * (u**4 / 4 + u**2 / 2).sum(-1) + (u * jnp.roll(u, 1, 1)).sum(-1)
 
-            return make(scale)(score_from_energy(energy_fn), x, key)
+            return make(scale)(EnergyScore(energy_fn), x, key)
 
         return jax.jvp(value, (1.5,), (1.0,))
 
@@ -825,7 +825,7 @@ def test_energies_and_scores_agree(x, getkey):
     key = getkey()
     for loss_fn in LOSSES.values():
         np.testing.assert_allclose(
-            loss_fn(score_from_energy(energy_fn), x, key),
+            loss_fn(EnergyScore(energy_fn), x, key),
             loss_fn(lambda x: gaussian_score(x, MEAN, COV), x, key),
             rtol=1e-2,
             atol=1e-3,
@@ -881,7 +881,7 @@ def test_the_sphere_is_a_probe_of_sliced_losses(getkey):
         ),
         (
             lambda x, k: losses.finite_difference_sliced(
-                score_from_energy(lambda x: jnp.sum(x**2, axis=1)),
+                EnergyScore(lambda x: jnp.sum(x**2, axis=1)),
                 x,
                 k,
                 epsilon=jnp.array([[0.1, 1.0, 0.1]]),  # h would differ from number to number

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sm_jax import metrics
-from sm_jax.parameterization import score_from_energy
+from sm_jax.parameterization import EnergyScore
 from tests.oracles import A, assert_mean, jacobians, linear_score, nonlinear_score, sign_cube
 
 CURL = np.sum((A - A.T) ** 2)
@@ -51,7 +51,7 @@ def test_it_is_unbiased(probe, getkey):
 
 
 def test_gradients_have_none_and_rotations_nothing_else(getkey):
-    energy_score = score_from_energy(lambda x: jnp.sum(jnp.cos(x @ A.T) + x**4, axis=-1))
+    energy_score = EnergyScore(lambda x: jnp.sum(jnp.cos(x @ A.T) + x**4, axis=-1))
     x = jax.random.normal(getkey(), (5, 3))
     result = metrics.curl(energy_score, x, getkey(), num_probes=3)
     assert np.all(result.curl < 1e-9 * result.norm)

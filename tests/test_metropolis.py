@@ -1,5 +1,6 @@
 """MALA and the adaptation of its step: invariance, acceptance, energies and bare scores."""
 
+import functools
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ from scipy import integrate as scipy_integrate
 from scipy import special, stats
 
 from sm_jax import densities, samplers
-from sm_jax.parameterization import score_from_energy
+from sm_jax.parameterization import EnergyScore
 from sm_jax.samplers._metropolis import simpson
 from tests.oracles import assert_mean
 
@@ -42,7 +43,7 @@ def uniform_pvalue(x, cdf):
 
 
 FORMS = {
-    "energy": lambda **o: partial(samplers.mala, None, energy_fn=quartic_energy, **o),
+    "energy": lambda **o: partial(samplers.mala, EnergyScore(quartic_energy), **o),
     "score": lambda **o: partial(samplers.mala, lambda x: -(x**3), **o),
     # any vector field may propose, if the energy decides
     "both": lambda **o: partial(
@@ -77,10 +78,9 @@ def test_mala_never_leaves_the_support(getkey):
     """A gamma density, whose energy is NaN below zero."""
     x = jax.random.gamma(getkey(), 3.0, (40_000, 1))
     chain = samplers.mala(
-        None,
+        EnergyScore(lambda x: jnp.sum(x - 2.0 * jnp.log(x), axis=-1)),
         x,
         getkey(),
-        energy_fn=lambda x: jnp.sum(x - 2.0 * jnp.log(x), axis=-1),
         step_size=2.0,
         num_steps=20,
     )
@@ -125,7 +125,8 @@ def test_mala_accepts_as_often_as_quadrature_says(form, getkey):
     assert 0.2 < expected < 0.9
 
 
-def test_a_score_that_carries_its_energy_is_taken_for_it(getkey):
+def test_an_energy_score_is_taken_for_its_energy(getkey):
+    """In one pass at each point; a score besides the energy takes another."""
     x, key, calls = 0.5 * jnp.ones((4, 1)), getkey(), []
 
     def energy_fn(x):
@@ -133,12 +134,44 @@ def test_a_score_that_carries_its_energy_is_taken_for_it(getkey):
         return jnp.sum(jnp.cos(3.0 * x) + x**2, axis=-1)
 
     options = {"step_size": 0.5, "num_steps": 8}
-    carried = samplers.mala(score_from_energy(energy_fn), x, key, **options)
+    typed = samplers.mala(EnergyScore(energy_fn), x, key, **options)
     jax.effects_barrier()
     assert len(calls) == 9
-    given = samplers.mala(None, x, key, energy_fn=energy_fn, **options)
-    np.testing.assert_array_equal(carried.acceptance_rate, given.acceptance_rate)
-    np.testing.assert_array_equal(carried.x, given.x)
+    given = samplers.mala(
+        lambda x: EnergyScore(energy_fn)(x), x, key, energy_fn=energy_fn, **options
+    )
+    jax.effects_barrier()
+    assert len(calls) == 9 + 2 * 9
+    np.testing.assert_allclose(typed.acceptance_rate, given.acceptance_rate, rtol=1e-5)
+    np.testing.assert_allclose(typed.x, given.x, rtol=1e-5)
+
+
+WRAPPERS = {
+    "jit": jax.jit,
+    "lambda": lambda fn: lambda x: fn(x),
+    "partial": partial,
+    "wraps": lambda fn: functools.wraps(fn)(lambda x: fn(x)),
+}
+
+
+@pytest.mark.parametrize("sampler", [samplers.mala, samplers.adapt_step_size])
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_the_result_says_whether_the_test_was_exact(sampler, transform, getkey):
+    """Of an energy it was; around its score, ``jit`` and its like leave a bare score."""
+    x, key, score_fn = jnp.ones((4, 1)), getkey(), EnergyScore(quartic_energy)
+    options = {"step_size": 0.1, "num_steps": 2}
+
+    def run(score_fn, **given):
+        return transform(partial(sampler, score_fn, **given, **options))(x, key)
+
+    assert run(score_fn).exact.dtype == bool
+    assert run(score_fn).exact
+    assert run(lambda x: -x, energy_fn=quartic_energy).exact
+    for wrap in WRAPPERS.values():
+        bare = run(wrap(score_fn))
+        assert not bare.exact
+        # the line integral, of which Simpson's rule knows the value for this density
+        np.testing.assert_allclose(bare.x, run(score_fn).x, rtol=1e-5)
 
 
 def test_energy_and_score_make_the_same_chain(getkey):
@@ -149,7 +182,7 @@ def test_energy_and_score_make_the_same_chain(getkey):
         return jnp.sum(x**4 / 4 - x**3 / 5 + 0.3 * x, axis=(1, 2))
 
     options = {"step_size": 0.15, "num_steps": 30, "trajectory": True}
-    by_energy = samplers.mala(None, x, key, energy_fn=energy, **options)
+    by_energy = samplers.mala(EnergyScore(energy), x, key, **options)
     by_score = samplers.mala(lambda x: -jax.grad(lambda y: energy(y).sum())(x), x, key, **options)
     assert 0.1 < float(by_energy.acceptance_rate.mean()) < 0.95
     # but for acceptances that rounding decides
@@ -192,13 +225,12 @@ def test_adaptation_is_dual_averaging(getkey):
 @pytest.mark.parametrize(("form", "wanted"), [("energy", 0.8), ("score", 0.574)])
 def test_adapted_steps_are_accepted_as_often_as_wanted(form, wanted, getkey):
     """From a step that is far too small, on the quartic density."""
-    given = {"energy": (None, quartic_energy), "score": (lambda x: -(x**3), None)}[form]
+    score_fn = {"energy": EnergyScore(quartic_energy), "score": lambda x: -(x**3)}[form]
     options = {} if wanted == 0.574 else {"target_acceptance": wanted}
     found = samplers.adapt_step_size(
-        given[0],
+        score_fn,
         quartic_draws(getkey(), 2_000),
         getkey(),
-        energy_fn=given[1],
         step_size=1e-3,
         num_steps=2_000,
         **options,
@@ -218,10 +250,9 @@ def test_mala_keeps_the_dtype_of_the_points(getkey):
             assert chain.x.dtype == chain.acceptance_rate.dtype == jnp.float32
         found = jax.eval_shape(
             lambda x, key: samplers.adapt_step_size(
-                None,
+                EnergyScore(lambda x: quartic_energy(x.astype(jnp.float64))),
                 x,
                 key,
-                energy_fn=lambda x: quartic_energy(x.astype(jnp.float64)),
                 step_size=jnp.float64(0.1),
                 num_steps=2,
             ),

@@ -194,9 +194,9 @@ def test_score_of_the_energy_is_minus_its_gradient():
         apply, params = mlp(cls=models.EnergyMLP, depth=1)
         params = jax.tree.map(lambda p: p.astype(np.float64), params)
         x, c_noise, cond = (a.astype(np.float64) for a in inputs((3, 2)))
-        score = parameterization.score_from_energy(
-            lambda x, c_noise: apply(params, x, c_noise, cond)
-        )(x, c_noise)
+        score = parameterization.EnergyScore(lambda x, c_noise: apply(params, x, c_noise, cond))(
+            x, c_noise
+        )
         assert score.dtype == jnp.float64
         for index in np.ndindex(3, 2):
             step = np.zeros((3, 2))
@@ -336,7 +336,7 @@ def test_rows_are_independent(network):
 
     def score(x):
         if out.ndim == 1:
-            return parameterization.score_from_energy(apply_at)(x)
+            return parameterization.EnergyScore(apply_at)(x)
         return apply_at(x)
 
     def apply_at(x):
@@ -414,7 +414,7 @@ def test_networks_start_at_zero_and_the_score_at_the_gaussian():
         np.testing.assert_array_equal(out, np.zeros_like(out))
         network = functools.partial(apply, params)
         if cls is models.EnergyMLP:
-            network = parameterization.score_from_energy(network)
+            network = parameterization.EnergyScore(network)
         score = jax.jit(parameterization.precondition(network, process=process, sigma_data=0.5))(
             x, sigma
         )

@@ -1,6 +1,8 @@
 """Conversions against Gaussian closed forms; preconditioning against the table of EDM."""
 
+import dataclasses
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCES
 def targets(process, x, t):
     """All predictions for data from N(MEAN, COV), each from its own definition, in float64."""
     x, t = np.asarray(x, np.float64), np.asarray(t, np.float64)
-    out = {name: [] for name in ("score", "clean", "noise", "v", "velocity")}
+    out = {name: [] for name in ("score", "x0", "noise", "v", "velocity")}
     with jax.enable_x64(True):
         process = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), process)
         alphas, sigmas = (np.asarray(c(jnp.array(t))) for c in (process.alpha, process.sigma))
@@ -28,26 +30,26 @@ def targets(process, x, t):
     for row, alpha, sigma, alpha_slope, sigma_slope in zip(x, alphas, sigmas, *slopes, strict=True):
         noised = alpha**2 * COV + sigma**2 * np.eye(3)
         residual = np.linalg.solve(noised, row - alpha * MEAN)
-        clean = MEAN + alpha * COV @ residual  # E[x0 | x_t] of jointly Gaussian variables
+        x0 = MEAN + alpha * COV @ residual  # E[x0 | x_t] of jointly Gaussian variables
         noise = sigma * residual  # E[z | x_t]
         out["score"].append(-residual)
-        out["clean"].append(clean)
+        out["x0"].append(x0)
         out["noise"].append(noise)
-        out["v"].append(alpha * noise - sigma * clean)
-        out["velocity"].append(alpha_slope * clean + sigma_slope * noise)
+        out["v"].append(alpha * noise - sigma * x0)
+        out["velocity"].append(alpha_slope * x0 + sigma_slope * noise)
     return {name: np.array(rows, np.float32) for name, rows in out.items()}
 
 
 TO_NOISE = {
     "score": p.eps_from_score,
-    "clean": p.eps_from_x0,
+    "x0": p.eps_from_x0,
     "v": p.eps_from_v,
     "velocity": p.eps_from_velocity,
     "noise": lambda eps, x, t, process: eps,
 }
 FROM_NOISE = {
     "score": p.score_from_eps,
-    "clean": p.x0_from_eps,
+    "x0": p.x0_from_eps,
     "v": p.v_from_eps,
     "velocity": p.velocity_from_eps,
     "noise": lambda eps, x, t, process: eps,
@@ -90,13 +92,13 @@ def test_denoiser_and_score_are_inverse(process, getkey):
     score_fn = gaussian_noised_score(process)
     denoiser_fn = p.denoiser_from_score(score_fn, process=process)
     np.testing.assert_allclose(
-        denoiser_fn(x, t), targets(process, x, t)["clean"], rtol=2e-3, atol=2e-3
+        denoiser_fn(x, t), targets(process, x, t)["x0"], rtol=2e-3, atol=2e-3
     )
     back = p.score_from_denoiser(denoiser_fn, process=process)
     np.testing.assert_allclose(back(x, t), score_fn(x, t), rtol=1e-3, atol=1e-3)
 
 
-def test_score_from_energy_is_minus_the_gradient(getkey):
+def test_an_energy_score_is_minus_the_gradient(getkey):
     x = jax.random.normal(getkey(), (5, 3))
     precision = jnp.linalg.inv(COV)
 
@@ -104,13 +106,79 @@ def test_score_from_energy_is_minus_the_gradient(getkey):
         return 0.5 * jnp.einsum("bi,ij,bj->b", x - MEAN[None], precision, x - MEAN[None])
 
     expected = -(x - MEAN[None]) @ precision
-    np.testing.assert_allclose(p.score_from_energy(energy_fn)(x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(p.EnergyScore(energy_fn)(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_score_from_energy_passes_the_noise_level(getkey):
+def noised_energy(x, t):
+    return 0.5 * jnp.sum(x**2, axis=(1, 2)) / t**2
+
+
+def test_an_energy_score_passes_the_noise_level(getkey):
+    """As an argument, or fixed by ``at`` and `at_time`, where it stays the score of an energy."""
     x, t = jax.random.normal(getkey(), (5, 2, 2)), jnp.arange(1.0, 6.0)
-    score_fn = p.score_from_energy(lambda x, t: 0.5 * jnp.sum(x**2, axis=(1, 2)) / t**2)
-    np.testing.assert_allclose(score_fn(x, t), -x / t[:, None, None] ** 2, rtol=1e-5)
+    score_fn, expected = p.EnergyScore(noised_energy), -x / t[:, None, None] ** 2
+    np.testing.assert_allclose(score_fn(x, t), expected, rtol=1e-5)
+    for fixed in (score_fn.at(t), p.at_time(score_fn, t)):
+        assert isinstance(fixed, p.EnergyScore)
+        np.testing.assert_allclose(fixed(x), expected, rtol=1e-5)
+        np.testing.assert_allclose(fixed.energy_fn(x), noised_energy(x, t), rtol=1e-6)
+    bare = p.at_time(lambda x, t: score_fn(x, t), t)
+    assert not isinstance(bare, p.EnergyScore)
+    np.testing.assert_allclose(bare(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(p.at_time(score_fn, 2.0)(x), -x / 4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [jax.jit, partial, lambda fn: lambda x: fn(x)],
+    ids=["jit", "partial", "lambda"],
+)
+def test_a_wrapped_energy_score_is_the_same_score(wrap, getkey):
+    """In value and in the gradient by the parameters, but no longer of the type."""
+    x, width = jax.random.normal(getkey(), (5, 3)), jnp.array([0.5, 1.0, 2.0])
+
+    def total(width, wrap):
+        score_fn = wrap(p.EnergyScore(lambda x: jnp.sum(x**4 / width[None], axis=-1)))
+        assert isinstance(score_fn, p.EnergyScore) == (wrap is bare)
+        return jnp.sum(jnp.sin(score_fn(x)))
+
+    def bare(score_fn):
+        return score_fn
+
+    expected = jnp.sum(4 * x**3 / width[None] ** 2 * jnp.cos(4 * x**3 / width[None]), axis=0)
+    for value in (wrap, bare):
+        np.testing.assert_allclose(jax.grad(total)(width, value), expected, rtol=1e-4)
+        np.testing.assert_allclose(
+            total(width, value), -jnp.sin(4 * x**3 / width[None]).sum(), rtol=1e-4
+        )
+
+
+def test_scores_of_one_energy_are_equal():
+    """And so share what ``jit`` has compiled; nothing about them can be changed."""
+    energies = [lambda x: jnp.sum(x**2, axis=-1), lambda x: jnp.sum(x**4, axis=-1)]
+    first, same, other = (p.EnergyScore(energies[i]) for i in (0, 0, 1))
+    assert first == same
+    assert hash(first) == hash(same)
+    assert first != other
+    traces = []
+
+    @partial(jax.jit, static_argnums=0)
+    def apply(score_fn, x):
+        traces.append(score_fn)
+        return score_fn(x)
+
+    x = jnp.full((1, 2), 3.0)
+    np.testing.assert_allclose(apply(first, x), -6.0)
+    np.testing.assert_allclose(apply(same, x), -6.0)
+    assert len(traces) == 1
+    np.testing.assert_allclose(apply(other, x), -108.0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first.energy_fn = energies[1]
+
+
+def test_an_energy_that_is_no_function_is_refused():
+    with pytest.raises(TypeError, match=r"energy_fn must be callable, .*got None"):
+        p.EnergyScore(None)
 
 
 @each_process
@@ -161,7 +229,7 @@ def test_preconditioning_where_the_square_of_the_noise_ratio_overflows():
     np.testing.assert_allclose(seen, [x], rtol=1e-5)
     energy_fn = p.precondition_energy(lambda inputs, c: 0.0 * c, process=process, sigma_data=0.5)
     np.testing.assert_allclose(energy_fn(x, t), [2.5], rtol=1e-5)
-    np.testing.assert_allclose(p.score_from_energy(energy_fn)(x, t), -x, rtol=1e-5)
+    np.testing.assert_allclose(p.EnergyScore(energy_fn)(x, t), -x, rtol=1e-5)
 
 
 @each_process
@@ -179,7 +247,7 @@ def test_precondition_energy_has_the_score_of_its_gradient(process, getkey):
     energy_fn = p.precondition_energy(network, process=process, sigma_data=0.7)
     expected = p.precondition(gradient, process=process, sigma_data=0.7)(x, t)
     scale = np.max(np.abs(expected), axis=(1, 2), keepdims=True)
-    score = p.score_from_energy(energy_fn)(x, t)
+    score = p.EnergyScore(energy_fn)(x, t)
     np.testing.assert_allclose(score / scale, expected / scale, atol=2e-5)
     energy = p.precondition_energy(lambda x, c: 0.0 * c, process=process, sigma_data=0.7)(x, t)
     variance = 0.49 * process.alpha(t) ** 2 + process.sigma(t) ** 2
@@ -202,7 +270,7 @@ def test_dtypes_are_kept():
     assert p.score_from_eps(x, x, t, process=process).dtype == jnp.bfloat16
     energy_fn = p.precondition_energy(lambda x, c: x.sum(-1), process=process, sigma_data=0.5)
     assert energy_fn(x, t).dtype == jnp.float32
-    assert p.score_from_energy(energy_fn)(x, t).dtype == jnp.bfloat16
+    assert p.EnergyScore(energy_fn)(x, t).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -217,7 +285,7 @@ def test_dtypes_are_kept():
         lambda x, t: p.precondition_energy(lambda x, c: c, process=processes.VE(), sigma_data=0.5)(
             x, t
         ),
-        lambda x, t: p.score_from_energy(lambda x, t: 0.5 * x.sum(-1))(x, t),
+        lambda x, t: p.EnergyScore(lambda x, t: 0.5 * x.sum(-1))(x, t),
     ],
 )
 def test_integers_are_refused(call):
@@ -239,6 +307,6 @@ def test_bad_values():
             jnp.ones((2, 3)), jnp.ones(2)
         )
     with pytest.raises(ValueError, match=r"energy_fn must return one number per example.*\(2, 1\)"):
-        p.score_from_energy(lambda x: x[:, :1])(jnp.ones((2, 3)))
+        p.EnergyScore(lambda x: x[:, :1])(jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="t must be a scalar or one number per example"):
         p.score_from_eps(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(3), process=processes.VE())

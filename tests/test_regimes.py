@@ -167,7 +167,7 @@ CASES = {
     ),
     "losses.implicit": Case(lambda w, x, key: losses.implicit(w.score, x), _per_square),
     "losses.implicit, of an energy": Case(
-        lambda w, x, key: losses.implicit(parameterization.score_from_energy(w.energy), x),
+        lambda w, x, key: losses.implicit(parameterization.EnergyScore(w.energy), x),
         _per_square,
     ),
     "losses.sliced": Case(lambda w, x, key: losses.sliced(w.score, x, key), _per_square),
@@ -241,6 +241,7 @@ CASES = {
         lambda w, x, key: divergence.hutchpp(w.score, x, key, num_products=9).divergence,
         _per_square,
     ),
+    "divergence.diagonal": Case(lambda w, x, key: divergence.diagonal(w.score, x)[1], _per_square),
     "divergence.estimate": Case(
         lambda w, x, key: divergence.estimate(w.score, x, key).divergence, _per_square
     ),
@@ -287,7 +288,7 @@ CASES = {
     "samplers.mala, of an energy": Case(
         lambda w, x, key: (
             samplers.mala(
-                None, x, key, energy_fn=w.energy, step_size=0.25 * w.a**2, num_steps=8
+                parameterization.EnergyScore(w.energy), x, key, step_size=0.25 * w.a**2, num_steps=8
             ).acceptance_rate
         ),
         noised=True,
@@ -295,7 +296,7 @@ CASES = {
     "samplers.adapt_step_size": Case(
         lambda w, x, key: (
             samplers.adapt_step_size(
-                None, x, key, energy_fn=w.energy, step_size=0.25 * w.a**2, num_steps=8
+                parameterization.EnergyScore(w.energy), x, key, step_size=0.25 * w.a**2, num_steps=8
             ).step_size
             / w.a**2
         ),
@@ -547,8 +548,9 @@ _ELSEWHERE = {
     "noise_levels.langevin_step_size": "of noise levels, not of points",
     "parameterization.change_process": "see test_change_process.py",
     "parameterization.precondition_energy": "precondition is its gradient",
-    "parameterization.score_from_energy": "in the table as losses.implicit of an energy",
+    "parameterization.EnergyScore": "in the table as losses.implicit of an energy",
     "parameterization.score_from_denoiser": "the inverse of denoiser_from_score",
+    "divergence.laplacian": "in the table as losses.implicit of an energy; refuses bfloat16",
     "divergence.rows_are_independent": "returns a boolean; its zero is exact",
 }
 _MODULES = (

@@ -71,7 +71,7 @@ def log_density(energy_fn, x):
 
 
 def energy_score(width):
-    return parameterization.score_from_energy(energy(width))
+    return parameterization.EnergyScore(energy(width))
 
 
 def of_score(function, make=score, **options):
@@ -87,7 +87,7 @@ def of_noise(function, make=score, **options):
 
 
 def likelihood_of(function, make=score, **options):
-    return lambda w: function(make(w), PROCESS, X, KEY, **options)[:2]
+    return lambda w: function(make(w), X, KEY, process=PROCESS, **options)[:2]
 
 
 CALLS = {
@@ -102,9 +102,7 @@ CALLS = {
     "gradient_ascent": lambda w: samplers.gradient_ascent(score(w), X, step_size=0.1, num_steps=3),
     "underdamped": of_score(samplers.underdamped, step_size=0.1, num_steps=3),
     "mala": of_score(samplers.mala, step_size=0.1, num_steps=3),
-    "mala of energies": lambda w: samplers.mala(
-        None, X, KEY, energy_fn=energy(w), step_size=0.1, num_steps=3
-    ),
+    "mala of energies": of_score(samplers.mala, energy_score, step_size=0.1, num_steps=3),
     "adapt_step_size": of_score(samplers.adapt_step_size, step_size=0.1, num_steps=3),
     "annealed_langevin": of_score(
         samplers.annealed_langevin, sigmas=[1.0, 0.5], step_size=0.1, steps_per_level=3
@@ -164,6 +162,8 @@ CALLS = {
     ),
     "exact": lambda w: divergence.exact(score(w), X, chunk=1),
     "exact of energies": lambda w: divergence.exact(energy_score(w), X, chunk=1),
+    "diagonal": lambda w: divergence.diagonal(score(w), X, chunk=1),
+    "laplacian": lambda w: divergence.laplacian(energy_score(w), X, chunk=1),
     "hutchinson": of_score(divergence.hutchinson, num_probes=5),
     "hutchpp": of_score(divergence.hutchpp, num_products=6),
     "rows_are_independent": of_score(divergence.rows_are_independent),

@@ -25,6 +25,7 @@ from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.divergence import exact
 from sm_jax.likelihood._flow import LogProb, score_and_traces, standard_error
+from sm_jax.parameterization import at_time
 from sm_jax.processes import data_mean, noise_ratio, prior_log_prob
 from sm_jax.processes._location import warn_off_center
 from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike
@@ -127,7 +128,7 @@ def adaptive_log_prob(
         t = process.time_at(jnp.exp(u))
         k, variance = scale(t), process.sigma(t) ** 2
         points = (process.alpha(t) * mean + k * w).astype(x.dtype)[None]
-        score_at = _checks.at_noise(score_fn, t[None])
+        score_at = at_time(score_fn, t[None])
         score, traces = score_and_traces(divergence, score_at, points, keys)
         slope = -variance / k * (score[0] + w / k)
         return slope.astype(dtype), (variance * (traces[:, 0] + dims / k**2)).astype(dtype)

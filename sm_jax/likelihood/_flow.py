@@ -37,6 +37,7 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.divergence import Divergence, exact
+from sm_jax.parameterization import at_time
 from sm_jax.processes import check_times, data_mean, noise_ratio, prior_log_prob
 from sm_jax.processes._derived import solver_grid
 from sm_jax.processes._location import warn_off_center
@@ -142,7 +143,7 @@ def log_prob(
         t = process.time_at(r)
         each_t = jnp.broadcast_to(t, x.shape[:1])
         points = (process.alpha(t) * mean + scale(t) * w).astype(x.dtype)
-        return process.sigma(t) ** 2, scale(t), points, _checks.at_noise(score_fn, each_t)
+        return process.sigma(t) ** 2, scale(t), points, at_time(score_fn, each_t)
 
     def flow(w, r):
         """Return (2)."""

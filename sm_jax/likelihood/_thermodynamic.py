@@ -32,6 +32,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
+from sm_jax.parameterization import EnergyScore
 from sm_jax.processes import check_times, data_mean, prior_log_prob, time_grid
 from sm_jax.processes._derived import solver_grid
 from sm_jax.samplers._metropolis import mala
@@ -168,10 +169,9 @@ def thermodynamic_integration(
         above, here, below, key = inputs
         t, _ = here
         chain = mala(
-            None,
+            EnergyScore(lambda x: energy_at(x, t)),
             x,
             key,
-            energy_fn=lambda x: energy_at(x, t),
             step_size=step_size * process.sigma(t) ** 2,
             num_steps=steps_per_level,
         )

@@ -2,7 +2,7 @@
 
 Every loss returns one number per example, in nats, summed over the data axes, with the factor 1/2
 that its docstring states. Take ``.mean()`` of it, weigh it, mask it. To train an energy, pass
-``sm_jax.parameterization.score_from_energy(energy_fn)`` as the score function.
+``sm_jax.parameterization.EnergyScore(energy_fn)`` as the score function.
 """
 
 from sm_jax.losses._contrastive import (

@@ -1,4 +1,4 @@
-"""Other ways to fit an energy: contrastive divergence and noise-contrastive estimation.
+"""Contrastive divergence and noise-contrastive estimation: other losses for energies.
 
 The gradient of the log-likelihood of ``p = exp(-E) / Z`` needs samples ``x-`` of the model:
 
@@ -6,7 +6,8 @@ The gradient of the log-likelihood of ``p = exp(-E) / Z`` needs samples ``x-`` o
 
 Contrastive divergence takes for ``x-`` the end of a short chain of MALA that starts at the data, or
 persistently at the end of the last one, and minimizes ``E(x) - E(x-)`` with ``x-`` held fixed. Only
-the gradient has a meaning: the value is no likelihood, and falls for ever where the chain is poor.
+the gradient has a meaning: the value does not estimate a likelihood, and decreases without bound
+where the chain mixes poorly.
 
 Noise-contrastive estimation makes ``log Z`` a parameter, and learns to tell data from ``nu`` times
 as many draws of a known density ``q``, by logistic regression with the log-odds
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
+from sm_jax.parameterization import EnergyScore
 from sm_jax.samplers import mala
 from sm_jax.typing import DensityLike, EnergyFn
 
@@ -34,7 +36,7 @@ def _energies(energy_fn: EnergyFn, x: jax.Array) -> jax.Array:
 
 def _negatives(energy_fn, x, key, step_size, num_steps):
     """Return the end of chains of MALA from ``x``, through which no gradient flows."""
-    chain = mala(None, x, key, energy_fn=energy_fn, step_size=step_size, num_steps=num_steps)
+    chain = mala(EnergyScore(energy_fn), x, key, step_size=step_size, num_steps=num_steps)
     return jax.lax.stop_gradient(chain.x)
 
 
@@ -46,7 +48,11 @@ def contrastive_divergence(
     step_size: ArrayLike,
     num_steps: int,
 ) -> jax.Array:
-    """Return ``E(x) - E(x-)``, ``x-`` the end of a chain of MALA from ``x``, eq. (1).
+    """Return the contrastive divergence loss ``E(x) - E(x-)`` of each example.
+
+    ``x-`` is the end of a chain of ``num_steps`` steps of MALA from ``x``, held fixed. The gradient
+    in the parameters of ``E`` is ``grad E(x) - grad E(x-)``: a sample of ``-grad log p(x)`` once
+    the chain has reached the model.
 
     At the true energy the gradient vanishes in expectation, as MALA leaves its density invariant;
     elsewhere a short chain from the data biases it: modes that the data lack are never visited.
@@ -89,10 +95,11 @@ def persistent_contrastive_divergence(
     step_size: ArrayLike,
     num_steps: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return ``E(x) - mean E(x-)``, ``x-`` the moved chains, and these for the next call, eq. (1).
+    """Return the persistent contrastive divergence loss and the moved chains.
 
-    The chains forget the data and come to follow the model, where it changes slowly: then the
-    gradient is that of the likelihood.
+    The loss is ``E(x) - 1/C sum_c E(x-_c)``, with ``x-_c`` the ``C`` chains after ``num_steps``
+    steps of MALA, held fixed. The chains start where the last call left them, so they follow a
+    model that changes slowly: then the gradient is that of the negative log-likelihood.
 
     Args:
         energy_fn: ``x [B, ...] -> [B]``, row i depending on row i only.
@@ -141,7 +148,12 @@ def noise_contrastive(
     num_noise: int = 1,
     log_normalizer: ArrayLike = 0.0,
 ) -> jax.Array:
-    """Return ``softplus(-G(x)) + sum_j softplus(G(y_j))``, ``y_j ~ q``, with ``G`` of eq. (2).
+    """Return the noise-contrastive loss of an energy against ``nu`` draws ``y_j ~ q``.
+
+    It is the logistic loss of telling the data from the draws,
+
+        softplus(-G(x)) + sum_{j=1}^{nu} softplus(G(y_j)),
+        G(x) = -E(x) - log Z - log q(x) - log nu.
 
     Its minimum is at the true energy and the true ``log Z`` together, for any ``q`` that covers the
     data; the nearer ``q`` is to them, the more there is to learn.

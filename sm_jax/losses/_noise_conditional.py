@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax.losses._denoising import check_above_spacing, noise_error
 from sm_jax.losses._sliced import sliced
+from sm_jax.parameterization import at_time
 from sm_jax.typing import NoiseScoreFn, RandomFn
 
 
@@ -155,7 +156,7 @@ def noise_conditional_sliced(
     sigma = _random_levels(key_level, x, sigmas)
     noised = x + _arrays.expand_like(sigma, x) * _arrays.drawn(noise, key_noise, x)
     loss = sliced(
-        _checks.at_noise(score_fn, sigma),
+        at_time(score_fn, sigma),
         noised.astype(x.dtype),
         key_probe,
         num_probes=num_probes,

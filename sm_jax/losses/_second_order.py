@@ -29,8 +29,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax.divergence import draw_probes, exact, hutchpp
+from sm_jax._probes import draw_probes
+from sm_jax.divergence import exact, hutchpp
 from sm_jax.losses._denoising import check_above_spacing
+from sm_jax.parameterization import EnergyScore
 from sm_jax.typing import DivergenceFn, RandomFn, ScoreFn
 
 
@@ -139,16 +141,13 @@ def second_order_denoising_trace(
         outer = residual * _arrays.expand_like(projection(y), y)
         return (sigma**2 * score_fn(y) + (y - noised) - outer).astype(y.dtype)
 
-    energy_fn = _checks.carried_energy(score_fn)
-    if energy_fn is not None:
+    def matrix_energy(y):
+        square = _arrays.sum_data_axes((y - noised) ** 2)
         variance = sigma.reshape(sigma.shape[:1]) ** 2
+        return variance * score_fn.energy_fn(y) - 0.5 * square + 0.5 * projection(y) ** 2
 
-        def matrix_energy(y):
-            square = _arrays.sum_data_axes((y - noised) ** 2)
-            return variance * energy_fn(y) - 0.5 * square + 0.5 * projection(y) ** 2
-
-        _checks.carry_energy(matrix_fn, matrix_energy)
-    return 0.5 * divergence(matrix_fn, noised, key_divergence)[1] ** 2
+    field = EnergyScore(matrix_energy) if isinstance(score_fn, EnergyScore) else matrix_fn
+    return 0.5 * divergence(field, noised, key_divergence)[1] ** 2
 
 
 def _noise(x, key, sigma, noise):

@@ -1,17 +1,22 @@
 """Sliced score matching: the implicit loss projected on random directions ``v``, ``E[v v'] = I``.
 
-    L(s) = E[v' (grad s) v + 1/2 (v' s)^2]        plain,                               (1)
-    L(s) = E[v' (grad s) v + 1/2 |s|^2]           variance reduced,                    (2)
+For each example, over ``K`` probes ``v_k``,
+
+    L = 1/K sum_k v_k' (grad s) v_k + 1/2 |s|^2                 variance reduced,      (1)
+    L = 1/K sum_k [v_k' (grad s) v_k + 1/2 (v_k' s)^2]          plain.                 (2)
+
+Both are unbiased for the implicit loss. Central differences with a step ``d = h v`` take the place
+of the derivatives, of the score or of an energy ``E`` with ``s = -grad E``:
+
     v' (grad s) v = sum_i v_i^2 (s_i(x + d) - s_i(x - d)) / (2 d_i) + O(h^2),          (3)
     v' (grad s) v = -(E(x + d) - 2 E(x) + E(x - d)) / h^2 + O(h^2),                    (4)
-    v' s = -(E(x + d) - E(x - d)) / (2 h) + O(h^2),    s = -grad E.                    (5)
+    v' s = -(E(x + d) - E(x - d)) / (2 h) + O(h^2).                                    (5)
 
-(1) and (2) are unbiased for the implicit loss. With (3) no derivative of the network in ``x`` is
-taken, with (4) and (5) none of the energy. ``d`` is the step ``h v``, rounded so that ``x + d`` and
-``x - d`` are numbers of the dtype of ``x``: at an offset that is not small against ``h``, the
-numbers that a point can move to are far apart, and ``2 h v`` is not the distance that it moved. In
-(3) each number of the score is divided by its own distance; ``v_i v_j``, ``i != j``, becomes
-``v_i^2 d_j / d_i``, which is zero in the mean too where the signs of a probe are independent.
+``d`` is rounded so that ``x + d`` and ``x - d`` are numbers of the dtype of ``x``: at an offset
+that is not small against ``h``, the numbers that a point can move to are far apart, and ``2 h v``
+is not the distance that it moved. In (3) each number of the score is divided by its own distance;
+``v_i v_j``, ``i != j``, becomes ``v_i^2 d_j / d_i``, which is zero in the mean too where the signs
+of a probe are independent.
 
 References: Song et al. 2019, https://arxiv.org/abs/1905.07088 (eqs. 7 and 8); Pang et al. 2020,
 https://arxiv.org/abs/2007.03317
@@ -25,7 +30,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax.divergence import draw_probes, mean_quadratic_form, probe_source
+from sm_jax._probes import draw_probes, probe_source
+from sm_jax.divergence import hutchinson
+from sm_jax.parameterization import EnergyScore
 from sm_jax.typing import EnergyFn, RandomFn, ScoreFn
 
 
@@ -38,7 +45,14 @@ def sliced(
     probe: RandomFn = jax.random.rademacher,
     variance_reduced: bool = True,
 ) -> jax.Array:
-    """Return ``v' (grad s) v + 1/2 |s|^2``, eq. (2), or with ``1/2 (v' s)^2``, eq. (1).
+    """Return the sliced score matching loss of each example, variance reduced or plain.
+
+    Over ``K = num_probes`` probes ``v_k``, with the score ``s`` and its Jacobian at ``x``:
+
+        1/K sum_k v_k' (grad s) v_k + 1/2 |s|^2                 with ``variance_reduced``,
+        1/K sum_k [v_k' (grad s) v_k + 1/2 (v_k' s)^2]          without.
+
+    The first is `implicit` with the divergence by `sm_jax.divergence.hutchinson`.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
@@ -47,7 +61,8 @@ def sliced(
         num_probes: directions per example, averaged.
         probe: ``(key, shape [B, ...], dtype) -> v``, with identity covariance: Rademacher,
             ``jax.random.normal``, `sm_jax.divergence.sphere`.
-        variance_reduced: eq. (2) rather than eq. (1); the latter for comparison only.
+        variance_reduced: take ``1/2 |s|^2`` in place of its estimate ``1/2 (v' s)^2``, which serves
+            for comparison only.
 
     Returns:
         ``[B]``, in nats: an unbiased estimate of the implicit loss, in about ``1 + num_probes``
@@ -65,15 +80,17 @@ def sliced(
     """
     x = _checks.check_data(x)
     if variance_reduced:
-        draw, keys = probe_source(key, x, num_probes, probe)
-    else:  # each probe is used twice
-        draw, keys = (lambda v: v), draw_probes(key, x, num_probes, probe)
-    score, form = mean_quadratic_form(score_fn, x, draw, keys)
-    score = _arrays.accumulated(score)
-    if variance_reduced:
-        return form + 0.5 * _arrays.sum_data_axes(score**2)
-    projections = jax.lax.map(lambda key: _arrays.sum_data_axes(draw(key) * score), keys)
-    return form + 0.5 * jnp.mean(projections**2, axis=0)
+        score, form = hutchinson(score_fn, x, key, num_probes=num_probes, probe=probe)
+        return form + 0.5 * _arrays.sum_data_axes(_arrays.accumulated(score) ** 2)
+    score, push = jax.linearize(_checks.checked(score_fn, x), x)
+
+    def along(v):
+        form, projection = (
+            _arrays.sum_data_axes(v * _arrays.accumulated(field)) for field in (push(v), score)
+        )
+        return form + 0.5 * projection**2
+
+    return jnp.mean(jax.vmap(along)(draw_probes(key, x, num_probes, probe)), axis=0)
 
 
 def finite_difference_sliced(
@@ -86,16 +103,25 @@ def finite_difference_sliced(
     probe: RandomFn = jax.random.rademacher,
     variance_reduced: bool = True,
 ) -> jax.Array:
-    """Return the sliced loss with central differences, eq. (3), instead of derivatives.
+    """Return the sliced score matching loss with central differences in place of derivatives.
 
-    The score at ``x`` is the mean of the two that the difference takes, so each probe costs two
-    passes of the network and nothing else. Where the step is smaller than the spacing of floating
-    point numbers at ``x``, the point moves by that spacing.
+    With the step ``d = epsilon v`` along a probe ``v``, rounded so that ``x + d`` and ``x - d`` are
+    numbers of the dtype of ``x``, and the scores ``s+`` and ``s-`` there, the loss is the mean over
+    ``num_probes`` probes of
 
-    With ``variance_reduced=False`` the score of an energy
-    (`sm_jax.parameterization.score_from_energy`) costs energies alone, eqs. (4) and (5): one for
-    each example and two for each probe. It is that of Pang et al., faster by the gradients that it
-    does not take (BENCHMARKS.md), and needs a larger step; ``x`` in less than float32 goes by (3).
+        sum_i v_i^2 (s+_i - s-_i) / (2 d_i) + 1/2 |(s+ + s-) / 2|^2     with ``variance_reduced``,
+        sum_i v_i^2 (s+_i - s-_i) / (2 d_i) + 1/2 (v' (s+ + s-) / 2)^2  without.
+
+    Each probe costs two passes of the network and nothing else. Where the step is smaller than the
+    spacing of floating point numbers at ``x``, the point moves by that spacing.
+
+    Without ``variance_reduced``, a `sm_jax.parameterization.EnergyScore` in float32 at least costs
+    energies alone, one for each example and two for each probe. With ``E+`` and ``E-`` the energies
+    at ``x + d`` and ``x - d``, and ``h = |d| / |v|`` the step as rounded, the loss is the mean of
+
+        (2 E - E+ - E-) / h^2 + 1/2 ((E+ - E-) / (2 h))^2.
+
+    This is the form of Pang et al. It saves the gradients (BENCHMARKS.md) and needs a larger step.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
@@ -103,9 +129,9 @@ def finite_difference_sliced(
         key: a random key.
         epsilon: step ``h`` along the probe, in units of the data. The bias is ``O(h^2)``. Rounding
             of the scores costs about ``eps |s| / (6 h)`` for each probe, rounding of the energies
-            ``eps |E| / (2 h^2)``, where ``eps`` is that of the dtype, 1.2e-7 for float32, and the
-            network rounds its result alone (it does more). A fair choice is 1e-2 of the scale of
-            the data for scores, 1e-1 for energies.
+            ``eps |E| / (2 h^2)``, where ``eps`` is that of the dtype, 1.2e-7 for float32, if only
+            the result of the network is rounded (in truth its inner results are, too). A fair
+            choice is 1e-2 of the scale of the data for scores, 1e-1 for energies.
         num_probes: directions per example, averaged.
         probe: as in `sliced`; the signs of its numbers independent.
         variance_reduced: as in `sliced`.
@@ -131,9 +157,10 @@ def finite_difference_sliced(
     _checks.check_scalar("epsilon", epsilon)
     _checks.check_positive("epsilon", epsilon)
     draw, keys = probe_source(key, x, num_probes, probe)
-    energy_fn = None if variance_reduced else _checks.carried_energy(score_fn)
-    if energy_fn is not None and x.dtype == _arrays.accumulator(x.dtype):
+    wide = x.dtype == _arrays.accumulator(x.dtype)
+    if isinstance(score_fn, EnergyScore) and wide and not variance_reduced:
         _check_step(epsilon, x)
+        energy_fn = score_fn.energy_fn
         one = partial(_from_energies, energy_fn, x, _energy(energy_fn, x), epsilon)
     else:
         one = partial(_from_scores, score_fn, x, epsilon, variance_reduced)

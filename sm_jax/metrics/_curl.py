@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax.divergence import draw_probes
+from sm_jax._probes import draw_probes
 from sm_jax.typing import RandomFn, ScoreFn
 
 

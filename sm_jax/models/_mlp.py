@@ -180,7 +180,7 @@ class EnergyMLP(nnx.Module):
     """Residual multilayer perceptron with one output: the energy of a density p, p ∝ exp(-E).
 
     The network of ``MLP`` with one output, ``E(x) = outputs(h)``. Its score,
-    ``sm_jax.parameterization.score_from_energy(energy)``, is ``-grad_x E(x)``: a gradient field,
+    ``sm_jax.parameterization.EnergyScore(energy)``, is ``-grad_x E(x)``: a gradient field,
     which the output of an ``MLP`` need not be. The energy, and with it the score, is zero until the
     first update. Nothing makes ``exp(-E)`` integrable by itself;
     ``sm_jax.parameterization.precondition_energy`` adds the energy of a Gaussian.
@@ -216,7 +216,7 @@ class EnergyMLP(nnx.Module):
         >>> energy = models.EnergyMLP(2, width=32, depth=2, rngs=nnx.Rngs(0))
         >>> energy(jnp.ones((5, 2)), jnp.zeros(5)).shape
         (5,)
-        >>> parameterization.score_from_energy(energy)(jnp.ones((5, 2)), jnp.zeros(5)).shape
+        >>> parameterization.EnergyScore(energy)(jnp.ones((5, 2)), jnp.zeros(5)).shape
         (5, 2)
 
     References:

@@ -1,8 +1,8 @@
-r"""What a network may predict, and exact conversions to the score.
+r"""Exact conversions between the score and what a network may predict.
 
 With ``x_t = alpha x_0 + sigma z`` (see sm_jax.processes), the best predictions given ``x_t`` of
-the clean data ``D = E[x_0 | x_t]``, of the noise ``eps = E[z | x_t]`` and of the other targets
-below are linear functions of one another and of the score ``s``:
+the clean data ``D = E[x_0 | x_t]`` (the argument ``x0``), of the noise ``eps = E[z | x_t]`` and of
+the other targets below are linear functions of one another and of the score ``s``:
 
     s   = -eps / sigma = (alpha D - x_t) / sigma^2,                                    (1)
     eps = (x_t - alpha D) / sigma,                                                     (2)
@@ -43,7 +43,7 @@ def _slopes(process: ProcessLike, x: jax.Array, t: ArrayLike) -> tuple[jax.Array
 def eps_from_score(
     score: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
-    """Return the noise prediction ``eps = -sigma s``, eq. (1).
+    """Return the noise prediction of a score, ``eps = -sigma s``.
 
     Args:
         score: score at ``x_t``, ``[B, ...]``.
@@ -68,7 +68,7 @@ def eps_from_score(
 def score_from_eps(
     eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
-    """Return the score ``s = -eps / sigma``, eq. (1).
+    """Return the score of a noise prediction, ``s = -eps / sigma``.
 
     Args:
         eps: noise prediction at ``x_t``, ``[B, ...]``.
@@ -90,11 +90,11 @@ def score_from_eps(
     return (-eps / sigma).astype(x.dtype)
 
 
-def eps_from_x0(clean: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
-    """Return the noise prediction ``eps = (x_t - alpha D) / sigma``, eq. (2).
+def eps_from_x0(x0: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
+    """Return the noise prediction of predicted clean data, ``eps = (x_t - alpha x0) / sigma``.
 
     Args:
-        clean: prediction ``D`` of the clean data at ``x_t``, ``[B, ...]``.
+        x0: prediction ``D`` of the clean data at ``x_t``, ``[B, ...]``.
         x: noised data ``x_t [B, ...]``.
         t: times, a scalar or ``[B]``.
         process: any process.
@@ -108,13 +108,13 @@ def eps_from_x0(clean: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: Proces
         >>> print(eps_from_x0(0.0 * x, x, 2.0, process=processes.VE()))
         [[0.5 0.5]]
     """
-    clean, x = _arrays.as_floating(clean), _checks.check_data(x)
+    x0, x = _arrays.as_floating(x0), _checks.check_data(x)
     alpha, sigma = _coefficients(process, x, t)
-    return ((x - alpha * clean) / sigma).astype(x.dtype)
+    return ((x - alpha * x0) / sigma).astype(x.dtype)
 
 
 def x0_from_eps(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
-    """Return the prediction of the clean data ``D = (x_t - sigma eps) / alpha``, eq. (2).
+    """Return the predicted clean data, ``x0 = (x_t - sigma eps) / alpha``.
 
     Args:
         eps: noise prediction at ``x_t``, ``[B, ...]``.
@@ -137,10 +137,10 @@ def x0_from_eps(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessL
 
 
 def eps_from_v(v: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
-    """Return the noise prediction from ``v``: ``(alpha v + sigma x_t) / (alpha^2 + sigma^2)``.
+    """Return the noise prediction of ``v``, ``eps = (alpha v + sigma x_t) / (alpha^2 + sigma^2)``.
 
     Args:
-        v: prediction ``alpha eps - sigma D`` at ``x_t``, ``[B, ...]``.
+        v: prediction ``alpha eps - sigma x0`` at ``x_t``, ``[B, ...]``.
         x: noised data ``x_t [B, ...]``.
         t: times, a scalar or ``[B]``.
         process: any process.
@@ -160,7 +160,7 @@ def eps_from_v(v: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 
 
 def v_from_eps(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
-    """Return ``v = alpha eps - sigma D``, eq. (3).
+    """Return the v-prediction, ``v = alpha eps - sigma x0``, ``x0 = (x_t - sigma eps) / alpha``.
 
     Args:
         eps: noise prediction at ``x_t``, ``[B, ...]``.
@@ -185,7 +185,9 @@ def v_from_eps(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLi
 def eps_from_velocity(
     velocity: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
-    """Return the noise prediction from the velocity ``u``, eq. (4).
+    """Return the noise prediction of a velocity ``u``.
+
+    It is ``eps = (u - f x_t) / (sigma' - f sigma)`` with ``f = alpha' / alpha``.
 
     Args:
         velocity: prediction of ``dx_t / dt`` at ``x_t``, ``[B, ...]``.
@@ -194,7 +196,7 @@ def eps_from_velocity(
         process: any process.
 
     Returns:
-        ``[B, ...]``, of unit scale: ``(u - f x_t) / (sigma' - f sigma)``, ``f = alpha' / alpha``.
+        ``[B, ...]``, of unit scale.
 
     Example:
         >>> from sm_jax import processes
@@ -212,7 +214,9 @@ def eps_from_velocity(
 def velocity_from_eps(
     eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
 ) -> jax.Array:
-    """Return the velocity ``u = alpha' D + sigma' eps`` of the probability flow, eq. (4).
+    """Return the velocity of the probability flow, ``u = alpha' x0 + sigma' eps``.
+
+    Here ``x0 = (x_t - sigma eps) / alpha``, and primes are derivatives by the time.
 
     Args:
         eps: noise prediction at ``x_t``, ``[B, ...]``.
@@ -238,7 +242,7 @@ def velocity_from_eps(
 def score_from_denoiser(
     denoiser_fn: Callable[[jax.Array, jax.Array], jax.Array], *, process: ProcessLike
 ) -> NoiseScoreFn:
-    """Return the score function of a denoiser, ``s = (alpha D - x_t) / sigma^2``, eq. (1).
+    """Return the score function of a denoiser ``D``, ``s = (alpha D - x_t) / sigma^2``.
 
     Args:
         denoiser_fn: ``(x_t [B, ...], t [B]) -> E[x_0 | x_t] [B, ...]``.
@@ -264,7 +268,7 @@ def score_from_denoiser(
 def denoiser_from_score(
     score_fn: NoiseScoreFn, *, process: ProcessLike
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Return the denoiser of a score function, ``D = (x_t + sigma^2 s) / alpha``, eq. (1).
+    """Return the denoiser of a score function, ``D = (x_t + sigma^2 s) / alpha``.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.

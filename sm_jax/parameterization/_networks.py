@@ -1,21 +1,27 @@
-r"""From a network to a score: the gradient of an energy, and the preconditioning of EDM.
+r"""From a network to a score: the preconditioning of EDM, for denoisers and for energies.
 
-With ``y = x_t / alpha - m``, ``r = sigma / alpha``, ``m`` the mean of the data as the process has
-it, and ``d`` their standard deviation, a network ``F`` predicts what the best denoiser for data
-from ``N(m, d^2 I)`` leaves,
+With ``y = x_t / alpha - m`` and ``r = sigma / alpha``, ``m`` the mean of the data as the process
+has it and ``d`` their standard deviation, a network ``F`` predicts what the best denoiser for data
+from ``N(m, d^2 I)`` leaves:
 
-    D = m + c_skip y + c_out F(c_in y, log(r) / 4),                                    (1)
-    c_skip = d^2 / (r^2 + d^2),  c_out = r d / sqrt(r^2 + d^2),  c_in = 1 / sqrt(r^2 + d^2),
+    D = m + c_skip y + c_out F(c_in y, c_noise),                                       (1)
+    c_skip = d^2 / (r^2 + d^2),        c_out = r d / sqrt(r^2 + d^2),
+    c_in = 1 / sqrt(r^2 + d^2),        c_noise = log(r) / 4,
 
-so that its inputs and its training targets have unit variance at every noise level. If ``F`` is the
-gradient of ``e``, the score is the negative gradient, in ``x_t``, of the energy
+so that its inputs and its training targets have unit variance at every noise level. The score
+follows from ``1 - c_skip = r^2 c_in^2`` and ``c_out = r d c_in``:
 
-    E(x_t, t) = |y|^2 / (2 (r^2 + d^2)) - (d / r) e(c_in y, log(r) / 4).               (2)
+    s = (alpha D - x_t) / sigma^2 = (c_out F - (1 - c_skip) y) / (r sigma)
+      = (d c_in F - r c_in (c_in y)) / sigma.                                          (2)
+
+The last form is the one computed: no two large terms cancel in it. If ``F`` is the gradient of
+``e``, the score (2) is the negative gradient, in ``x_t``, of the energy
+
+    E(x_t, t) = 1/2 |c_in y|^2 - (d / r) e(c_in y, c_noise).                           (3)
 
 Reference: Karras et al. 2022, table 1, https://arxiv.org/abs/2206.00364
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -24,36 +30,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax.processes import data_mean, noise_ratio
-from sm_jax.typing import EnergyFn, NoiseScoreFn, ProcessLike, ScoreFn
-
-
-def score_from_energy(energy_fn: EnergyFn) -> ScoreFn | NoiseScoreFn:
-    """Return the score function of an energy, ``s = -grad_x E``, where ``p ∝ exp(-E)``.
-
-    Args:
-        energy_fn: ``(x [B, ...], *args) -> [B]``, row i depending on row i only.
-
-    Returns:
-        A score function ``(x, *args) -> [B, ...]``. It carries the energy as its attribute
-        ``energy_fn``, from which `sm_jax.divergence` takes second derivatives at less cost.
-
-    Raises:
-        TypeError: at a call, if ``x`` is not floating.
-        ValueError: at a call, if ``x`` is empty or the energy is not one number per example.
-
-    Example:
-        >>> score_fn = score_from_energy(lambda x: 0.5 * jnp.sum(x**2, axis=-1))
-        >>> print(score_fn(jnp.ones((1, 2))))
-        [[-1. -1.]]
-    """
-
-    @functools.wraps(energy_fn)
-    def score_fn(x: jax.Array, *args: jax.Array) -> jax.Array:
-        x = _checks.check_data(x)
-        energy, pull_back = jax.vjp(lambda y: energy_fn(y, *args), x)
-        return pull_back(-jnp.ones_like(_checks.check_energy(energy, x)))[0]
-
-    return _checks.carry_energy(score_fn, energy_fn)
+from sm_jax.typing import EnergyFn, NoiseScoreFn, ProcessLike
 
 
 def _centered(x: jax.Array, alpha: jax.Array, process: ProcessLike) -> jax.Array:
@@ -67,13 +44,21 @@ def precondition(
     process: ProcessLike,
     sigma_data: ArrayLike,
 ) -> NoiseScoreFn:
-    """Return the score function of a network ``F``, preconditioned as in EDM, for any process.
+    """Return the score function of a network ``F`` with the preconditioning of EDM.
 
-    Its denoiser is (1); ``F = 0`` gives the exact score of data distributed as ``N(m, d^2 I)``.
+    For any process, with ``y = x_t / alpha - m``, ``r = sigma / alpha`` and ``d = sigma_data``, the
+    denoiser ``D`` and the score ``s`` are
+
+        D = m + c_skip y + c_out F(c_in y, c_noise),
+        c_skip = d^2 / (r^2 + d^2),        c_out = r d / sqrt(r^2 + d^2),
+        c_in = 1 / sqrt(r^2 + d^2),        c_noise = log(r) / 4,
+        s = (alpha D - x_t) / sigma^2 = (d c_in F - r c_in^2 y) / sigma.
+
+    ``F = 0`` gives the exact score of data distributed as ``N(m, d^2 I)``.
 
     Args:
-        network: ``F``, mapping inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to
-            outputs ``[B, ...]``.
+        network: ``F``, mapping inputs ``c_in y [B, ...]`` of unit scale and noise labels
+            ``c_noise [B]`` to outputs ``[B, ...]``.
         process: any process; its ``mean``, that of the data, is zero if it has none.
         sigma_data: standard deviation of the data, ``d``, one number: 0.5 in EDM, for
             images from -1 to 1.
@@ -103,10 +88,10 @@ def precondition(
         alpha, sigma = (_arrays.expand_like(c(t), x) for c in (process.alpha, process.sigma))
         ratio = noise_ratio(process, t)
         r = _arrays.expand_like(ratio, x)
-        total = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2) / alpha  # r^2 may overflow
+        total = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2) / alpha  # 1 / c_in; r^2 may overflow
         inputs = _centered(x, alpha, process) / total
         output = network(inputs.astype(x.dtype), 0.25 * jnp.log(ratio).astype(t.dtype))
-        # (alpha D - x) / sigma^2 with the skip and output terms divided out, so nothing cancels.
+        # (alpha D - x) / sigma^2 as in the last form of (2), where nothing cancels.
         return ((sigma_data / total * output - r / total * inputs) / sigma).astype(x.dtype)
 
     return score_fn
@@ -118,14 +103,19 @@ def precondition_energy(
     process: ProcessLike,
     sigma_data: ArrayLike,
 ) -> EnergyFn:
-    """Return the noise-conditional energy of a scalar network ``e``, preconditioned, eq. (2).
+    """Return the noise-conditional energy of a scalar network ``e``, preconditioned as in EDM.
 
-    Its score, by `score_from_energy`, is `precondition` of the gradient of ``e``: it is trained by
-    the losses of scores, and it is an energy, up to one constant for each noise level.
+    With ``y = x_t / alpha - m``, ``r = sigma / alpha`` and ``d = sigma_data``,
+
+        E(x_t, t) = 1/2 |c_in y|^2 - (d / r) e(c_in y, c_noise),
+        c_in = 1 / sqrt(r^2 + d^2),    c_noise = log(r) / 4.
+
+    Its `EnergyScore` is `precondition` of the gradient of ``e``. The losses of scores train it, and
+    determine the energy up to one constant for each noise level.
 
     Args:
-        network: ``e``, mapping inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to
-            numbers ``[B]``.
+        network: ``e``, mapping inputs ``c_in y [B, ...]`` of unit scale and noise labels
+            ``c_noise [B]`` to numbers ``[B]``.
         process: any process; its ``mean``, that of the data, is zero if it has none.
         sigma_data: standard deviation of the data, ``d``, one number: 0.5 in EDM, for
             images from -1 to 1.

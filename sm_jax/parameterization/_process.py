@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sm_jax import _arrays, _checks
+from sm_jax.parameterization._energy import EnergyScore
 from sm_jax.processes import noise_ratio
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
@@ -16,7 +17,7 @@ def change_process(
     The noised data of two processes differ only in scale where their ratios ``r = sigma / alpha``
     agree. So the change is exact: with ``c = alpha_source(t') / alpha_target(t)``,
 
-        s_target(x, t) = c s_source(c x, t'),    r_source(t') = r_target(t).               (1)
+        s_target(x, t) = c s_source(c x, t'),    r_source(t') = r_target(t).
 
     The score does not depend on the ``mean`` of either process. That of ``target`` has to be that
     of the data for the prior to be where the noised data are.
@@ -28,7 +29,8 @@ def change_process(
             those of ``source``, outside of which the network knows nothing.
 
     Returns:
-        A score function ``(x_t [B, ...], t [B]) -> [B, ...]`` under ``target``.
+        A score function ``(x_t [B, ...], t [B]) -> [B, ...]`` under ``target``: for an
+        `EnergyScore` that of the energy ``E_target(x, t) = E_source(c x, t')``, itself one.
 
     Raises:
         ValueError: the ratios of ``target`` (where they are not traced) leave those of ``source``.
@@ -70,11 +72,12 @@ def change_process(
         scale = _arrays.expand_like(source.alpha(source_t) / target.alpha(t), x)
         return scale, (scale * x).astype(x.dtype), source_t
 
+    if isinstance(score_fn, EnergyScore):
+        energy_fn = score_fn.energy_fn
+        return EnergyScore(lambda x, t: energy_fn(*at_source(x, t)[1:]))
+
     def changed(x: jax.Array, t: jax.Array) -> jax.Array:
         scale, moved, source_t = at_source(x, t)
         return (scale * score_fn(moved, source_t)).astype(x.dtype)
 
-    energy_fn = _checks.carried_energy(score_fn)
-    if energy_fn is None:
-        return changed
-    return _checks.carry_energy(changed, lambda x, t: energy_fn(*at_source(x, t)[1:]))
+    return changed

@@ -1,13 +1,13 @@
-"""The step size of MALA from a wanted rate of acceptance, by dual averaging.
+"""Adaptation of the step size of MALA to an acceptance rate, by dual averaging.
 
 After step ``m = 1, 2, ...``, with ``a_m`` the mean probability of acceptance of all chains and
-``a`` the wanted one,
+``a`` the target,
 
     e <- (1 - w) e + w (a - a_m),    w = 1 / (m + 10),                                 (1)
     log h = log(10 h_0) - 20 sqrt(m) e,                                                (2)
     log h_mean <- m^-0.75 log h + (1 - m^-0.75) log h_mean,                            (3)
 
-so that ``h`` tries boldly and its weighted mean settles.
+so that ``h`` explores in long moves and its weighted mean converges.
 
 Reference: Hoffman & Gelman 2014, section 3.2, https://arxiv.org/abs/1111.4246
 """
@@ -26,19 +26,21 @@ from sm_jax.typing import EnergyFn, ScoreFn
 
 
 class AdaptedStep(NamedTuple):
-    """A step size and the chains that it was found with.
+    """A step size for `mala`, and the chains that found it.
 
     Attributes:
         x: the last points, ``[B, ...]``: a start for the run proper.
-        step_size: ``h_mean`` of eq. (3), a scalar.
+        step_size: the averaged step size, a scalar.
+        exact: whether the acceptance test took an energy, a boolean array ``[]``; see `Chain`.
     """
 
     x: jax.Array
     step_size: jax.Array
+    exact: jax.Array
 
 
 def adapt_step_size(
-    score_fn: ScoreFn | None,
+    score_fn: ScoreFn,
     x: ArrayLike,
     key: jax.Array,
     *,
@@ -48,39 +50,49 @@ def adapt_step_size(
     target_acceptance: float = 0.574,
     num_panels: int = 2,
 ) -> AdaptedStep:
-    """Run `mala` while adapting its step to an acceptance rate, eqs. (1) to (3).
+    """Run `mala` while adapting its step size to an acceptance rate, by dual averaging.
 
-    One step size for all chains. The chain that adapts has no invariant density: discard it, and
-    run `mala` from its end with the step kept fixed. Prefer it to guessing; a few hundred steps do.
-    It fails where the acceptance of a stuck start misleads it: start near the mass of the density.
+    All chains share one step size ``h``, which starts at ``h_0 = step_size``. After step
+    ``m = 1, 2, ...``, with ``a_m`` the mean probability of acceptance of all chains and ``a`` the
+    target,
+
+        e <- (1 - w) e + w (a - a_m),    w = 1 / (m + 10),
+        log h = log(10 h_0) - 20 sqrt(m) e,
+        log h_mean <- m^-0.75 log h + (1 - m^-0.75) log h_mean.
+
+    The chain that adapts has no invariant density: discard it, and run `mala` from its end with the
+    step size ``h_mean`` kept fixed. A few hundred steps suffice. It fails where the start is stuck
+    and its acceptance misleads: start near the mass of the density.
 
     Under ``jax.jit``:
     ``jax.jit(partial(adapt_step_size, score_fn, step_size=0.1, num_steps=100))``.
 
     Args:
-        score_fn: ``x [B, ...] -> [B, ...]``; None for the gradient of ``energy_fn``.
+        score_fn: ``x [B, ...] -> [B, ...]``; for an energy ``parameterization.EnergyScore``, as for
+            `mala`.
         x: starting points ``[B, ...]``.
         key: a random key.
-        step_size: the first step, ``h_0``, in squared units of the data.
+        step_size: the first step size, ``h_0``, in squared units of the data.
         num_steps: number of steps, with as many evaluations as those of `mala`.
         energy_fn: ``x [B, ...] -> [B]``, as for `mala`.
-        target_acceptance: wanted mean probability of acceptance, between 0 and 1. The default is
-            the best one in high dimensions; in a few, 0.6 to 0.8.
+        target_acceptance: ``a``, the wanted mean probability of acceptance, between 0 and 1. The
+            default is the best one in high dimensions; in a few, 0.6 to 0.8.
         num_panels: as for `mala`, which is to run with the same.
 
     Returns:
-        ``AdaptedStep(x [B, ...], step_size [])``.
+        ``AdaptedStep(x [B, ...], step_size [], exact [])``, the step size being ``h_mean``.
 
     Raises:
-        TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score or the energy has the wrong shape, neither is given,
-            ``num_steps < 1``, ``num_panels`` is not even and positive, ``step_size`` is not
-            positive, or ``target_acceptance`` is not between 0 and 1.
+        TypeError: ``score_fn`` is not callable, ``x`` is not floating, or the score has another
+            dtype.
+        ValueError: ``x`` is empty, the score or the energy has the wrong shape, ``num_steps < 1``,
+            ``num_panels`` is not even and positive, ``step_size`` is not positive, or
+            ``target_acceptance`` is not between 0 and 1.
 
     Example:
         >>> x, key = jnp.zeros((64, 2)), jax.random.key(0)
-        >>> x, step_size = adapt_step_size(lambda x: -x, x, key, step_size=0.01, num_steps=300)
-        >>> 1.0 < step_size < 3.0
+        >>> found = adapt_step_size(lambda x: -x, x, key, step_size=0.01, num_steps=300)
+        >>> 1.0 < found.step_size < 3.0
         Array(True, dtype=bool)
 
     Reference: Hoffman & Gelman 2014, https://arxiv.org/abs/1111.4246; the default target, Roberts &
@@ -94,7 +106,7 @@ def adapt_step_size(
     known = _arrays.concrete(target_acceptance)
     if known is not None and not 0.0 < known < 1.0:
         raise ValueError(f"target_acceptance must be between 0 and 1, got {target_acceptance}.")
-    evaluate, gain = target(score_fn, energy_fn, x, num_panels)
+    evaluate, gain, exact = target(score_fn, energy_fn, x, num_panels)
     first = jnp.log(jnp.asarray(step_size, _arrays.accumulator(x.dtype)))
 
     def body(state, given):
@@ -112,4 +124,4 @@ def adapt_step_size(
     counts = jnp.arange(1, num_steps + 1, dtype=first.dtype)
     inputs = (counts, jax.random.split(key, num_steps))
     (point, _, log_mean, _), _ = compiled(partial(jax.lax.scan, body), start, inputs)
-    return AdaptedStep(point.x.astype(x.dtype), jnp.exp(log_mean))
+    return AdaptedStep(point.x.astype(x.dtype), jnp.exp(log_mean), exact)

@@ -6,8 +6,8 @@ probability ``min(1, a)``, else the chain stays where it is, where
     log a = G - (y - x)'(s(x) + s(y)) / 2 - h (|s(y)|^2 - |s(x)|^2) / 4,               (1)
     G = log p(y) - log p(x) = E(x) - E(y).                                             (2)
 
-With the exact ``G`` that leaves ``p`` invariant for every ``h``, and for any vector field in the
-place of ``s``. Without an energy, ``G`` is the line integral of the score along the segment,
+The exact ``G`` leaves ``p`` invariant for every ``h``, and for any vector field in the place of
+``s``. Without an energy, ``G`` is the line integral of the score along the segment,
 
     G = int_0^1 (y - x)' s(x + u (y - x)) du ~ S_n,                                    (3)
 
@@ -16,10 +16,10 @@ where half as many panels say something else,
 
     |S_n - S_{n/2}| > 0.3 nats.                                                        (4)
 
-(4) is symmetric in ``x`` and ``y``, so these rejections leave ``p`` invariant, and they lower the
-acceptance rate, so that `adapt_step_size` shortens a step that the rule cannot follow. What remains
-is the error of ``S_n`` where the two agree. There is none for scores that are cubic in ``x``
-(log-densities of degree four, Gaussians among them); elsewhere it is of order ``|y - x|^5 / n^4``.
+(4) is symmetric in ``x`` and ``y``, so these rejections leave ``p`` invariant. They lower the
+acceptance rate, so that `adapt_step_size` shortens a step that the rule cannot follow. The error of
+``S_n`` where the two agree remains. It is zero for scores that are cubic in ``x`` (log-densities of
+degree four, Gaussians among them), and otherwise of order ``|y - x|^5 / n^4``.
 
 References: Roberts & Tweedie 1996, https://doi.org/10.2307/3318418; Roberts & Rosenthal 1998,
 https://doi.org/10.1111/1467-9868.00123
@@ -36,6 +36,7 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax._scan import wide
+from sm_jax.parameterization import EnergyScore
 from sm_jax.samplers import steps
 from sm_jax.typing import EnergyFn, ScoreFn
 
@@ -48,12 +49,15 @@ class Chain(NamedTuple):
     Attributes:
         x: the last points, ``[B, ...]``.
         acceptance_rate: mean over the steps of the probability of acceptance, ``[B]``.
-        trajectory: the start and every iterate, ``[num_steps + 1, B, ...]``, or None if not asked
-            for.
+        exact: whether the acceptance test took the energy, a boolean array ``[]``. False for a bare
+            score, for which the test integrates the score along each step.
+        trajectory: the start and every iterate, ``[num_steps + 1, B, ...]``, or None without
+            ``trajectory=True``.
     """
 
     x: jax.Array
     acceptance_rate: jax.Array
+    exact: jax.Array
     trajectory: jax.Array | None
 
 
@@ -80,26 +84,32 @@ def simpson(values: jax.Array) -> jax.Array:
 
 
 def target(
-    score_fn: ScoreFn | None, energy_fn: EnergyFn | None, x: jax.Array, num_panels: int
-) -> tuple[Callable, Callable]:
-    """Return ``x -> Point`` and the gain ``(old, new) -> G [B]`` of a score, an energy or both.
+    score_fn: ScoreFn, energy_fn: EnergyFn | None, x: jax.Array, num_panels: int
+) -> tuple[Callable, Callable, jax.Array]:
+    """Return ``x -> Point``, the gain ``(old, new) -> G [B]``, and whether that is exact.
 
     The points are in float32 at least; the score and the energy see them in the dtype of ``x``.
     """
+    if not callable(score_fn):
+        raise TypeError(
+            f"score_fn must be callable, got {score_fn!r}: for an energy pass "
+            "parameterization.EnergyScore(energy_fn)."
+        )
     _checks.check_count("num_panels", num_panels, minimum=2)
     if num_panels % 2:
         raise ValueError(f"num_panels must be even, got {num_panels}: half as many check them.")
-    if score_fn is None and energy_fn is None:
-        raise ValueError("pass a score_fn, or score_fn=None and an energy_fn: got neither.")
-    if energy_fn is None and (carried := _checks.carried_energy(score_fn)) is not None:
-        score_fn, energy_fn = None, carried
-    proposing = None if score_fn is None else wide(score_fn, x)
+    proposing, one_pass = wide(score_fn, x), False
+    if energy_fn is None and isinstance(score_fn, EnergyScore):
+        energy_fn, one_pass = score_fn.energy_fn, True
 
     def evaluate(y):
         if energy_fn is None:
             return Point(y, proposing(y), None)
-        log_prob, score = log_prob_and_score(energy_fn, y.astype(x.dtype))
-        return Point(y, _arrays.accumulated(score) if proposing is None else proposing(y), log_prob)
+        if one_pass:
+            log_prob, score = log_prob_and_score(energy_fn, y.astype(x.dtype))
+            return Point(y, _arrays.accumulated(score), log_prob)
+        energy = _checks.check_energy(energy_fn(y.astype(x.dtype)), y)
+        return Point(y, proposing(y), -_arrays.accumulated(energy))
 
     def gain(old, new):
         """Return eq. (2), or where there is no energy eq. (3), ``-inf`` for what (4) rejects."""
@@ -115,7 +125,7 @@ def target(
         fine, coarse = simpson(slopes), simpson(slopes[::2])
         return jnp.where(jnp.abs(fine - coarse) <= _LARGEST_DIFFERENCE, fine, -jnp.inf)
 
-    return evaluate, gain
+    return evaluate, gain, jnp.asarray(energy_fn is not None)
 
 
 def metropolis_step(
@@ -146,7 +156,7 @@ def metropolis_step(
 
 
 def mala(
-    score_fn: ScoreFn | None,
+    score_fn: ScoreFn,
     x: ArrayLike,
     key: jax.Array,
     *,
@@ -156,49 +166,65 @@ def mala(
     num_panels: int = 2,
     trajectory: bool = False,
 ) -> Chain:
-    """Run the Metropolis-adjusted Langevin algorithm, eq. (1).
+    """Run the Metropolis-adjusted Langevin algorithm (MALA) on every row of ``x``.
 
-    For an energy the density is invariant, whatever the step. For a bare score it is so up to the
-    error of Simpson's rule (3) in what the check (4) lets pass: for two modes of deviations .55 and
-    .89, 2.5 apart, the total variation from the density is 0.001 at the step of `adapt_step_size`,
-    where without the check it is 0.03 (one panel: 0.09), and less for smaller steps and more
-    panels. Prefer it where the density itself matters: long runs, estimates, energies. It fails
-    where Langevin dynamics fails, between separate modes; where the step is so large that nothing
-    is accepted (`adapt_step_size`); and, in the form for scores, for a network that is far from a
-    gradient: it then has no density to keep.
+    A step proposes ``y = x + h s(x) + sqrt(2 h) z``, ``z ~ N(0, I)``, ``h = step_size``, and
+    accepts it with probability ``min(1, a)``; else the chain stays where it is:
+
+        log a = G - (y - x)'(s(x) + s(y)) / 2 - h (|s(y)|^2 - |s(x)|^2) / 4,
+        G = E(x) - E(y)                                     of an energy,
+        G = int_0^1 (y - x)' s(x + u (y - x)) du            of a bare score.
+
+    For an energy (an `EnergyScore`, or ``energy_fn``) the test is exact: the density is invariant,
+    whatever the step. For a bare score the integral is Simpson's rule ``S_n`` on ``n = num_panels``
+    panels, and a proposal with ``|S_n - S_{n/2}| > 0.3`` nats is rejected; the density is invariant
+    up to the error of the rule where the two agree. For two modes of deviations .55 and .89, 2.5
+    apart, the total variation from the density is 0.001 at the step of `adapt_step_size` (without
+    the check 0.03, with one panel 0.09), and less for smaller steps and more panels.
+    ``Chain.exact`` says which test was used.
+
+    Prefer MALA where the density itself matters: long runs, estimates, energies. It fails where
+    Langevin dynamics fails, between separate modes; where the step is so large that nothing is
+    accepted (`adapt_step_size`); and for a bare score that is far from a gradient, which has no
+    density to keep.
 
     Under ``jax.jit``: ``jax.jit(partial(mala, score_fn, step_size=0.1, num_steps=100))``.
 
     Args:
-        score_fn: ``x [B, ...] -> [B, ...]``; None for the gradient of ``energy_fn``. One that
-            carries its energy (``parameterization.score_from_energy``) is taken for that energy.
+        score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only. For an energy,
+            ``parameterization.EnergyScore(energy_fn)``; a ``jit``, ``lambda`` or ``partial`` around
+            that is a bare score.
         x: starting points ``[B, ...]``.
         key: a random key.
         step_size: ``h``, in squared units of the data. In high dimensions the best acceptance
             rate is 0.574; see `adapt_step_size`.
-        num_steps: number of steps. Evaluations: ``num_steps + 1`` of the energy with its gradient;
-            or, of a bare score, ``2 num_panels num_steps + 1``.
-        energy_fn: ``x [B, ...] -> [B]``, for the exact ratio (2). With a ``score_fn`` besides, the
-            latter only proposes. Its differences are rounded as its values are: an energy of 1e6
-            nats in float32 is known to 0.06.
-        num_panels: ``n`` of (3), even; of no effect on an energy.
+        num_steps: number of steps. Evaluations: ``num_steps + 1`` of an `EnergyScore` (or of
+            ``score_fn`` and ``energy_fn`` each); of a bare score, ``2 num_panels num_steps + 1``.
+        energy_fn: ``x [B, ...] -> [B]``, an energy for the test, in which case ``score_fn``, any
+            vector field, only proposes. Its differences are rounded as its values are: an energy of
+            1e6 nats in float32 is known to 0.06.
+        num_panels: ``n``, even; of no effect on an energy.
         trajectory: also return the trajectory.
 
     Returns:
-        ``Chain(x [B, ...], acceptance_rate [B], trajectory)``; the trajectory is ``[num_steps + 1,
-        B, ...]``, or None without ``trajectory``.
+        ``Chain(x [B, ...], acceptance_rate [B], exact [], trajectory)``; the trajectory is
+        ``[num_steps + 1, B, ...]``, or None without ``trajectory``.
 
     Raises:
-        TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score or the energy has the wrong shape, neither is given,
-            ``num_steps < 1``, ``num_panels`` is not even and positive, or ``step_size`` is not
-            positive.
+        TypeError: ``score_fn`` is not callable, ``x`` is not floating, or the score has another
+            dtype.
+        ValueError: ``x`` is empty, the score or the energy has the wrong shape, ``num_steps < 1``,
+            ``num_panels`` is not even and positive, or ``step_size`` is not positive.
 
     Example:
         >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
         >>> chain = mala(lambda x: -x, x, key, step_size=0.5, num_steps=50)
-        >>> chain.x.shape, chain.acceptance_rate.shape
-        ((4, 2), (4,))
+        >>> chain.x.shape, chain.acceptance_rate.shape, bool(chain.exact)
+        ((4, 2), (4,), False)
+        >>> from sm_jax.parameterization import EnergyScore
+        >>> score_fn = EnergyScore(lambda x: 0.5 * jnp.sum(x**2, axis=-1))
+        >>> bool(mala(score_fn, x, key, step_size=0.5, num_steps=50).exact)
+        True
 
     Reference: Roberts & Tweedie 1996, https://doi.org/10.2307/3318418
     """
@@ -207,7 +233,7 @@ def mala(
     _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
-    evaluate, gain = target(score_fn, energy_fn, x, num_panels)
+    evaluate, gain, exact = target(score_fn, energy_fn, x, num_panels)
 
     def body(state, key):
         point, total = state
@@ -221,5 +247,5 @@ def mala(
     (point, total), iterates = compiled(
         partial(jax.lax.scan, body), start, jax.random.split(key, num_steps)
     )
-    path = jnp.concatenate([x[None], iterates]) if trajectory else None
-    return Chain(point.x.astype(x.dtype), total / num_steps, path)
+    states = jnp.concatenate([x[None], iterates]) if trajectory else None
+    return Chain(point.x.astype(x.dtype), total / num_steps, exact, states)
