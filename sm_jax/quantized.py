@@ -30,7 +30,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax.processes import data_mean, noise_ratio
+from sm_jax.processes import data_mean, marginal_std, noise_ratio
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 __all__ = ["eps_from_logits", "precondition", "uniform_bin_edges"]
@@ -160,7 +160,7 @@ def precondition(
         alpha, sigma = (_arrays.expand_like(c(t), x) for c in (process.alpha, process.sigma))
         y = _arrays.accumulated(x) / alpha
         y = y - data_mean(process, x.shape[1:], y.dtype)[None]
-        scale = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2) / alpha  # its square may overflow
+        scale = _arrays.expand_like(marginal_std(process, t, sigma_data), x) / alpha
         logits = network((y / scale).astype(x.dtype), 0.25 * jnp.log(ratio))
         eps = eps_from_logits(logits, x, t, process=process, bin_edges=bin_edges)
         return (-eps / sigma).astype(x.dtype)

@@ -314,6 +314,7 @@ CALLS = {
     ),
     "processes.diffusion_squared": _call(processes.diffusion_squared, processes.VPLinear(), T / 8),
     "processes.drift": _call(processes.drift, processes.VPLinear(), X, T / 8),
+    "processes.marginal_std": _call(processes.marginal_std, PROCESS, T, 1.0),
     "processes.noise_ratio": _call(processes.noise_ratio, PROCESS, T),
     "processes.perturb": _call(processes.perturb, PROCESS, X, T, KEY),
     "processes.prior_log_prob": _call(processes.prior_log_prob, PROCESS, X),
@@ -423,7 +424,12 @@ _ELSEWHERE = {
     "noise_levels": dict.fromkeys(
         ("geometric", "karras", "langevin_variance", "sigma_ratio", "num_levels"), _NUMBERS
     ),
-    "processes": {"prior_sample": _NUMBERS, "time_grid": _NUMBERS},
+    "processes": {
+        "prior_sample": _NUMBERS,
+        "solver_grid": _NUMBERS,
+        "time_grid": _NUMBERS,
+        "warn_off_center": "returns nothing",
+    },
     "quantized": {"uniform_bin_edges": _NUMBERS},
     "samplers": {
         "log_density": "minus an energy of the user's own",

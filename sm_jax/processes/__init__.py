@@ -44,13 +44,15 @@ from sm_jax.processes._derived import (
     check_times,
     diffusion_squared,
     drift,
+    marginal_std,
     noise_ratio,
     perturb,
     prior_log_prob,
     prior_sample,
+    solver_grid,
     time_grid,
 )
-from sm_jax.processes._location import data_mean
+from sm_jax.processes._location import data_mean, warn_off_center
 from sm_jax.processes._processes import EDM, VE, Cosine, GeometricVE, SubVP, VPLinear
 
 __all__ = [
@@ -64,9 +66,12 @@ __all__ = [
     "data_mean",
     "diffusion_squared",
     "drift",
+    "marginal_std",
     "noise_ratio",
     "perturb",
     "prior_log_prob",
     "prior_sample",
+    "solver_grid",
     "time_grid",
+    "warn_off_center",
 ]

@@ -35,6 +35,31 @@ def noise_ratio(process: ProcessLike, t: ArrayLike) -> jax.Array:
     return process.sigma(t) / process.alpha(t)
 
 
+def marginal_std(process: ProcessLike, t: ArrayLike, sigma_data: ArrayLike) -> jax.Array:
+    """Return ``sqrt(alpha(t)^2 sigma_data^2 + sigma(t)^2)``, the standard deviation of ``x_t``.
+
+    It is that of the noised data where ``sigma_data`` is that of the data. The squares neither
+    overflow nor underflow.
+
+    Args:
+        process: any process.
+        t: times, any shape.
+        sigma_data: standard deviation of the data, one number, or of the shape of ``t``.
+
+    Returns:
+        The standard deviation at each time, in units of ``x_t``.
+
+    Example:
+        >>> from sm_jax.processes import VE
+        >>> print(marginal_std(VE(), 4.0, 3.0))
+        5.0
+    """
+    signal, sigma = process.alpha(t) * sigma_data, process.sigma(t)
+    # Not by jnp.hypot, whose derivatives are wrong.
+    unit = jax.lax.stop_gradient(jnp.maximum(signal, sigma))
+    return unit * jnp.sqrt((signal / unit) ** 2 + (sigma / unit) ** 2)
+
+
 def perturb(
     process: ProcessLike,
     x0: ArrayLike,
@@ -232,16 +257,48 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float | None = None)
 
 
 def solver_grid(
-    process: ProcessLike, num_steps: int | None, *, default: int, rho: float = 7.0
+    process: ProcessLike,
+    num_steps: int | None = None,
+    *,
+    times: ArrayLike | None = None,
+    default: int = 64,
+    rho: float = 7.0,
 ) -> jax.Array:
-    """Return `time_grid` of the given steps or of the default number, for a process of any span.
+    """Return the times of a solver: the given ones, or a `time_grid` for a process of any span.
 
-    The default numbers of steps and ``rho`` are made for a ``log r`` that spans up to 12, as that
-    of `VPLinear` does. With them over a wider one (``VPLinear(beta_max=100)`` spans 32) a solver
-    would jump over what sets the data apart. As many times more steps, with the square of this
-    factor on ``rho``, leave the steps at the scale of the data as long as they were. The number
-    cannot depend on a traced process, for which it is the default.
+    Default numbers of steps and ``rho`` are made for a ``log r`` that spans up to 12, as that of
+    `VPLinear` does. With them over a wider span ``L`` (``VPLinear(beta_max=100)``: 32) a solver
+    would jump over the scale of the data. So the grid has
+
+        num_steps = ceil(default max(1, L / 12)),    rho max(1, L / 12)^2,
+
+    which leaves the steps at the scale of the data as long as they were.
+
+    Args:
+        process: any process.
+        num_steps: number of steps, instead of the default one.
+        times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``, which are
+            checked by `check_times`.
+        default: number of steps for a span of up to 12. For a traced process, whose span is
+            unknown, it is the number of steps for any span.
+        rho: exponent of `time_grid` for a span of up to 12.
+
+    Returns:
+        ``[num_steps + 1]`` strictly decreasing times.
+
+    Raises:
+        ValueError: both ``num_steps`` and ``times`` are given, or one is refused by `time_grid` or
+            `check_times`.
+
+    Example:
+        >>> from sm_jax.processes import VE, VPLinear
+        >>> solver_grid(VPLinear(), default=64).shape, solver_grid(VE(), 10).shape
+        ((65,), (11,))
     """
+    if times is not None:
+        if num_steps is not None:
+            raise ValueError(f"give num_steps={num_steps} or times={times}, not both.")
+        return check_times(process, times)
     factor = _stretch(process)
     if num_steps is None:
         with jax.ensure_compile_time_eval():  # known under jit too

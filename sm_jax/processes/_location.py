@@ -57,8 +57,22 @@ def data_mean(
 def warn_off_center(process: ProcessLike, x: jax.Array, name: str) -> None:
     """Warn where the mean of ``x [B, ...]`` makes the prior wrong by over two nats, eq. (1).
 
-    Says nothing of fewer than four rows, of a mean within four standard errors of what is right,
-    and of anything traced.
+    It says nothing about fewer than four rows, about a mean within four standard errors of what is
+    right, or about anything traced.
+
+    Args:
+        process: any process; its ``mean`` is zero if it has none.
+        x: data or samples ``[B, ...]``.
+        name: what the warning calls them.
+
+    Example:
+        >>> import warnings
+        >>> from sm_jax.processes import VE
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn_off_center(VE(sigma_max=1.0), jnp.full((10, 1), 50.0), "the data")
+        >>> str(caught[0].message)[:31]
+        'the mean of the data is 50 (roo'
     """
     rows = None if np.shape(x)[0] < _FEW else _arrays.concrete(x)
     ends = [_arrays.concrete(c(process.t_max)) for c in (process.alpha, process.sigma)]

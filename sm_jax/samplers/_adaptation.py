@@ -91,9 +91,7 @@ def adapt_step_size(
     _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
-    known = _arrays.concrete(target_acceptance)
-    if known is not None and not 0.0 < known < 1.0:
-        raise ValueError(f"target_acceptance must be between 0 and 1, got {target_acceptance}.")
+    _checks.check_fraction("target_acceptance", target_acceptance)
     evaluate, gain = target(score_fn, energy_fn, x, num_panels)
     first = jnp.log(jnp.asarray(step_size, _arrays.accumulator(x.dtype)))
 
