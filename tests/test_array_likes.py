@@ -222,6 +222,13 @@ CALLS = {
     "likelihood.thermodynamic_integration": _shape(
         likelihood.thermodynamic_integration, noised_energy, X, KEY, process=PROCESS, times=TIMES
     ),
+    "likelihood.thermodynamic_integration_from_samples": _call(
+        likelihood.thermodynamic_integration_from_samples,
+        noised_energy,
+        np.stack([X] * len(TIMES)),
+        process=PROCESS,
+        times=TIMES,
+    ),
     "likelihood.uniform_dequantizer": _call(likelihood.uniform_dequantizer, X, KEY),
     "losses.contrastive_divergence": _shape(
         losses.contrastive_divergence, energy, X, KEY, step_size=0.1, num_steps=2
@@ -433,6 +440,8 @@ _ELSEWHERE = {
     "quantized": {"uniform_bin_edges": _NUMBERS},
     "samplers": {
         "log_density": "minus an energy of the user's own",
+        "log_prob_and_score": "points that the caller's own loop made",
+        "metropolis_step": "points that the caller's own loop made",
         "smc": "no points of the user's",
         "generate": "a function and numbers",
         "one_sample": "a function and numbers",

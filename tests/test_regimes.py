@@ -389,7 +389,7 @@ CASES = {
                 _start(w, x, key),
                 jax.random.fold_in(key, 1),
                 process=w.process,
-                num_values=17,
+                num_levels=17,
                 sigma_data=w.a,
             ).value
         ),

@@ -36,6 +36,7 @@ from sm_jax.likelihood._flow import LogProb, bits_per_dim, log_prob
 from sm_jax.likelihood._thermodynamic import (
     NormalizerPath,
     thermodynamic_integration,
+    thermodynamic_integration_from_samples,
 )
 
 __all__ = [
@@ -52,5 +53,6 @@ __all__ = [
     "log_prob",
     "logit_normal_dequantizer",
     "thermodynamic_integration",
+    "thermodynamic_integration_from_samples",
     "uniform_dequantizer",
 ]

@@ -25,8 +25,13 @@ from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.divergence import exact
 from sm_jax.likelihood._flow import LogProb, score_and_traces, standard_error
-from sm_jax.processes import data_mean, noise_ratio, prior_log_prob
-from sm_jax.processes._location import warn_off_center
+from sm_jax.processes import (
+    data_mean,
+    marginal_std,
+    noise_ratio,
+    prior_log_prob,
+    warn_off_center,
+)
 from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike
 
 
@@ -120,7 +125,7 @@ def adaptive_log_prob(
     )
 
     def scale(t):
-        return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
+        return marginal_std(process, t, sigma_data)
 
     def flow(u, state, keys):
         w, _ = state
@@ -139,18 +144,16 @@ def adaptive_log_prob(
         return jnp.hypot(shift, change / (atol * dims**0.5)).astype(dtype)
 
     def solve(w, keys):
-        return diffrax.diffeqsolve(
-            diffrax.ODETerm(flow),
-            solver,
+        return _flow_steps.solve(
+            flow,
             start,
             end,
-            0.01 * (end - start),
             (w, jnp.zeros(num_estimates, dtype)),
-            args=keys,
-            stepsize_controller=_flow_steps.NoiseController(measure),
-            adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+            keys,
+            measure=measure,
+            solver=solver,
             max_steps=max_steps,
-            throw=False,
+            adjoint=adjoint,
         )
 
     first, last = scale(process.t_min), scale(process.t_max)

@@ -29,7 +29,8 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax.samplers._metropolis import Point, log_prob_and_score, metropolis_step
+from sm_jax.likelihood._log_weights import error_of_mean, log_mean
+from sm_jax.samplers import Point, log_prob_and_score, metropolis_step
 from sm_jax.typing import DensityLike, EnergyFn
 
 
@@ -146,11 +147,11 @@ def annealed_importance(
         loop = partial(_anneal, energy_fn, base, steps_per_temperature)
         return compiled(loop, x, key, schedule, steps)
 
-    lower = _log_mean(*anneal(x, key_up, schedule, steps))
+    lower = _bound(*anneal(x, key_up, schedule, steps))
     if samples is None:
         return NormalizerBracket(lower, None)
     # Along the reversed schedule the differences in (2) change sign: this is log(1 / w').
-    inverse = _log_mean(*anneal(samples, key_down, schedule[::-1], steps[::-1]))
+    inverse = _bound(*anneal(samples, key_down, schedule[::-1], steps[::-1]))
     return NormalizerBracket(lower, inverse._replace(value=-inverse.value))
 
 
@@ -205,7 +206,7 @@ def _anneal(energy_fn, base, steps_per_temperature, x, key, schedule, steps):
                 lambda old, new: new.log_prob - old.log_prob,
                 point,
                 key,
-                step_size,
+                step_size=step_size,
             )
 
         keys = jax.random.split(key, steps_per_temperature)
@@ -222,10 +223,8 @@ def _anneal(energy_fn, base, steps_per_temperature, x, key, schedule, steps):
     return log_weights, accepted.mean()
 
 
-def _log_mean(log_weights: jax.Array, acceptance_rate: jax.Array) -> Bound:
-    """Return the logarithm of the mean weight, with the error of the mean by the delta method."""
-    n = log_weights.shape[0]
-    total = jax.nn.logsumexp(log_weights)
-    size = 1.0 / jnp.sum(jnp.exp(log_weights - total) ** 2)
-    error = jnp.sqrt(jnp.maximum(n / size - 1.0, 0.0) / (n - 1.0))
-    return Bound(total - jnp.log(float(n)), error, size, acceptance_rate)
+def _bound(log_weights: jax.Array, acceptance_rate: jax.Array) -> Bound:
+    """Return the logarithm of the mean weight, with its error and ``(sum w)^2 / sum w^2``."""
+    value, influence = log_mean(log_weights)
+    size = log_weights.shape[0] / jnp.mean((1.0 + influence) ** 2)
+    return Bound(value, error_of_mean(influence), size, acceptance_rate)

@@ -34,8 +34,7 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.likelihood._flow import LogProb, standard_error
-from sm_jax.processes import data_mean, noise_ratio, perturb, time_grid
-from sm_jax.processes._location import warn_off_center
+from sm_jax.processes import data_mean, noise_ratio, perturb, time_grid, warn_off_center
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 

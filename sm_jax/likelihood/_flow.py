@@ -37,9 +37,15 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.divergence import Divergence, exact
-from sm_jax.processes import check_times, data_mean, noise_ratio, prior_log_prob
-from sm_jax.processes._derived import solver_grid
-from sm_jax.processes._location import warn_off_center
+from sm_jax.likelihood._log_weights import error_of_mean
+from sm_jax.processes import (
+    data_mean,
+    marginal_std,
+    noise_ratio,
+    prior_log_prob,
+    solver_grid,
+    warn_off_center,
+)
 from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike, ScoreFn
 
 _FACTOR = 10.0  # by which sigma_data may be off
@@ -135,7 +141,7 @@ def log_prob(
     mean = data_mean(process, x.shape[1:], _arrays.accumulator(x.dtype))[None]
 
     def scale(t):
-        return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
+        return marginal_std(process, t, sigma_data)
 
     def at(w, r):
         """Return sigma^2, k, the noised data and the score function of them at noise ratio r."""
@@ -189,21 +195,17 @@ def log_prob(
 
 def _grid(process: ProcessLike, num_steps: int | None, times: ArrayLike | None) -> jax.Array:
     """Return the times of the solver, from ``t_max`` to ``t_min``."""
-    if times is None:
-        return solver_grid(process, num_steps, default=32, rho=20.0)
-    if num_steps is not None:
-        raise ValueError(f"give num_steps={num_steps} or times={times}, not both.")
+    grid = solver_grid(process, num_steps, times=times, default=32, rho=20.0)
     ends = [_arrays.concrete(end) for end in (process.t_max, process.t_min)]
     known = _arrays.concrete(times)
-    times = check_times(process, times)
-    if known is None or any(end is None for end in ends):
-        return times
+    if times is None or known is None or any(end is None for end in ends):
+        return grid
     if not np.allclose(known[[0, -1]], ends, rtol=1e-5, atol=0.0):
         raise ValueError(
             f"times must go from t_max={ends[0]} to t_min={ends[1]}, where the prior and the data "
             f"are, got {known[0]} to {known[-1]}."
         )
-    return times
+    return grid
 
 
 def _warn_scale(process: ProcessLike, x: jax.Array, sigma_data: ArrayLike, num_steps: int) -> None:
@@ -246,7 +248,7 @@ def standard_error(values: jax.Array, keys: jax.Array | None) -> jax.Array:
         return jnp.zeros_like(values[0])
     if len(values) == 1:
         return jnp.full_like(values[0], jnp.nan)
-    return values.std(axis=0, ddof=1) / jnp.sqrt(jnp.asarray(len(values), values.dtype))
+    return error_of_mean(values)
 
 
 def bits_per_dim(log_prob: ArrayLike, num_dims: int, *, log_det: ArrayLike = 0.0) -> jax.Array:

@@ -55,7 +55,7 @@ def marginal_std(process: ProcessLike, t: ArrayLike, sigma_data: ArrayLike) -> j
         5.0
     """
     signal, sigma = process.alpha(t) * sigma_data, process.sigma(t)
-    # Not by jnp.hypot, whose derivatives are wrong.
+    # Not by jnp.hypot, whose derivatives still divide by a square.
     unit = jax.lax.stop_gradient(jnp.maximum(signal, sigma))
     return unit * jnp.sqrt((signal / unit) ** 2 + (sigma / unit) ** 2)
 

@@ -98,7 +98,9 @@ def adapt_step_size(
     def body(state, given):
         point, log_step, log_mean, error = state
         m, key = given
-        point, probability = metropolis_step(evaluate, gain, point, key, jnp.exp(log_step))
+        point, probability = metropolis_step(
+            evaluate, gain, point, key, step_size=jnp.exp(log_step)
+        )
         weight = 1.0 / (m + 10.0)
         error = (1.0 - weight) * error + weight * (target_acceptance - probability.mean())
         log_step = first + jnp.log(10.0) - 20.0 * jnp.sqrt(m) * error

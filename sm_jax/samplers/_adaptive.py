@@ -39,8 +39,7 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.parameterization import denoiser_from_score
-from sm_jax.processes import data_mean, noise_ratio
-from sm_jax.processes._location import warn_off_center
+from sm_jax.processes import data_mean, marginal_std, noise_ratio, warn_off_center
 from sm_jax.samplers._diffusion import _finish, _grid
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
@@ -156,7 +155,7 @@ def adaptive_ode(
     mean = data_mean(process, x.shape[1:], _arrays.accumulator(x.dtype))
 
     def scale(t):
-        return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
+        return marginal_std(process, t, sigma_data)
 
     def flow(level, w, _):
         t = process.time_at(jnp.exp(-level))
@@ -173,17 +172,15 @@ def adaptive_ode(
         return (error / (atol + rtol * r)).astype(levels.dtype)
 
     def solve(w):
-        return diffrax.diffeqsolve(
-            diffrax.ODETerm(flow),
-            solver,
+        return _flow_steps.solve(
+            flow,
             levels[0],
             levels[-1],
-            0.01 * (levels[-1] - levels[0]),
             w,
-            saveat=diffrax.SaveAt(ts=levels) if trajectory else diffrax.SaveAt(t1=True),
-            stepsize_controller=_flow_steps.NoiseController(measure),
+            measure=measure,
+            solver=solver,
             max_steps=max_steps,
-            throw=False,
+            saveat=diffrax.SaveAt(ts=levels) if trajectory else None,
         )
 
     start = (x - process.alpha(times[0]) * mean[None]) / scale(times[0])
