@@ -76,11 +76,21 @@ def annealed_importance(
     steps_per_temperature: int = 1,
     samples: ArrayLike | None = None,
 ) -> NormalizerBracket:
-    """Bracket ``log Z = log int exp(-E(x)) dx`` by annealed importance sampling, eq. (2).
+    """Bracket ``log Z = log int exp(-E(x)) dx`` by annealed importance sampling.
+
+    A chain starts at ``x_0 ~ p_0``, the base. For the inverse temperatures ``b_1 < ... < b_{K-1}``
+    it takes steps of MALA on ``p_0^(1 - b_k) exp(-b_k E)``, which lead to ``x_k``. Its weight is
+
+        log w = sum_{k=1}^{K} (b_k - b_{k-1}) (-E(x_{k-1}) - log p_0(x_{k-1})),
+        lower = log mean(w),    upper = -log mean(1 / w'),
+
+    where ``w'`` is the weight of the chain run backwards, from ``samples`` down to the base. The
+    error of a bound is ``std(w / mean(w)) / sqrt(num_chains)``.
 
     The gap between the bounds closes as the temperatures and steps grow; while it is wide, neither
-    standard error tells the truth. Prefer it where the number must be defensible. It fails, with a
-    wide bracket, where the base leaves a mode out or MALA does not move: watch ``acceptance_rate``.
+    standard error is reliable. Prefer it where a bound is needed rather than an estimate. It fails,
+    with a wide bracket, where the base misses a mode or MALA does not move: watch
+    ``acceptance_rate``.
 
     Args:
         energy_fn: ``x [B, ...] -> [B]``, the energy ``E``.
@@ -196,7 +206,7 @@ def _anneal(energy_fn, base, steps_per_temperature, x, key, schedule, steps):
         (log_base, _), (log_model, _) = parts
         return log_model - log_base
 
-    def level(state, given):
+    def anneal(state, given):
         x, parts, log_weight = state
         b, increment, step_size, key = given
 
@@ -219,7 +229,7 @@ def _anneal(energy_fn, base, steps_per_temperature, x, key, schedule, steps):
     start = (x, parts, increments[0] * difference(parts))
     keys = jax.random.split(key, steps.shape[0])
     inputs = (schedule[1:-1], increments[1:], steps, keys)
-    (_, _, log_weights), accepted = jax.lax.scan(level, start, inputs)
+    (_, _, log_weights), accepted = jax.lax.scan(anneal, start, inputs)
     return log_weights, accepted.mean()
 
 

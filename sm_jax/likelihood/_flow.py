@@ -80,7 +80,21 @@ def log_prob(
     num_substeps: int = 3,
     times: ArrayLike | None = None,
 ) -> LogProb:
-    """Return the log-density of ``x`` under the probability flow, integrating (2) and (3).
+    """Return the log-density of ``x`` under the probability-flow ODE, on a fixed grid.
+
+    With ``r = sigma / alpha``, ``d = sigma_data``, ``k = sqrt(alpha^2 d^2 + sigma^2)``, ``m`` the
+    mean of the process and ``D`` the number of numbers in an example, the ODE of
+    ``w = (x_t - alpha m) / k``, started at ``x_t = x`` at ``t_min``, is
+
+        dw / dlog r = -(sigma^2 / k) (s(x_t, t) + w / k).
+
+    Its end ``x_1`` at ``t_max`` has the density of the prior ``q``, and the divergence is
+    integrated along it:
+
+        log p(x) = log q(x_1) + D log(k(t_max) / k(t_min))
+                   - integral of sigma^2 (tr(grad s)(x_t, t) + D / k^2) dlog r.
+
+    The ODE is stepped by Heun's method, and the integral is taken by the trapezoidal rule.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``, row i depending on row i only.
@@ -91,8 +105,8 @@ def log_prob(
             ``functools.partial(hutchinson, num_probes=...)``, ``hutchpp``.
         num_estimates: independent estimates of the integrated divergence, whose spread gives the
             standard error. They share the path of ``x``. Needs a key if above 1.
-        sigma_data: standard deviation of the data, ``d`` in (1). The nearer, the fewer steps are
-            needed; the limit of many steps does not depend on it. At the default number of steps,
+        sigma_data: standard deviation of the data, ``d``. It sets the steps only: the nearer, the
+            fewer are needed; their limit does not depend on it. At the default number of steps,
             a value off by a factor of 100 costs 0.01 to 0.02 nats for each number of ``x``: a call
             with concrete ``x`` and fewer than 128 steps warns beyond a factor of 10.
         num_steps: steps of the grid ``processes.time_grid`` (``rho=20``), by default 32, or, of a
@@ -111,7 +125,7 @@ def log_prob(
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, the score has another shape, ``sigma_data`` is not positive, a
-            count is below 1, several estimates are asked for without a key, ``num_steps`` and
+            count is below 1, ``num_estimates`` is above 1 without a key, ``num_steps`` and
             ``times`` are both given, or the times do not strictly decrease from ``t_max`` to
             ``t_min``.
 
@@ -258,10 +272,9 @@ def bits_per_dim(log_prob: ArrayLike, num_dims: int, *, log_det: ArrayLike = 0.0
         log_prob: log-densities in nats, any shape, of the numbers that the model sees.
         num_dims: ``d``, the number of numbers in one example.
         log_det: logarithm of the determinant of the map from the units in which bits are counted to
-            those of the model, summed over an example; it has no default other than none. For
-            standardized data ``-sum(log scale)``. For pixels of ``L`` levels seen as
-            ``(x + u) / L * 2 - 1``, ``d log(2 / L)``, and the result then bounds the bits of a
-            lossless code.
+            those of the model, summed over an example; 0 if they are the same. For standardized
+            data ``-sum(log scale)``. For pixels of ``K`` values seen as ``(x + u) / K * 2 - 1``,
+            ``d log(2 / K)``, and the result then bounds the bits of a lossless code.
 
     Returns:
         Bits per dimension, of the shape of ``log_prob``.

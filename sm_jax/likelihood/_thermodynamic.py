@@ -161,9 +161,10 @@ def thermodynamic_integration(
 
     inputs = (*_levels(process, times, sigma_data), jax.random.split(key, times.shape[0]))
     _, (back, forth, accepted) = compiled(partial(jax.lax.scan, follow), x, inputs)
-    first = jnp.asarray(log_normalizer), 0.0
     if log_normalizer is None:  # eq. (3)
         first = log_mean(-compiled(energy_at, x, times[0]) - prior_log_prob(process, x))
+    else:
+        first = jnp.asarray(log_normalizer), 0.0
     return NormalizerPath(times, *_integrated(*first, back, forth), accepted)
 
 
@@ -253,11 +254,12 @@ def thermodynamic_integration_from_samples(
 
     inputs = (samples, *_levels(process, times, sigma_data))
     back, forth = compiled(partial(jax.lax.map, both), inputs)
-    first = jnp.asarray(log_normalizer), 0.0
     if log_normalizer is None:  # eq. (4)
         log_ratio = compiled(energy_at, start, times[0]) + prior_log_prob(process, start)
         value, influence = log_mean(log_ratio)
         first = -value, -influence
+    else:
+        first = jnp.asarray(log_normalizer), 0.0
     return NormalizerPath(times, *_integrated(*first, back, forth), None)
 
 
