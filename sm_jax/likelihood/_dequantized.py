@@ -65,7 +65,8 @@ def logit_normal_dequantizer(
 ) -> Dequantizer:
     """Return the dequantizer ``u = sigmoid(m(x) + exp(l(x)) z)``, ``z ~ N(0, I)``, to be trained.
 
-    The gradient of `discrete_log_prob` flows through ``u`` to the parameters that ``parameters_fn`` closes over.
+    The gradient of `discrete_log_prob` flows through ``u`` to the parameters that ``parameters_fn``
+    closes over.
 
     Args:
         parameters_fn: ``x [B, ...] -> (m, l)``, location and log-scale of the logits, each

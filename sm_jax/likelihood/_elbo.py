@@ -59,9 +59,9 @@ def elbo(
         steps = integral of E|sigma s + z|^2 dlog r from r_T to r_0              by default,
         steps = sum_i 1/2 (r_{i-1}^2 / r_i^2 - 1) E|sigma s + z|^2(t_{i-1})      with ``num_steps``,
 
-    where ``s`` is the score at ``x_t = alpha x + sigma z``, ``z ~ N(0, I)``. The prior term is what
-    is left of the exact divergence of ``x_t`` from the prior at ``t_max``. The expectations are
-    estimated with one draw each, at ``num_samples`` stratified times.
+    where ``s`` is the score at ``x_t = alpha x + sigma z``, ``z ~ N(0, I)``. The prior term is the
+    Kullback-Leibler divergence of ``x_t`` given ``x`` from the prior, at ``t_max``. The
+    expectations are estimated with one draw each, at ``num_samples`` stratified times.
 
     It is cheaper and rougher than `log_prob`: it needs no divergence, and it bounds the density of
     the data themselves, not of the data at ``t_min``. It bounds the model that is sampled by the

@@ -18,6 +18,8 @@ https://doi.org/10.1145/1390156.1390290; Gutmann & Hyvarinen 2012,
 https://jmlr.org/papers/v13/gutmann12a.html
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -80,6 +82,18 @@ def contrastive_divergence(
     return _energies(energy_fn, x) - _energies(energy_fn, negatives)
 
 
+class PersistentContrastiveDivergence(NamedTuple):
+    """A loss and the chains for the next call.
+
+    Attributes:
+        loss: of each example, ``[B]``, in nats.
+        chains: where the chains stand now, ``[C, ...]``.
+    """
+
+    loss: jax.Array
+    chains: jax.Array
+
+
 def persistent_contrastive_divergence(
     energy_fn: EnergyFn,
     x: ArrayLike,
@@ -88,7 +102,7 @@ def persistent_contrastive_divergence(
     chains: ArrayLike,
     step_size: ArrayLike,
     num_steps: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> PersistentContrastiveDivergence:
     """Return ``E(x) - mean E(x-)``, ``x-`` the moved chains, and these for the next call, eq. (1).
 
     The chains forget the data and come to follow the model, where it changes slowly: then the
@@ -104,8 +118,9 @@ def persistent_contrastive_divergence(
         num_steps: steps of each chain in this call.
 
     Returns:
-        ``(loss [B], chains [C, ...])``, the loss in nats; no gradient flows through the chains, and
-        the value itself measures nothing. For ``jax.grad`` use ``has_aux=True``.
+        ``PersistentContrastiveDivergence(loss [B], chains [C, ...])``, the loss in nats; no
+        gradient flows through the chains, and the value itself measures nothing. For ``jax.grad``
+        use ``has_aux=True``.
 
     Raises:
         TypeError: ``x`` or ``chains`` are not floating.
@@ -129,7 +144,8 @@ def persistent_contrastive_divergence(
             f"{chains.shape[1:]}."
         )
     chains = _negatives(energy_fn, chains, key, step_size, num_steps)
-    return _energies(energy_fn, x) - _energies(energy_fn, chains).mean(), chains
+    loss = _energies(energy_fn, x) - _energies(energy_fn, chains).mean()
+    return PersistentContrastiveDivergence(loss, chains)
 
 
 def noise_contrastive(
