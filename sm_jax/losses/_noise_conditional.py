@@ -86,8 +86,8 @@ def noise_conditional(
         control_variate: as in `denoising`.
 
     Returns:
-        ``[B]``, in nats, scaled by ``sigma^2``: an unbiased estimate of the mean over noise levels of
-        `multiscale_denoising`.
+        ``[B]``, in nats, scaled by ``sigma^2``: an unbiased estimate of the mean of
+        `multiscale_denoising` over noise levels.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -123,8 +123,8 @@ def noise_conditional_sliced(
 ) -> jax.Array:
     """Return the sliced loss of the noised data at one random noise level, times ``sigma^2``.
 
-    At ``y = x + sigma z``, ``sigma`` drawn uniformly from ``sigmas`` for each example, the mean over
-    ``num_probes`` probes ``v`` of
+    At ``y = x + sigma z``, with ``sigma`` drawn uniformly from ``sigmas`` for each example, it is
+    the mean over ``num_probes`` probes ``v`` of
 
         sigma^2 (v' (grad s(y, sigma)) v + 1/2 |s(y, sigma)|^2)        with ``variance_reduced``,
         sigma^2 (v' (grad s(y, sigma)) v + 1/2 (v' s(y, sigma))^2)     without.
@@ -146,8 +146,8 @@ def noise_conditional_sliced(
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, the score has another shape, ``num_probes < 1``, or the noise
-            levels are not positive and strictly decreasing, or (where neither is traced) end below half
-            the spacing of floating point numbers near ``x``.
+            levels are not positive and strictly decreasing, or (where neither is traced) end below
+            half the spacing of floating point numbers near ``x``.
 
     Example:
         >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)

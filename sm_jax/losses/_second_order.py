@@ -102,11 +102,12 @@ def second_order_denoising_trace(
 ) -> jax.Array:
     """Return the second-order denoising loss of the trace of the Jacobian.
 
-        1/2 (sigma^2 tr grad s + d - |l|^2)^2                     by `exact`,
-        1/2 (mean_v v' (sigma^2 grad s + I - l l') v)^2           by `hutchinson`, at least as large,
+        1/2 (sigma^2 tr grad s + d - |l|^2)^2                 by `exact`,
+        1/2 (mean_v v' (sigma^2 grad s + I - l l') v)^2       by `hutchinson`, with probes ``v``,
 
-    with ``l = sigma s + z`` held fixed, and ``s`` and its Jacobian at ``x + sigma z``. The divergence is taken of ``y -> sigma^2 s(y) + y - l l' y``, whose Jacobian is the matrix of
-    (6), so that all its terms go through one probe.
+    with ``l = sigma s + z`` held fixed, and ``s`` and its Jacobian at ``x + sigma z``. The second
+    is at least as large in the mean, with its minimum at the same score. The divergence is taken of
+    ``y -> sigma^2 s(y) + y - l l' y``, so that all terms go through the same probe.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.

@@ -272,7 +272,7 @@ def adaptive_sde(
         times: strictly decreasing times; only the first and the last are used, as the ends, which
             are ``t_max`` and ``t_min`` by default.
         rtol: target error of one step, relative to the noise. It is larger than that of
-            `adaptive_ode`, because the noise of each step corrects errors of the steps before.
+            `adaptive_ode`, because the noise of later steps corrects part of the error.
         atol: target absolute error of one step, in units of the data; more than 0 saves steps where
             the noise is far below what matters.
         max_steps: largest number of steps, each two evaluations.
