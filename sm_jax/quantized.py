@@ -132,8 +132,8 @@ def precondition(
         s(x_t, t) = -eps / sigma,    eps = eps_from_logits(F(y / (k / alpha), log(r) / 4), x_t, t),
         y = x_t / alpha - m,    r = sigma / alpha,    k = sqrt(alpha^2 d^2 + sigma^2)
 
-    with ``F`` the network, ``d = sigma_data`` and ``m`` the mean of the process. The inputs of the network are centered and scaled and its noise labels are made as in
-    `sm_jax.parameterization.precondition`, in whose place this stands.
+    with ``F`` the network, ``d = sigma_data`` and ``m`` the mean of the process. The inputs and the
+    noise labels are those of `sm_jax.parameterization.precondition`, in whose place this stands.
 
     Args:
         network: maps inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to log-weights

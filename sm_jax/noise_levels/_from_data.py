@@ -238,8 +238,8 @@ class NoiseLevels(NamedTuple):
     Args:
         sigmas: the noise levels ``[L]``, strictly decreasing, in units of the data.
         sigma_max: the first noise level: largest distance between examples, unless it was given.
-        sigma_min: the last noise level: a tenth of the distance between neighbors, per root dimension,
-            unless it was given.
+        sigma_min: the last noise level: a tenth of the distance between neighbors, per root
+            dimension, unless it was given.
         ratio: of neighboring noise levels.
         num_levels: ``L``.
         step_size: of annealed Langevin dynamics at the last noise level.
@@ -314,10 +314,10 @@ def noise_levels_from_data(
 ) -> NoiseLevels:
     """Return a geometric ladder of noise levels for ``x``, with the step size to sample by it.
 
-    Largest noise level by `largest_sigma`, smallest by `smallest_sigma`, ratio by `sigma_ratio` but at
-    most 1.5, number by `num_levels`, step size by `langevin_step_size`. The cap matters below 40
-    dimensions, where noise levels overlap at almost any ratio: at 1.5 five Langevin steps still
-    bring the standard deviation within 10 % of the level's.
+    The largest is `largest_sigma`, the smallest `smallest_sigma`, the ratio `sigma_ratio` but at
+    most 1.5, the number `num_levels` and the step size `langevin_step_size`. The cap matters below
+    40 dimensions, where noise levels overlap at almost any ratio: at 1.5 five Langevin steps still
+    bring the standard deviation within 10 % of the noise level.
 
     The noise levels do not depend on where the data are, but a prior does: pass the ``mean`` of the
     result to the process, or center the data.
@@ -325,8 +325,8 @@ def noise_levels_from_data(
     Args:
         x: data ``[N, ...]``, floating, at least two examples distinct.
         key: for the subset of a large data set.
-        sigma_min: the smallest noise level, in units of the data, instead of that by `smallest_sigma`.
-        sigma_max: the largest noise level, instead of that by `largest_sigma`.
+        sigma_min: the smallest noise level, in units of the data, instead of `smallest_sigma`.
+        sigma_max: the largest noise level, instead of `largest_sigma`.
         steps_per_level: Langevin steps at each noise level.
         overlap: of neighboring noise levels, see `sigma_ratio`.
         max_points: how many examples to compare at most.
@@ -337,7 +337,8 @@ def noise_levels_from_data(
     Raises:
         TypeError: ``x`` is not floating.
         ValueError: ``x`` is empty, not finite, or all its examples are equal (unless both
-            ends are given); a noise level is not positive; ``sigma_min`` is not below ``sigma_max``.
+            ends are given), a noise level is not positive, or ``sigma_min`` is not below
+            ``sigma_max``.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (200, 8, 8))

@@ -38,7 +38,7 @@ def geometric(*, sigma_min: float, sigma_max: float, num_levels: int) -> jax.Arr
 def karras(*, sigma_min: float, sigma_max: float, num_levels: int, rho: float = 7.0) -> jax.Array:
     """Return noise levels evenly spaced in ``sigma^(1 / rho)``.
 
-        sigma_i = (sigma_max^(1 / rho) + i / (L - 1) (sigma_min^(1 / rho) - sigma_max^(1 / rho)))^rho
+        sigma_i = ((1 - u) sigma_max^(1 / rho) + u sigma_min^(1 / rho))^rho,    u = i / (L - 1).
 
     With ``rho = 1`` they are evenly spaced, with ``rho -> inf`` geometric.
 

@@ -67,7 +67,8 @@ class VE:
         mean: mean of the data, where the prior is centered: a scalar, or of the shape of one event.
 
     Raises:
-        ValueError: a noise level is not positive, ``sigma_min >= sigma_max``, or the mean is not finite.
+        ValueError: a noise level is not positive, ``sigma_min >= sigma_max``, or the mean is not
+            finite.
 
     Example:
         >>> from sm_jax.processes import diffusion_squared

@@ -239,8 +239,8 @@ def adaptive_sde(
 ) -> AdaptiveSample:
     """Integrate the reverse SDE by a pair of stochastic methods with steps of adapted length.
 
-    In ``y = x_t / alpha`` and ``l = -log r``, ``r = sigma / alpha``, with the denoiser ``D``, a step
-    of length ``h`` from ``l``, where ``r' = exp(-h) r``, goes to ``y''``, of weak order 2:
+    In ``y = x_t / alpha`` and ``l = -log r``, ``r = sigma / alpha``, with the denoiser ``D``, a
+    step of length ``h`` from ``l``, where ``r' = exp(-h) r``, goes to ``y''``, of weak order 2:
 
         y'  = exp(-2 h) y + (1 - exp(-2 h)) D(y, l) + r' sqrt(1 - exp(-2 h)) z,    z ~ N(0, I),
         y'' = y' + (1 - (1 - exp(-2 h)) / (2 h)) (D(y', l + h) - D(y, l)).
