@@ -96,6 +96,14 @@ def check_not_negative(name: str, value: ArrayLike) -> None:
         raise ValueError(f"{name} must be finite and not negative, got {value}.")
 
 
+def check_fraction(name: str, value: ArrayLike) -> None:
+    """Raise unless ``value`` is one (if concrete) number strictly between 0 and 1."""
+    check_scalar(name, value)
+    known = _arrays.concrete(value)
+    if known is not None and not 0.0 < known < 1.0:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}.")
+
+
 def check_count(name: str, value: int, minimum: int = 1) -> None:
     """Raise unless ``value`` is a Python integer of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):

@@ -32,6 +32,39 @@ class NoiseController(diffrax.AbstractStepSizeController):
         return self.inner.adapt_step_size(t0, t1, zero, zero, args, error, error_order, state)
 
 
+def solve(
+    flow: Callable,
+    start: jax.Array,
+    end: jax.Array,
+    w: Any,
+    args: Any = None,
+    *,
+    measure: Callable,
+    solver: diffrax.AbstractERK,
+    max_steps: int,
+    saveat: diffrax.SaveAt | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+) -> diffrax.Solution:
+    """Solve ``dw / du = flow(u, w, args)`` from ``u = start`` to ``end``.
+
+    Its result is not ``diffrax.RESULTS.successful`` where ``max_steps`` were not enough.
+    """
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(flow),
+        solver,
+        start,
+        end,
+        0.01 * (end - start),
+        w,
+        args=args,
+        saveat=diffrax.SaveAt(t1=True) if saveat is None else saveat,
+        stepsize_controller=NoiseController(measure),
+        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        max_steps=max_steps,
+        throw=False,
+    )
+
+
 def root_mean_square(x: jax.Array) -> jax.Array:
     """Return the root of the mean square of all numbers; steps are not differentiated through."""
     return jnp.sqrt(jnp.mean(jax.lax.stop_gradient(x) ** 2))

@@ -1,4 +1,4 @@
-r"""Denoising of quantized data: the network names the level, the arithmetic does the rest.
+r"""Scores of quantized data: the posterior of their values, predicted by a network.
 
 Dequantized data are uniform within known cells (see sm_jax.data.dequantize). At low noise their
 score changes within a fraction of a cell, which a smooth network learns badly. So let the network
@@ -10,7 +10,7 @@ numbers, and let the score follow exactly. With ``y = x_t / alpha``, ``r = sigma
     m_k = Phi(a_{k+1}) - Phi(a_k),    w_k = q_k / sum_j q_j m_j,    q_k = e^{l_k} / (e_{k+1} - e_k),
     E[(x_0 - y) / r | y] = sum_k w_k (phi(a_k) - phi(a_{k+1})) = -eps = sigma s,        (2)
 
-the last being the noise prediction and the score. The prediction of the clean data, ``y - r eps``,
+the last being the noise prediction and the score. The prediction of ``x_0``, ``y - r eps``,
 lies within the range of the data by construction.
 
 With the moments ``M_n = E[((x_0 - y) / r)^n | y]`` the derivatives are those of a posterior mean:
@@ -30,14 +30,14 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax.processes import data_mean, noise_ratio
+from sm_jax.processes import data_mean, marginal_std, noise_ratio
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 __all__ = ["eps_from_logits", "precondition", "uniform_bin_edges"]
 
-# Further than so many noise levels outside the range of the data, the prediction of the clean data
-# stays what it is there: beyond, the masses of all cells underflow. A sample gets there with
-# probability 1e-8 per number.
+# Further than this many standard deviations of the noise outside the range of the data, the
+# prediction of x_0 stays what it is there: beyond, the masses of all cells underflow. A sample gets
+# there with probability 1e-8 per number.
 _FAR = 5.6
 
 # Nodes and weights of Gauss's rule on [-1, 1].
@@ -67,7 +67,14 @@ def uniform_bin_edges(num_values: int) -> jax.Array:
 def eps_from_logits(
     logits: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike, bin_edges: ArrayLike
 ) -> jax.Array:
-    """Return the noise prediction ``eps`` of data with given weights of their values, eq. (2).
+    """Return the noise prediction ``eps = E[z | x_t]`` of data with given weights of their values.
+
+    With ``l = logits``, ``e = bin_edges``, ``y = x_t / alpha``, ``r = sigma / alpha``,
+    ``a_k = (e_k - y) / r``, and ``phi``, ``Phi`` the standard normal density and distribution
+    function, every number has
+
+        eps = -sum_k q_k (phi(a_k) - phi(a_{k+1})) / sum_k q_k (Phi(a_{k+1}) - Phi(a_k)),
+        q_k = exp(l_k) / (e_{k+1} - e_k).
 
     Args:
         logits: log-weights of the cells for every number of ``x``, ``[B, ..., K]``, up to a
@@ -79,14 +86,13 @@ def eps_from_logits(
 
     Returns:
         ``[B, ...]``, of unit scale: the exact ``E[z | x_t]`` if the numbers of ``x_0`` were
-        independent with these weights, up to 5.6 noise levels outside the range of the data.
-        Beyond, the prediction of the clean data, ``(x_t - sigma eps) / alpha``, is kept constant.
-        Cells more than 13 noise levels away (37 in float64) count as impossible, which needs
-        logits 85 apart to matter.
+        independent with these weights, up to 5.6 ``r`` outside the range of the data. Beyond, the
+        prediction of ``x_0``, ``(x_t - sigma eps) / alpha``, is kept constant. Cells more than 13
+        ``r`` away (37 in float64) count as impossible, which needs logits 85 apart to matter.
 
     Raises:
         TypeError: ``x`` is not floating.
-        ValueError: the bin_edges are not an increasing vector, or the logits have another shape.
+        ValueError: ``bin_edges`` are not an increasing vector, or the logits have another shape.
 
     Example:
         >>> from sm_jax import processes
@@ -123,8 +129,11 @@ def precondition(
 ) -> NoiseScoreFn:
     """Return the score function of a network that predicts log-weights of values, for any process.
 
-    The inputs of the network are centered and scaled and its noise labels are made as in
-    `sm_jax.parameterization.precondition`, in whose place this stands.
+        s(x_t, t) = -eps / sigma,    eps = eps_from_logits(F(y / (k / alpha), log(r) / 4), x_t, t),
+        y = x_t / alpha - m,    r = sigma / alpha,    k = sqrt(alpha^2 d^2 + sigma^2)
+
+    with ``F`` the network, ``d = sigma_data`` and ``m`` the mean of the process. The inputs and the
+    noise labels are those of `sm_jax.parameterization.precondition`, in whose place this stands.
 
     Args:
         network: maps inputs ``[B, ...]`` of unit scale and noise labels ``[B]`` to log-weights
@@ -138,7 +147,7 @@ def precondition(
 
     Raises:
         TypeError: at a call, if ``x_t`` is not floating.
-        ValueError: ``sigma_data`` is not one positive number, the bin_edges are not an increasing
+        ValueError: ``sigma_data`` is not one positive number, ``bin_edges`` are not an increasing
             vector, or (at the first call) the network returns another shape.
 
     Example:
@@ -160,7 +169,7 @@ def precondition(
         alpha, sigma = (_arrays.expand_like(c(t), x) for c in (process.alpha, process.sigma))
         y = _arrays.accumulated(x) / alpha
         y = y - data_mean(process, x.shape[1:], y.dtype)[None]
-        scale = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2) / alpha  # its square may overflow
+        scale = _arrays.expand_like(marginal_std(process, t, sigma_data), x) / alpha
         logits = network((y / scale).astype(x.dtype), 0.25 * jnp.log(ratio))
         eps = eps_from_logits(logits, x, t, process=process, bin_edges=bin_edges)
         return (-eps / sigma).astype(x.dtype)

@@ -94,6 +94,7 @@ TESTS = {
     "guidance/_inverse": ["inverse_problems"],
     "guidance/_labels": ["guidance"],
     "likelihood/_annealed_importance": ["annealed_importance"],
+    "likelihood/_log_weights": ["annealed_importance", "thermodynamic"],
     "likelihood/_thermodynamic": ["thermodynamic"],
     "likelihood/_elbo": ["elbo"],
     "likelihood/_flow": ["likelihood"],

@@ -30,7 +30,7 @@ def x(getkey):
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 def test_closed_form_in_float32(process, x):
     """To 1e-4 nats per dimension."""
-    result = jax.jit(partial(adaptive, gaussian_noised_score(process), process))(x)
+    result = jax.jit(partial(adaptive, gaussian_noised_score(process), process=process))(x)
     np.testing.assert_allclose(result.value, flow_log_prob(process, x), atol=3e-4)
     np.testing.assert_array_equal(result.standard_error, np.zeros(6))
 
@@ -59,7 +59,7 @@ def test_one_pass_of_the_network_for_each_evaluation(x):
         jax.debug.callback(lambda _: rows.append(1), x)
         return gaussian(x, t)
 
-    one = partial(adaptive, score_fn, process, rtol=1e-3, atol=1e-3)
+    one = partial(adaptive, score_fn, process=process, rtol=1e-3, atol=1e-3)
     result = one(x[:1])
     jax.effects_barrier()
     assert len(rows) == int(result.num_evaluations[0])
@@ -78,7 +78,7 @@ def test_each_example_takes_steps_of_its_own_and_tolerance_is_kept(getkey):
     x = jnp.array([-2.0, -1.0, 0.001, 0.9])
     reference = likelihood.log_prob(row_score, x, process=process, num_steps=2000).value
     loose, tight = (
-        jax.jit(partial(adaptive, row_score, process, rtol=tolerance, atol=tolerance))
+        jax.jit(partial(adaptive, row_score, process=process, rtol=tolerance, atol=tolerance))
         for tolerance in (1e-3, 1e-6)
     )
     value, _, num = tight(x)
@@ -104,7 +104,12 @@ def test_every_row_keeps_the_tolerance(sigma_data, getkey):
         run = jax.jit(
             lambda x, tolerance: (
                 adaptive(
-                    score_fn, process, x, rtol=tolerance, atol=tolerance, sigma_data=sigma_data
+                    score_fn,
+                    x,
+                    process=process,
+                    rtol=tolerance,
+                    atol=tolerance,
+                    sigma_data=sigma_data,
                 ).value
             )
         )
@@ -121,7 +126,7 @@ def test_random_divergences_and_their_standard_error(x, getkey):
     @jax.vmap
     def estimates(key):
         return adaptive(
-            score_fn, process, x, key, divergence=divergence.hutchinson, num_estimates=8
+            score_fn, x, key, process=process, divergence=divergence.hutchinson, num_estimates=8
         )
 
     value, error, _ = estimates(jax.random.split(getkey(), 200))
@@ -133,7 +138,7 @@ def test_random_divergences_and_their_standard_error(x, getkey):
     # rows have probes of their own
     same = np.broadcast_to(x[:1], (6, 3))
     normal = partial(divergence.hutchinson, probe=jax.random.normal)
-    values = adaptive(score_fn, process, same, getkey(), divergence=normal).value
+    values = adaptive(score_fn, same, getkey(), process=process, divergence=normal).value
     assert len(set(np.asarray(values).tolist())) == 6
 
 
@@ -147,7 +152,7 @@ def test_differentiable_in_the_data_and_in_the_parameters(x):
             variance = process.alpha(t) ** 2 * v + process.sigma(t) ** 2
             return -x / variance[:, None]
 
-        return adaptive(score_fn, process, x).value
+        return adaptive(score_fn, x, process=process).value
 
     gradient = jax.jit(jax.grad(lambda x: value(0.5, x).sum()))(x)
     np.testing.assert_allclose(gradient, -x / 0.5, rtol=2e-3, atol=2e-3)
@@ -165,13 +170,15 @@ def test_solver_adjoint_and_bound_are_the_users(x):
     options = {"solver": diffrax.Dopri5(), "adjoint": diffrax.ForwardMode()}
     value, slope = jax.jit(
         lambda x: jax.jvp(
-            lambda x: adaptive(score_fn, process, x, **options).value, (x,), (jnp.ones_like(x),)
+            lambda x: adaptive(score_fn, x, process=process, **options).value,
+            (x,),
+            (jnp.ones_like(x),),
         )
     )(x)
     np.testing.assert_allclose(value, exact, atol=3e-4)
     expected = gaussian_score(x, MEAN, COV).sum(-1)
     np.testing.assert_allclose(slope, expected, rtol=5e-3, atol=5e-3)
-    assert np.isnan(adaptive(score_fn, process, x, max_steps=2).value).all()
+    assert np.isnan(adaptive(score_fn, x, process=process, max_steps=2).value).all()
 
 
 def test_bad_input(x, getkey, monkeypatch):
@@ -185,11 +192,11 @@ def test_bad_input(x, getkey, monkeypatch):
         ({"num_estimates": 2}, "needs a random divergence and a key"),
     ):
         with pytest.raises(ValueError, match=match):
-            adaptive(score_fn, process, x, **options)
+            adaptive(score_fn, x, process=process, **options)
     with pytest.raises(TypeError, match="explicit Runge-Kutta"):
-        adaptive(score_fn, process, x, solver="Tsit5")
+        adaptive(score_fn, x, process=process, solver="Tsit5")
     with pytest.raises(ValueError, match="must return the shape of x"):
-        adaptive(lambda x, t: x.sum(-1), process, x)
+        adaptive(lambda x, t: x.sum(-1), x, process=process)
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(ImportError, match=r"sm_jax\[ode\]"):
-        adaptive(score_fn, process, x)
+        adaptive(score_fn, x, process=process)

@@ -224,6 +224,13 @@ CALLS = {
     "likelihood.thermodynamic_integration": _shape(
         likelihood.thermodynamic_integration, noised_energy, X, KEY, process=PROCESS, times=TIMES
     ),
+    "likelihood.thermodynamic_integration_from_samples": _call(
+        likelihood.thermodynamic_integration_from_samples,
+        noised_energy,
+        np.stack([X] * len(TIMES)),
+        process=PROCESS,
+        times=TIMES,
+    ),
     "likelihood.uniform_dequantizer": _call(likelihood.uniform_dequantizer, X, KEY),
     "losses.contrastive_divergence": _shape(
         losses.contrastive_divergence, energy, X, KEY, step_size=0.1, num_steps=2
@@ -319,6 +326,7 @@ CALLS = {
     ),
     "processes.diffusion_squared": _call(processes.diffusion_squared, processes.VPLinear(), T / 8),
     "processes.drift": _call(processes.drift, processes.VPLinear(), X, T / 8),
+    "processes.marginal_std": _call(processes.marginal_std, PROCESS, T, 1.0),
     "processes.noise_ratio": _call(processes.noise_ratio, PROCESS, T),
     "processes.perturb": _call(processes.perturb, PROCESS, X, T, KEY),
     "processes.prior_log_prob": _call(processes.prior_log_prob, PROCESS, X),
@@ -448,6 +456,8 @@ _ELSEWHERE = {
     "quantized": {"uniform_bin_edges": _NUMBERS},
     "samplers": {
         "log_density": "minus an energy of the user's own",
+        "log_prob_and_score": "points that the caller's own loop made",
+        "metropolis_step": "points that the caller's own loop made",
         "smc": "no points of the user's",
         "generate": "a function and numbers",
         "one_sample": "a function and numbers",

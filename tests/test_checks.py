@@ -38,6 +38,16 @@ def test_one_number():
         _checks.check_scalar("step", [0.1, 0.2])
 
 
+def test_fractions():
+    for value in (0.01, np.float32(0.5), jnp.asarray(0.99)):
+        _checks.check_fraction("share", value)
+    for value in (0.0, 1.0, -0.5, np.nan):
+        with pytest.raises(ValueError, match=f"share must be between 0 and 1, got {value}"):
+            _checks.check_fraction("share", value)
+    with pytest.raises(ValueError, match=r"share must be one number, got shape \(2,\)"):
+        _checks.check_fraction("share", [0.1, 0.2])
+
+
 def test_no_key():
     with pytest.raises(TypeError, match="langevin draws random numbers: pass a key"):
         _checks.check_key("langevin", None)

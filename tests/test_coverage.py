@@ -55,7 +55,7 @@ def test_divergence_estimate(method, getkey):
 def test_log_prob(name, getkey):
     x = X[:1_000]
     options = {"num_steps": 8} if name == "log_prob" else {}
-    log_prob = partial(getattr(likelihood, name), score_fn, PROCESS, **options)
+    log_prob = partial(getattr(likelihood, name), score_fn, process=PROCESS, **options)
     truth = log_prob(x[:1]).value[0]
     result = log_prob(x, getkey(), divergence=divergence.hutchinson, num_estimates=8)
     assert_covers(result.value, result.standard_error, truth, num_estimates=8, bias=0.01)
@@ -78,18 +78,18 @@ def test_thermodynamic_integration(chains, getkey):
 
     def one(key):
         key, key_chains = jax.random.split(key)
+        options = {"process": process, "times": times, "sigma_data": 0.1}
         if chains:
-            x, key = processes.prior_sample(process, key, (100, 1)), key_chains
-        else:
-            x = jnp.sqrt(noised(times))[:, None, None] * jax.random.normal(key, (5, 100, 1))
-            key = None
-        return likelihood.thermodynamic_integration(
-            energy, x, key, process=process, times=times, sigma_data=0.1, steps_per_level=3
-        )
+            x = processes.prior_sample(process, key, (100, 1))
+            return likelihood.thermodynamic_integration(
+                energy, x, key_chains, steps_per_level=3, **options
+            )
+        x = jnp.sqrt(noised(times))[:, None, None] * jax.random.normal(key, (5, 100, 1))
+        return likelihood.thermodynamic_integration_from_samples(energy, x, **options)
 
     many = jax.jit(jax.vmap(one))(jax.random.split(getkey(), 1_000))
-    for level in (0, 4):
-        value, error = np.asarray(many.value[:, level], np.float64), many.standard_error[:, level]
+    for i in (0, 4):
+        value, error = np.asarray(many.value[:, i], np.float64), many.standard_error[:, i]
         assert_covers(value, error, value.mean(), bias=0.02)
 
 

@@ -567,7 +567,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"sigma\(t\) must be finite and not negative, got -1"):
         densities.rings().noised(Scaled(1.0, -1.0), 0.0)
     for noise in (0.0, 1.0, -0.1, math.nan):
-        with pytest.raises(ValueError, match=rf"noise must lie in \(0, 1\), got {noise}"):
+        with pytest.raises(ValueError, match=f"noise must be between 0 and 1, got {noise}"):
             densities.two_moons(noise=noise)
     with pytest.raises(ValueError, match="num_nodes must be at least 1, got -3"):
         densities.two_moons(num_nodes=-3)

@@ -99,13 +99,12 @@ def thermodynamic(process, x):
         lambda x, c: 0.3 * jnp.sum(x**2, axis=1), process=process, sigma_data=1.0
     )
     start = processes.prior_sample(process, key_prior, (6, 2), x.dtype)
-    options = {"process": process, "num_levels": 5}
     found = likelihood.thermodynamic_integration(
-        energy_fn, start, key, steps_per_level=2, **options
+        energy_fn, start, key, process=process, num_levels=5, steps_per_level=2
     )
     times = processes.time_grid(process, 4, rho=20.0)
     levels = jnp.stack([processes.perturb(process, x, t, key_noise)[0] for t in times])
-    given = likelihood.thermodynamic_integration(energy_fn, levels, **options)
+    given = likelihood.thermodynamic_integration_from_samples(energy_fn, levels, process=process)
     return jnp.concatenate([found.value, given.value])
 
 

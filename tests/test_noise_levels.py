@@ -418,7 +418,7 @@ def test_bad_numbers():
         noise_levels.langevin_step_size([0.1, 1.0], steps_per_level=5)
     with pytest.raises(ValueError, match="sigmas must be positive"):
         noise_levels.langevin_step_size([1.0, 0.0], steps_per_level=5)
-    with pytest.raises(ValueError, match="at least two levels"):
+    with pytest.raises(ValueError, match="at least two noise levels"):
         noise_levels.langevin_step_size([1.0], steps_per_level=5)
     with pytest.raises(ValueError, match="steps_per_level must be at least 1, got 0"):
         noise_levels.langevin_step_size([1.0, 0.5], steps_per_level=0)

@@ -167,6 +167,31 @@ def test_slope_of_the_time_of_a_noise_ratio(process):
 
 
 @each_process
+def test_marginal_std(process, getkey):
+    """The closed form, and the spread of data of that spread once they are noised."""
+    t = times(process)[1:]
+    expected = np.sqrt((0.7 * process.alpha(t)) ** 2 + process.sigma(t) ** 2)
+    found = processes.marginal_std(process, t, 0.7)
+    assert found.shape == t.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    x = 0.7 * jax.random.normal(getkey(), (200_000,))
+    x_t, _ = processes.perturb(process, x, t[3], getkey())
+    np.testing.assert_allclose(x_t.std(), found[3], rtol=4.5 / np.sqrt(2 * 200_000))
+
+
+def test_marginal_std_where_squares_leave_float32():
+    std = jax.jit(processes.marginal_std)
+    process = processes.VE(sigma_min=1e-32, sigma_max=1e32)
+    for unit in (1e-30, 1e30):
+        np.testing.assert_allclose(std(process, 4.0 * unit, 3.0 * unit), 5.0 * unit, rtol=1e-6)
+    np.testing.assert_allclose(std(process, 1e30, 1.0), 1e30)
+    np.testing.assert_allclose(std(process, 1e-30, 1.0), 1.0)
+    slope = jax.grad(processes.marginal_std, argnums=(1, 2))
+    for t, d in ((4.0, 3.0), (3.0, 3.0), (4e30, 3e30), (0.0, 2.0)):
+        np.testing.assert_allclose(slope(process, t, d), (t / np.hypot(t, d), d / np.hypot(t, d)))
+
+
+@each_process
 def test_prior(process, getkey):
     sigma = float(process.sigma(process.t_max))
     draws = processes.prior_sample(process, getkey(), (20_000, 2))

@@ -391,7 +391,19 @@ CASES = {
                 _start(w, x, key),
                 jax.random.fold_in(key, 1),
                 process=w.process,
-                num_values=17,
+                num_levels=17,
+                sigma_data=w.a,
+            ).value
+        ),
+        _log_normalizers,
+        noised=True,
+    ),
+    "likelihood.thermodynamic_integration_from_samples": Case(
+        lambda w, x, key: (
+            likelihood.thermodynamic_integration_from_samples(
+                w.noised_energy,
+                jnp.stack([_start(w, x, key), _start(w, x / 2**5, key), x]),
+                process=w.process,
                 sigma_data=w.a,
             ).value
         ),
@@ -542,6 +554,7 @@ _ELSEWHERE = {
     "likelihood.uniform_dequantizer": "integers have no units",
     "losses.noise_contrastive": "a density of the user's own is compared with the energy",
     "samplers.log_density": "minus an energy",
+    "samplers.log_prob_and_score": "minus an energy and its gradient",
     "samplers.mclmc": "adapts its step over a thousand steps, in which rounding is amplified",
     "samplers.nuts": "adapts its step over hundreds of steps, in which rounding is amplified",
     "samplers.smc": "resamples by comparisons, which rounding decides",
@@ -688,6 +701,7 @@ def test_one_example(name):
 
 _MANY_EXAMPLES = {
     "likelihood.thermodynamic_integration",
+    "likelihood.thermodynamic_integration_from_samples",
     "noise_levels.largest_sigma",
     "noise_levels.smallest_sigma",
     "noise_levels.noise_levels_from_data",

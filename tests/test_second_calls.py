@@ -154,8 +154,10 @@ CALLS = {
     "thermodynamic_integration": of_energy(
         likelihood.thermodynamic_integration, X, process=PROCESS, num_levels=3, steps_per_level=2
     ),
-    "thermodynamic_integration of samples": lambda w: likelihood.thermodynamic_integration(
-        energy(w), jnp.stack([2.0 * X, X]), process=PROCESS
+    "thermodynamic_integration of samples": lambda w: (
+        likelihood.thermodynamic_integration_from_samples(
+            energy(w), jnp.stack([2.0 * X, X]), process=PROCESS
+        )
     ),
     "discrete_log_prob": lambda w: likelihood.discrete_log_prob(
         partial(log_density, energy(w)), jnp.round(2.0 + X), KEY, num_values=8, num_samples=2

@@ -1,7 +1,8 @@
 """Analytic densities with exact log-density and score, before and after noising.
 
-Every density is a frozen pytree with the same four methods, so that it can be closed over, passed
-through ``jax.jit`` and mapped over times:
+Every density is a frozen pytree, so that it can be closed over, passed through ``jax.jit`` and
+mapped over times. Its methods are these; `empirical`, which has no density before it is noised,
+raises in ``log_prob`` and ``score``:
 
     sample(key, n)      -> [n, ...]    independent draws
     log_prob(x)         -> [B]         log p(x), nats

@@ -182,20 +182,13 @@ def _legendre(start, end, num_nodes):
 
 def _num_nodes(constant, noise):
     """Return the number of nodes that keeps neighbors within 0.8 ``noise`` of each other."""
-    _check_noise(noise)
+    _checks.check_fraction("noise", noise)
     return math.ceil(constant / (0.8 * noise))
-
-
-def _check_noise(noise):
-    if not 0 < noise < 1:
-        raise ValueError(
-            f"noise must lie in (0, 1), got {noise}: the whole density has standard deviation 1."
-        )
 
 
 def _blurred(points, weights, noise):
     """Scale nodes ``[K, 2]`` such that with the noise they have mean 0 and variance 1 per axis."""
-    _check_noise(noise)
+    _checks.check_fraction("noise", noise)
     points, weights = np.concatenate(points), np.concatenate(weights)
     weights = weights / weights.sum()
     points = points - weights @ points

@@ -41,6 +41,7 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax.guidance._solvers import conjugate_residuals
 from sm_jax.parameterization import eps_from_score, x0_from_eps
+from sm_jax.processes import marginal_std
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 Operator = Callable[[jax.Array], jax.Array]
@@ -138,9 +139,9 @@ def pigdm(
         observation: ``y``, of the shape of ``operator(x)``, or of one of its rows, for all.
         noise_std: standard deviation of the noise of the observation, one or ``[B]``. At
             0 the part of ``y`` outside the range of ``A``, which nothing explains, is ignored.
-        sigma_data: ``d``, standard deviation of the data, one number. 1 is that of standardized
-            data, as in the likelihoods; pass what the network was trained with, for which
-            `sm_jax.parameterization.precondition` has the default 0.5 of EDM.
+        sigma_data: ``d``, standard deviation of the data, one number. It changes the samples,
+            unlike in the solvers, where it sets the steps: pass that of the data, e.g. what the
+            network was preconditioned with. The default is that of standardized data.
         num_iterations: iterations of ``solve``, one ``A`` and one ``A'`` each. As many as ``A A'``
             has distinct eigenvalues, zero not counted, are exact: one for a mask or a subsampling.
         solve: solver of the symmetric systems.
@@ -171,11 +172,8 @@ def pigdm(
 
     def guided(x: jax.Array, t: jax.Array) -> jax.Array:
         seen = _observe(score_fn, process, operator, observation, x, t)
-        alpha, sigma = (
-            seen.per_row("alpha", process.alpha(t)),
-            seen.per_row("sigma", process.sigma(t)),
-        )
-        spread = (sigma * sigma_data / jnp.sqrt((alpha * sigma_data) ** 2 + sigma**2)) ** 2
+        k = marginal_std(process, t, sigma_data)
+        spread = seen.per_row("variance", (process.sigma(t) * sigma_data / k) ** 2)
         variance = seen.per_row("noise_std", noise_std) ** 2
 
         def covariance(u):

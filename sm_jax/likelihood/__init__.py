@@ -1,4 +1,4 @@
-"""What score matching gives up, and its ways back: log-densities of a trained score, in nats.
+"""Likelihoods of a trained score model, and normalizers of a trained energy, in nats.
 
 | function | gives | needs |
 |---|---|---|
@@ -7,8 +7,9 @@
 | `elbo` | the variational bound on the density of the data | a noise-conditional score |
 | `annealed_importance` | a bracket on the normalizer of an energy | a base density |
 | `thermodynamic_integration` | the normalizers at all noise levels | a noise-conditional energy |
+| `thermodynamic_integration_from_samples` | the same | samples at every noise level besides |
 | `discrete_log_prob` | a bound on the log-probability of integer data | a log-density |
-| `bits_per_dim` | the same number in the unit of compression | a log-density |
+| `bits_per_dim` | a log-density in bits per dimension | a log-density |
 
 A likelihood need not be jitted: the first call compiles its loop, and later ones find it again. The
 function is the same if it traces to the same program: the same operations on the same shapes and
@@ -36,6 +37,7 @@ from sm_jax.likelihood._flow import LogProb, bits_per_dim, log_prob
 from sm_jax.likelihood._thermodynamic import (
     NormalizerPath,
     thermodynamic_integration,
+    thermodynamic_integration_from_samples,
 )
 
 __all__ = [
@@ -52,5 +54,6 @@ __all__ = [
     "log_prob",
     "logit_normal_dequantizer",
     "thermodynamic_integration",
+    "thermodynamic_integration_from_samples",
     "uniform_dequantizer",
 ]

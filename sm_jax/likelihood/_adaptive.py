@@ -26,8 +26,13 @@ from sm_jax._eager import compiled
 from sm_jax.divergence import exact
 from sm_jax.likelihood._flow import LogProb, score_and_traces, standard_error
 from sm_jax.parameterization import at_time
-from sm_jax.processes import data_mean, noise_ratio, prior_log_prob
-from sm_jax.processes._location import warn_off_center
+from sm_jax.processes import (
+    data_mean,
+    marginal_std,
+    noise_ratio,
+    prior_log_prob,
+    warn_off_center,
+)
 from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike
 
 
@@ -46,11 +51,25 @@ def adaptive_log_prob(
     adjoint: Any = None,
     max_steps: int = 1024,
 ) -> LogProb:
-    """Return the log-density of ``x`` under the probability flow, to a given tolerance.
+    """Return the log-density of ``x`` under the probability-flow ODE, with adaptive steps.
+
+    With ``u = log(sigma / alpha)``, ``d = sigma_data``, ``k = sqrt(alpha^2 d^2 + sigma^2)``, ``m``
+    the mean of the process and ``D`` the number of numbers in an example, diffrax integrates, from
+    ``x`` at ``t_min`` to ``x_1`` at ``t_max``, where the prior ``q`` is,
+
+        dw / du = -(sigma^2 / k) (s(x_t, t) + w / k),    w = (x_t - alpha m) / k,
+        log p(x) = log q(x_1) + D log(k(t_max) / k(t_min))
+                   - integral of sigma^2 (tr(grad s)(x_t, t) + D / k^2) du.
+
+    A step is accepted where the estimates of its errors, of the point in ``x_t / alpha`` and of the
+    log-density, satisfy
+
+        hypot(rms(error of x_t / alpha) / (rtol sigma / alpha),
+              rms(error of log p) / (atol sqrt(D))) < 1.
 
     Each example takes steps of its own, of at most 1 in ``u``. Differentiable in ``x`` and in what
-    the score closes over. `log_prob` is cheaper where the divergence is much dearer than the score,
-    which here it is taken with at every evaluation.
+    the score closes over. `log_prob` is cheaper where the divergence costs much more than the
+    score, because here every evaluation takes both.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``; it is called on single rows, ``B = 1``,
@@ -63,10 +82,12 @@ def adaptive_log_prob(
             ``functools.partial(hutchinson, num_probes=...)``, ``hutchpp``.
         num_estimates: independent estimates of the integrated divergence along one path, whose
             spread gives the standard error. Needs a key if above 1.
-        sigma_data: standard deviation of the data. The nearer, the fewer steps; the result does not
-            depend on it.
-        rtol: tolerated error of one step in the points, relative to the noise there.
-        atol: tolerated error of one step in the log-density, in units of ``sqrt(D)`` nats.
+        sigma_data: standard deviation of the data, ``d``. It sets the steps only: the nearer, the
+            fewer; the result does not depend on it beyond the tolerance.
+        rtol: tolerated error of one step in the points, relative to the noise there. It is a tenth
+            of that of `samplers.adaptive_ode`: a log-density shows errors that samples hide.
+        atol: tolerated error of one step in the log-density, in units of ``sqrt(D)`` nats. It is
+            not 0, as it is in the samplers, where it is an error of the points.
         solver: an explicit Runge-Kutta method of diffrax with an error estimate;
             ``diffrax.Tsit5()`` by default.
         adjoint: how diffrax differentiates, ``diffrax.RecursiveCheckpointAdjoint()`` by default;
@@ -82,7 +103,7 @@ def adaptive_log_prob(
         TypeError: ``x`` is not floating, the score has another dtype, or ``solver`` is no explicit
             Runge-Kutta method.
         ValueError: ``x`` is empty, the score has another shape, ``sigma_data`` or a tolerance is
-            not positive, a count is below 1, or several estimates are asked for without a key.
+            not positive, a count is below 1, or ``num_estimates`` is above 1 without a key.
 
     Example:
         >>> from sm_jax import processes
@@ -121,7 +142,7 @@ def adaptive_log_prob(
     )
 
     def scale(t):
-        return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
+        return marginal_std(process, t, sigma_data)
 
     def flow(u, state, keys):
         w, _ = state
@@ -140,18 +161,16 @@ def adaptive_log_prob(
         return jnp.hypot(shift, change / (atol * dims**0.5)).astype(dtype)
 
     def solve(w, keys):
-        return diffrax.diffeqsolve(
-            diffrax.ODETerm(flow),
-            solver,
+        return _flow_steps.solve(
+            flow,
             start,
             end,
-            0.01 * (end - start),
             (w, jnp.zeros(num_estimates, dtype)),
-            args=keys,
-            stepsize_controller=_flow_steps.NoiseController(measure),
-            adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+            keys,
+            measure=measure,
+            solver=solver,
             max_steps=max_steps,
-            throw=False,
+            adjoint=adjoint,
         )
 
     first, last = scale(process.t_min), scale(process.t_max)

@@ -29,7 +29,8 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax.samplers._metropolis import Point, log_prob_and_score, metropolis_step
+from sm_jax.likelihood._log_weights import error_of_mean, log_mean
+from sm_jax.samplers import Point, log_prob_and_score, metropolis_step
 from sm_jax.typing import DensityLike, EnergyFn
 
 
@@ -75,11 +76,21 @@ def annealed_importance(
     steps_per_temperature: int = 1,
     samples: ArrayLike | None = None,
 ) -> NormalizerBracket:
-    """Bracket ``log Z = log int exp(-E(x)) dx`` by annealed importance sampling, eq. (2).
+    """Bracket ``log Z = log int exp(-E(x)) dx`` by annealed importance sampling.
+
+    A chain starts at ``x_0 ~ p_0``, the base. For the inverse temperatures ``b_1 < ... < b_{K-1}``
+    it takes steps of MALA on ``p_0^(1 - b_k) exp(-b_k E)``, which lead to ``x_k``. Its weight is
+
+        log w = sum_{k=1}^{K} (b_k - b_{k-1}) (-E(x_{k-1}) - log p_0(x_{k-1})),
+        lower = log mean(w),    upper = -log mean(1 / w'),
+
+    where ``w'`` is the weight of the chain run backwards, from ``samples`` down to the base. The
+    error of a bound is ``std(w / mean(w)) / sqrt(num_chains)``.
 
     The gap between the bounds closes as the temperatures and steps grow; while it is wide, neither
-    standard error tells the truth. Prefer it where the number must be defensible. It fails, with a
-    wide bracket, where the base leaves a mode out or MALA does not move: watch ``acceptance_rate``.
+    standard error is reliable. Prefer it where a bound is needed rather than an estimate. It fails,
+    with a wide bracket, where the base misses a mode or MALA does not move: watch
+    ``acceptance_rate``.
 
     Args:
         energy_fn: ``x [B, ...] -> [B]``, the energy ``E``.
@@ -146,11 +157,11 @@ def annealed_importance(
         loop = partial(_anneal, energy_fn, base, steps_per_temperature)
         return compiled(loop, x, key, schedule, steps)
 
-    lower = _log_mean(*anneal(x, key_up, schedule, steps))
+    lower = _bound(*anneal(x, key_up, schedule, steps))
     if samples is None:
         return NormalizerBracket(lower, None)
     # Along the reversed schedule the differences in (2) change sign: this is log(1 / w').
-    inverse = _log_mean(*anneal(samples, key_down, schedule[::-1], steps[::-1]))
+    inverse = _bound(*anneal(samples, key_down, schedule[::-1], steps[::-1]))
     return NormalizerBracket(lower, inverse._replace(value=-inverse.value))
 
 
@@ -195,7 +206,7 @@ def _anneal(energy_fn, base, steps_per_temperature, x, key, schedule, steps):
         (log_base, _), (log_model, _) = parts
         return log_model - log_base
 
-    def level(state, given):
+    def anneal(state, given):
         x, parts, log_weight = state
         b, increment, step_size, key = given
 
@@ -205,7 +216,7 @@ def _anneal(energy_fn, base, steps_per_temperature, x, key, schedule, steps):
                 lambda old, new: new.log_prob - old.log_prob,
                 point,
                 key,
-                step_size,
+                step_size=step_size,
             )
 
         keys = jax.random.split(key, steps_per_temperature)
@@ -218,14 +229,12 @@ def _anneal(energy_fn, base, steps_per_temperature, x, key, schedule, steps):
     start = (x, parts, increments[0] * difference(parts))
     keys = jax.random.split(key, steps.shape[0])
     inputs = (schedule[1:-1], increments[1:], steps, keys)
-    (_, _, log_weights), accepted = jax.lax.scan(level, start, inputs)
+    (_, _, log_weights), accepted = jax.lax.scan(anneal, start, inputs)
     return log_weights, accepted.mean()
 
 
-def _log_mean(log_weights: jax.Array, acceptance_rate: jax.Array) -> Bound:
-    """Return the logarithm of the mean weight, with the error of the mean by the delta method."""
-    n = log_weights.shape[0]
-    total = jax.nn.logsumexp(log_weights)
-    size = 1.0 / jnp.sum(jnp.exp(log_weights - total) ** 2)
-    error = jnp.sqrt(jnp.maximum(n / size - 1.0, 0.0) / (n - 1.0))
-    return Bound(total - jnp.log(float(n)), error, size, acceptance_rate)
+def _bound(log_weights: jax.Array, acceptance_rate: jax.Array) -> Bound:
+    """Return the logarithm of the mean weight, with its error and ``(sum w)^2 / sum w^2``."""
+    value, influence = log_mean(log_weights)
+    size = log_weights.shape[0] / jnp.mean((1.0 + influence) ** 2)
+    return Bound(value, error_of_mean(influence), size, acceptance_rate)

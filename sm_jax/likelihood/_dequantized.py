@@ -65,7 +65,8 @@ def logit_normal_dequantizer(
 ) -> Dequantizer:
     """Return the dequantizer ``u = sigmoid(m(x) + exp(l(x)) z)``, ``z ~ N(0, I)``, to be trained.
 
-    The gradient of (2) flows through ``u`` to the parameters that ``parameters_fn`` closes over.
+    The gradient of `discrete_log_prob` flows through ``u`` to the parameters that ``parameters_fn``
+    closes over.
 
     Args:
         parameters_fn: ``x [B, ...] -> (m, l)``, location and log-scale of the logits, each
@@ -104,7 +105,11 @@ def discrete_log_prob(
     dequantizer: Dequantizer = uniform_dequantizer,
     num_samples: int = 1,
 ) -> jax.Array:
-    """Return a lower bound of the log-probability of integer data, eq. (2).
+    """Return a lower bound of the log-probability of integer data, by dequantization.
+
+    With ``n`` draws of noise, ``K`` values and ``p`` the density of ``log_prob_fn``, it is
+
+        log (1/n) sum_i p(y_i) (2 / K)^D / q(u_i | x),    y_i = 2 (x + u_i) / K - 1,    u_i ~ q.
 
     Args:
         log_prob_fn: the log-density of the model, ``y [B, ...] -> [B]``, in nats, of the data
@@ -152,7 +157,7 @@ def discrete_log_prob(
 
     def log_weight(key):
         u, log_q = dequantizer(x, key)
-        # A number just below the next level would round up to it.
+        # A number just below the next value would round up to it.
         v = jnp.minimum(x + u, jnp.nextafter(x + 1, x))
         log_p = log_prob_fn(v * (2.0 / num_values) - 1.0)
         for name, value in (("log_prob_fn", log_p), ("the log-density of dequantizer", log_q)):

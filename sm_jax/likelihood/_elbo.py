@@ -1,4 +1,4 @@
-r"""The variational bound on the log-density: a diffusion model as a hierarchy of latent variables.
+r"""The evidence lower bound (ELBO) of a diffusion model, a hierarchy of latent variables.
 
 Let ``r = sigma / alpha``, let ``r_0 > r_1 > ... > r_T`` be its values at the times of a grid, from
 ``t_max`` to ``t_min``, and ``m`` the mean of the process. The model draws ``x_{t_0}`` from the
@@ -15,7 +15,7 @@ Finer grids are tighter, to the first order, and in the limit the steps sum to
 
     integral of E|sigma s + z|^2 d log r    from r_T to r_0,                             (3)
 
-which is the likelihood-weighted loss. Both are estimated at random steps or levels, stratified in
+which is the likelihood-weighted loss. Both are estimated at random steps or times, stratified in
 their order: (3) with ``log r`` uniform, so that the weight is constant.
 
 For the exact score of Gaussian data of variance ``v``, the mean of (3) misses the entropy by
@@ -34,8 +34,7 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.likelihood._flow import LogProb, standard_error
-from sm_jax.processes import data_mean, noise_ratio, perturb, time_grid
-from sm_jax.processes._location import warn_off_center
+from sm_jax.processes import data_mean, noise_ratio, perturb, time_grid, warn_off_center
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
 
@@ -49,22 +48,35 @@ def elbo(
     num_samples: int | None = None,
     num_estimates: int = 1,
 ) -> LogProb:
-    """Return an unbiased estimate of the variational lower bound on ``log p(x)``.
+    """Return an unbiased estimate of the variational lower bound (ELBO) on ``log p(x)``.
 
-    Cheaper and rougher than `log_prob`: no divergence, every evaluation independent of the others,
-    and a true bound on the density of the data themselves, not of the data at ``t_min``. It bounds
-    the model that is sampled by the reverse process, where `log_prob` is the density of the
-    probability flow. The two agree for the exact score only.
+    With ``r = sigma / alpha`` from ``r_0`` at ``t_max`` to ``r_T`` at ``t_min``, ``m`` the mean of
+    the process and ``D`` the number of numbers in an example,
+
+        ELBO = -|x - m|^2 / (2 r_0^2)                                            prior
+               - steps
+               - 1/2 E|sigma s + z|^2(t_min) - D/2 log(2 pi r_T^2)               data
+        steps = integral of E|sigma s + z|^2 dlog r from r_T to r_0              by default,
+        steps = sum_i 1/2 (r_{i-1}^2 / r_i^2 - 1) E|sigma s + z|^2(t_{i-1})      with ``num_steps``,
+
+    where ``s`` is the score at ``x_t = alpha x + sigma z``, ``z ~ N(0, I)``. The prior term is the
+    Kullback-Leibler divergence of ``x_t`` given ``x`` from the prior, at ``t_max``. The
+    expectations are estimated with one draw each, at ``num_samples`` stratified times.
+
+    It is cheaper and rougher than `log_prob`: it needs no divergence, and it bounds the density of
+    the data themselves, not of the data at ``t_min``. It bounds the model that is sampled by the
+    reverse process, where `log_prob` is the density of the probability flow. The two agree for the
+    exact score only.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``.
         x: data ``[B, ...]``.
         key: a random key.
         process: the process that the score was trained for.
-        num_steps: steps of the hierarchy, on ``processes.time_grid`` (``rho=20``), eq. (1). By
-            default infinitely many: continuous time, eq. (3).
-        num_samples: steps, or levels in continuous time, at which each estimate evaluates the
-            score, stratified. By default all the steps, or 64 levels.
+        num_steps: steps of the hierarchy, on ``processes.time_grid`` (``rho=20``). By default
+            infinitely many: continuous time, the integral.
+        num_samples: steps, or times in continuous time, at which each estimate evaluates the score,
+            stratified. By default all the steps, or 64 times, with ``log r`` uniform.
         num_estimates: independent estimates, whose mean is returned, and whose spread gives the
             standard error.
 

@@ -37,10 +37,16 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.divergence import Divergence, exact
+from sm_jax.likelihood._log_weights import error_of_mean
 from sm_jax.parameterization import at_time
-from sm_jax.processes import check_times, data_mean, noise_ratio, prior_log_prob
-from sm_jax.processes._derived import solver_grid
-from sm_jax.processes._location import warn_off_center
+from sm_jax.processes import (
+    data_mean,
+    marginal_std,
+    noise_ratio,
+    prior_log_prob,
+    solver_grid,
+    warn_off_center,
+)
 from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike, ScoreFn
 
 _FACTOR = 10.0  # by which sigma_data may be off
@@ -75,7 +81,21 @@ def log_prob(
     num_substeps: int = 3,
     times: ArrayLike | None = None,
 ) -> LogProb:
-    """Return the log-density of ``x`` under the probability flow, integrating (2) and (3).
+    """Return the log-density of ``x`` under the probability-flow ODE, on a fixed grid.
+
+    With ``r = sigma / alpha``, ``d = sigma_data``, ``k = sqrt(alpha^2 d^2 + sigma^2)``, ``m`` the
+    mean of the process and ``D`` the number of numbers in an example, the ODE of
+    ``w = (x_t - alpha m) / k``, started at ``x_t = x`` at ``t_min``, is
+
+        dw / dlog r = -(sigma^2 / k) (s(x_t, t) + w / k).
+
+    Its end ``x_1`` at ``t_max`` has the density of the prior ``q``, and the divergence is
+    integrated along it:
+
+        log p(x) = log q(x_1) + D log(k(t_max) / k(t_min))
+                   - integral of sigma^2 (tr(grad s)(x_t, t) + D / k^2) dlog r.
+
+    The ODE is stepped by Heun's method, and the integral is taken by the trapezoidal rule.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``, row i depending on row i only.
@@ -86,8 +106,8 @@ def log_prob(
             ``functools.partial(hutchinson, num_probes=...)``, ``hutchpp``.
         num_estimates: independent estimates of the integrated divergence, whose spread gives the
             standard error. They share the path of ``x``. Needs a key if above 1.
-        sigma_data: standard deviation of the data, ``d`` in (1). The nearer, the fewer steps are
-            needed; the limit of many steps does not depend on it. At the default number of steps,
+        sigma_data: standard deviation of the data, ``d``. It sets the steps only: the nearer, the
+            fewer are needed; their limit does not depend on it. At the default number of steps,
             a value off by a factor of 100 costs 0.01 to 0.02 nats for each number of ``x``: a call
             with concrete ``x`` and fewer than 128 steps warns beyond a factor of 10.
         num_steps: steps of the grid ``processes.time_grid`` (``rho=20``), by default 32, or, of a
@@ -106,7 +126,7 @@ def log_prob(
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, the score has another shape, ``sigma_data`` is not positive, a
-            count is below 1, several estimates are asked for without a key, ``num_steps`` and
+            count is below 1, ``num_estimates`` is above 1 without a key, ``num_steps`` and
             ``times`` are both given, or the times do not strictly decrease from ``t_max`` to
             ``t_min``.
 
@@ -136,7 +156,7 @@ def log_prob(
     mean = data_mean(process, x.shape[1:], _arrays.accumulator(x.dtype))[None]
 
     def scale(t):
-        return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
+        return marginal_std(process, t, sigma_data)
 
     def at(w, r):
         """Return sigma^2, k, the noised data and the score function of them at noise ratio r."""
@@ -190,21 +210,17 @@ def log_prob(
 
 def _grid(process: ProcessLike, num_steps: int | None, times: ArrayLike | None) -> jax.Array:
     """Return the times of the solver, from ``t_max`` to ``t_min``."""
-    if times is None:
-        return solver_grid(process, num_steps, default=32, rho=20.0)
-    if num_steps is not None:
-        raise ValueError(f"give num_steps={num_steps} or times={times}, not both.")
+    grid = solver_grid(process, num_steps, times=times, default=32, rho=20.0)
     ends = [_arrays.concrete(end) for end in (process.t_max, process.t_min)]
     known = _arrays.concrete(times)
-    times = check_times(process, times)
-    if known is None or any(end is None for end in ends):
-        return times
+    if times is None or known is None or any(end is None for end in ends):
+        return grid
     if not np.allclose(known[[0, -1]], ends, rtol=1e-5, atol=0.0):
         raise ValueError(
             f"times must go from t_max={ends[0]} to t_min={ends[1]}, where the prior and the data "
             f"are, got {known[0]} to {known[-1]}."
         )
-    return times
+    return grid
 
 
 def _warn_scale(process: ProcessLike, x: jax.Array, sigma_data: ArrayLike, num_steps: int) -> None:
@@ -247,7 +263,7 @@ def standard_error(values: jax.Array, keys: jax.Array | None) -> jax.Array:
         return jnp.zeros_like(values[0])
     if len(values) == 1:
         return jnp.full_like(values[0], jnp.nan)
-    return values.std(axis=0, ddof=1) / jnp.sqrt(jnp.asarray(len(values), values.dtype))
+    return error_of_mean(values)
 
 
 def bits_per_dim(log_prob: ArrayLike, num_dims: int, *, log_det: ArrayLike = 0.0) -> jax.Array:
@@ -257,10 +273,9 @@ def bits_per_dim(log_prob: ArrayLike, num_dims: int, *, log_det: ArrayLike = 0.0
         log_prob: log-densities in nats, any shape, of the numbers that the model sees.
         num_dims: ``d``, the number of numbers in one example.
         log_det: logarithm of the determinant of the map from the units in which bits are counted to
-            those of the model, summed over an example; it has no default other than none. For
-            standardized data ``-sum(log scale)``. For pixels of ``L`` levels seen as
-            ``(x + u) / L * 2 - 1``, ``d log(2 / L)``, and the result then bounds the bits of a
-            lossless code.
+            those of the model, summed over an example; 0 if they are the same. For standardized
+            data ``-sum(log scale)``. For pixels of ``K`` values seen as ``(x + u) / K * 2 - 1``,
+            ``d log(2 / K)``, and the result then bounds the bits of a lossless code.
 
     Returns:
         Bits per dimension, of the shape of ``log_prob``.

@@ -1,11 +1,14 @@
 """Score-matching losses: pure functions ``(callable, data, key, *, ...) -> [B]``.
 
-Every loss returns one number per example, in nats, summed over the data axes, with the factor 1/2
-that its docstring states. Take ``.mean()`` of it, weigh it, mask it. To train an energy, pass
+A loss returns one number per example, summed over the data axes, with the factor 1/2 that its
+docstring states. Take ``.mean()`` of it, weigh it, mask it. `multiscale_denoising` returns one per
+noise level and example, ``[L, B]``, and `persistent_contrastive_divergence` its chains besides.
+Losses are in nats but for the second-order ones, which have no units. To train an energy, pass
 ``sm_jax.parameterization.EnergyScore(energy_fn)`` as the score function.
 """
 
 from sm_jax.losses._contrastive import (
+    PersistentContrastiveDivergence,
     contrastive_divergence,
     noise_contrastive,
     persistent_contrastive_divergence,
@@ -42,6 +45,7 @@ from sm_jax.losses._sliced import (
 )
 
 __all__ = [
+    "PersistentContrastiveDivergence",
     "contrastive_divergence",
     "denoising",
     "diffusion",

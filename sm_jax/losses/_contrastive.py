@@ -19,6 +19,8 @@ https://doi.org/10.1145/1390156.1390290; Gutmann & Hyvarinen 2012,
 https://jmlr.org/papers/v13/gutmann12a.html
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -86,6 +88,18 @@ def contrastive_divergence(
     return _energies(energy_fn, x) - _energies(energy_fn, negatives)
 
 
+class PersistentContrastiveDivergence(NamedTuple):
+    """A loss and the chains for the next call.
+
+    Attributes:
+        loss: of each example, ``[B]``, in nats.
+        chains: where the chains stand now, ``[C, ...]``.
+    """
+
+    loss: jax.Array
+    chains: jax.Array
+
+
 def persistent_contrastive_divergence(
     energy_fn: EnergyFn,
     x: ArrayLike,
@@ -94,8 +108,8 @@ def persistent_contrastive_divergence(
     chains: ArrayLike,
     step_size: ArrayLike,
     num_steps: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Return the persistent contrastive divergence loss and the moved chains.
+) -> PersistentContrastiveDivergence:
+    """Return the persistent contrastive divergence loss, eq. (1), and the moved chains.
 
     The loss is ``E(x) - 1/C sum_c E(x-_c)``, with ``x-_c`` the ``C`` chains after ``num_steps``
     steps of MALA, held fixed. The chains start where the last call left them, so they follow a
@@ -111,8 +125,9 @@ def persistent_contrastive_divergence(
         num_steps: steps of each chain in this call.
 
     Returns:
-        ``(loss [B], chains [C, ...])``, the loss in nats; no gradient flows through the chains, and
-        the value itself measures nothing. For ``jax.grad`` use ``has_aux=True``.
+        ``PersistentContrastiveDivergence(loss [B], chains [C, ...])``, the loss in nats; no
+        gradient flows through the chains, and the value itself measures nothing. For ``jax.grad``
+        use ``has_aux=True``.
 
     Raises:
         TypeError: ``x`` or ``chains`` are not floating.
@@ -136,7 +151,8 @@ def persistent_contrastive_divergence(
             f"{chains.shape[1:]}."
         )
     chains = _negatives(energy_fn, chains, key, step_size, num_steps)
-    return _energies(energy_fn, x) - _energies(energy_fn, chains).mean(), chains
+    loss = _energies(energy_fn, x) - _energies(energy_fn, chains).mean()
+    return PersistentContrastiveDivergence(loss, chains)
 
 
 def noise_contrastive(

@@ -5,9 +5,10 @@ With ``x~ = x + sigma z``, ``z ~ N(0, I)``, the score ``s*`` of the smoothed den
     L(s) = sigma^2 E[1/2 |s(x~) - grad log p(x~ | x)|^2] = E[1/2 |sigma s(x~) + z|^2]  (1)
          = sigma^2 E[1/2 |s(x~) - s*(x~)|^2] + constant,                               (2)
 
-scaled by ``sigma^2`` so that losses at all levels are of one size. As ``sigma`` falls, (1) drowns
-in ``|z|^2 / 2`` and in ``sigma z' s``: the variance of its gradient, relative to ``sigma^2``, grows
-as ``1 / sigma^2``. Both have known means; subtracting them, the latter at the clean data, leaves
+scaled by ``sigma^2`` so that losses at all noise levels are of one size. As ``sigma`` falls, (1)
+drowns in ``|z|^2 / 2`` and in ``sigma z' s``: the variance of its gradient, relative to
+``sigma^2``, grows as ``1 / sigma^2``. Both have known means; subtracting them, the latter at ``x``,
+leaves
 
     L(s) = E[1/2 |sigma s(x~) + z|^2 - sigma z' s(x) - 1/2 (|z|^2 - d)]
          = E[1/2 sigma^2 |s(x~)|^2 + sigma z' (s(x~) - s(x)) + d / 2],                 (3)
@@ -44,16 +45,20 @@ def denoising(
     noise: RandomFn = jax.random.normal,
     control_variate: bool = False,
 ) -> jax.Array:
-    """Return ``1/2 |sigma s(x + sigma z) + z|^2``, eq. (1).
+    """Return the denoising score matching loss ``1/2 |sigma s(x + sigma z) + z|^2``.
+
+    ``z ~ N(0, I)``. With ``control_variate`` it is, with ``d`` numbers in an example and the same
+    mean,
+
+        1/2 sigma^2 |s(x + sigma z)|^2 + sigma z' (s(x + sigma z) - s(x)) + d / 2.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
-        x: clean data ``[B, ...]``.
+        x: data ``[B, ...]``.
         key: a random key.
         sigma: standard deviation of the noise, in units of the data, a scalar or ``[B]``.
         noise: source of the unit normal noise ``z``, with the signature of ``jax.random.normal``.
-        control_variate: eq. (3): the same mean with far less variance at small ``sigma``, for one
-            more pass of the network.
+        control_variate: far less variance at small ``sigma``, for one more pass of the network.
 
     Returns:
         ``[B]``, in nats, scaled by ``sigma^2``.

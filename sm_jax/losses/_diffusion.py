@@ -54,7 +54,7 @@ def unit_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
 
 
 def likelihood_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
-    """Return ``g(t)^2 / sigma(t)^2``: the loss then bounds the log-likelihood.
+    """Return ``g(t)^2 / sigma(t)^2 = 2 (log r)'``: the loss then bounds the log-likelihood.
 
     Args:
         process: any process.
@@ -76,12 +76,15 @@ def likelihood_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
 
 
 def edm_weight(process: ProcessLike, t: ArrayLike, *, sigma_data: ArrayLike) -> jax.Array:
-    """Return ``(r^2 + d^2) / d^2``: the error of the preconditioned network has weight one.
+    """Return ``1 + r^2 / d^2``: the error of the preconditioned network has weight one.
+
+    ``r = sigma / alpha`` and ``d = sigma_data``.
 
     Args:
         process: any process.
         t: times, any shape.
-        sigma_data: standard deviation of the data, ``d``.
+        sigma_data: standard deviation of the data, ``d``. It changes the loss: pass that of
+            `sm_jax.parameterization.precondition`. It has no default for that reason.
 
     Returns:
         The weight at each time; with it, `diffusion` is half of EDM's loss
@@ -131,7 +134,7 @@ def uniform_times(
     *,
     uniform: RandomFn = jax.random.uniform,
 ) -> tuple[jax.Array, jax.Array]:
-    """Draw times uniformly from ``[t_min, t_max]``.
+    """Draw times uniformly from ``[t_min, t_max]``: ``t = t_min + (t_max - t_min) u``.
 
     Args:
         process: any process.
@@ -166,6 +169,8 @@ def log_normal_times(
     uniform: RandomFn = jax.random.uniform,
 ) -> tuple[jax.Array, jax.Array]:
     """Draw times with a log-normal noise ratio, ``log(sigma / alpha) ~ N(mean, std^2)``.
+
+    ``sigma / alpha = exp(mean + std Phi^-1(u))``, ``u`` uniform, ``Phi`` the normal distribution.
 
     Args:
         process: any process.
@@ -204,7 +209,10 @@ def likelihood_times(
 ) -> tuple[jax.Array, jax.Array]:
     """Draw times with density proportional to the likelihood weight ``g^2 / sigma^2``.
 
-    That is, with ``log(sigma / alpha)`` uniform, for every process.
+    That is, with ``log r = log(sigma / alpha)`` uniform, for every process:
+
+        log r = log r_min + u log(r_max / r_min),
+        importance = 2 log(r_max / r_min) / ((t_max - t_min) g^2 / sigma^2).
 
     Args:
         process: any process.
@@ -246,11 +254,16 @@ def diffusion(
     noise: RandomFn = jax.random.normal,
     control_variate: bool = False,
 ) -> jax.Array:
-    """Return ``w(t) / 2 |sigma s(x_t, t) + z|^2`` at one random time per example, eq. (1).
+    """Return the diffusion loss of each example at one random time.
+
+        importance(t) w(t) / 2 |sigma(t) s(x_t, t) + z|^2,    x_t = alpha(t) x + sigma(t) z,
+
+    with ``z ~ N(0, I)``, ``(t, importance)`` from ``sample_times`` and ``w`` from ``weight``: 1,
+    ``g^2 / sigma^2`` or ``1 + (sigma / (alpha sigma_data))^2`` of the ready ones.
 
     Args:
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]``, row i depending on row i only.
-        x: clean data ``[B, ...]``.
+        x: data ``[B, ...]``.
         key: a random key.
         process: any process.
         sample_times: `uniform_times`, `log_normal_times`, `likelihood_times`, with options set by

@@ -1,7 +1,7 @@
 """Losses over a ladder of noise levels, for noise-conditional scores ``s(x, sigma)``.
 
-Each is a loss of one level, scaled by ``sigma^2``: at the optimum ``|sigma s|`` is of order
-``sqrt(d)`` at every level, so no level dominates.
+Each is a loss of one noise level, scaled by ``sigma^2``: at the optimum ``|sigma s|`` is of order
+``sqrt(d)`` at every noise level, so none dominates.
 
 Reference: Song & Ermon 2019 (NCSN), https://arxiv.org/abs/1907.05600
 """
@@ -26,11 +26,11 @@ def multiscale_denoising(
     noise: RandomFn = jax.random.normal,
     control_variate: bool = False,
 ) -> jax.Array:
-    """Return ``1/2 |sigma s(x + sigma z, sigma) + z|^2`` at every level, with its own noise.
+    """Return ``1/2 |sigma s(x + sigma z, sigma) + z|^2`` at every noise level.
 
     Args:
         score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``, row i depending on row i only.
-        x: clean data ``[B, ...]``.
+        x: data ``[B, ...]``.
         key: a random key.
         sigmas: noise levels ``[L]``, strictly decreasing, in units of the data.
         noise: source of the unit normal noise, with the signature of ``jax.random.normal``.
@@ -42,9 +42,9 @@ def multiscale_denoising(
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, or the levels are not positive and
-            strictly decreasing, or (where neither is traced) end below half the spacing of
-            floating point numbers near ``x``.
+        ValueError: ``x`` is empty, the score has another shape, or the noise levels are not
+            positive and strictly decreasing, or (where neither is traced) end below half the
+            spacing of floating point numbers near ``x``.
 
     Example:
         >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
@@ -74,25 +74,27 @@ def noise_conditional(
     noise: RandomFn = jax.random.normal,
     control_variate: bool = False,
 ) -> jax.Array:
-    """Return ``1/2 |sigma s(x + sigma z, sigma) + z|^2`` at one random level per example.
+    """Return ``1/2 |sigma s(x + sigma z, sigma) + z|^2`` at one random noise level.
+
+    ``sigma`` is drawn uniformly from ``sigmas`` for each example, and ``z ~ N(0, I)``.
 
     Args:
         score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``, row i depending on row i only.
-        x: clean data ``[B, ...]``.
+        x: data ``[B, ...]``.
         key: a random key.
         sigmas: noise levels ``[L]``, strictly decreasing, in units of the data.
         noise: source of the unit normal noise, with the signature of ``jax.random.normal``.
         control_variate: as in `denoising`.
 
     Returns:
-        ``[B]``, in nats, scaled by ``sigma^2``: an unbiased estimate of the mean over levels of
-        `multiscale_denoising`.
+        ``[B]``, in nats, scaled by ``sigma^2``: an unbiased estimate of the mean of
+        `multiscale_denoising` over noise levels.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, or the levels are not positive and
-            strictly decreasing, or (where neither is traced) end below half the spacing of
-            floating point numbers near ``x``.
+        ValueError: ``x`` is empty, the score has another shape, or the noise levels are not
+            positive and strictly decreasing, or (where neither is traced) end below half the
+            spacing of floating point numbers near ``x``.
 
     Example:
         >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
@@ -120,11 +122,17 @@ def noise_conditional_sliced(
     probe: RandomFn = jax.random.rademacher,
     variance_reduced: bool = True,
 ) -> jax.Array:
-    """Return ``sigma^2`` times the sliced loss of the noised data, at one random level per example.
+    """Return the sliced loss of the noised data at one random noise level, times ``sigma^2``.
+
+    At ``y = x + sigma z``, with ``sigma`` drawn uniformly from ``sigmas`` for each example, it is
+    the mean over ``num_probes`` probes ``v`` of
+
+        sigma^2 (v' (grad s(y, sigma)) v + 1/2 |s(y, sigma)|^2)        with ``variance_reduced``,
+        sigma^2 (v' (grad s(y, sigma)) v + 1/2 (v' s(y, sigma))^2)     without.
 
     Args:
         score_fn: ``(x [B, ...], sigma [B]) -> [B, ...]``, row i depending on row i only.
-        x: clean data ``[B, ...]``.
+        x: data ``[B, ...]``.
         key: a random key.
         sigmas: noise levels ``[L]``, strictly decreasing, in units of the data.
         noise: source of the noise, which need not be normal here.
@@ -138,9 +146,9 @@ def noise_conditional_sliced(
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
-        ValueError: ``x`` is empty, the score has another shape, ``num_probes < 1``, or the levels
-            are not positive and strictly decreasing, or (where neither is traced) end below half
-            the spacing of floating point numbers near ``x``.
+        ValueError: ``x`` is empty, the score has another shape, ``num_probes < 1``, or the noise
+            levels are not positive and strictly decreasing, or (where neither is traced) end below
+            half the spacing of floating point numbers near ``x``.
 
     Example:
         >>> x, key = jnp.zeros((4, 2)), jax.random.key(0)
@@ -167,7 +175,7 @@ def noise_conditional_sliced(
 
 
 def _random_levels(key: jax.Array, x: jax.Array, sigmas: ArrayLike) -> jax.Array:
-    """Return one level per example, drawn uniformly from the ladder: ``[B]``."""
+    """Return one noise level per example, drawn uniformly from the ladder: ``[B]``."""
     return jax.random.choice(key, _check_sigmas(sigmas, x), x.shape[:1])
 
 

@@ -46,11 +46,15 @@ def second_order_denoising(
     num_probes: int = 1,
     probe: RandomFn = jax.random.rademacher,
 ) -> jax.Array:
-    """Return ``1/2 |(sigma^2 grad s + I - l l') v|^2``, eq. (4), unbiased for eq. (3).
+    """Return the second-order denoising loss ``1/2 |(sigma^2 grad s + I - l l') v|^2``.
+
+    ``l = sigma s + z`` is the residual of the first-order loss, held fixed, with ``s`` and its
+    Jacobian at ``x + sigma z``, ``z ~ N(0, I)``. It is averaged over ``num_probes`` directions
+    ``v``, and then unbiased for ``1/2 |sigma^2 grad s + I - l l'|_F^2``.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
-        x: clean data ``[B, ...]``.
+        x: data ``[B, ...]``.
         key: a random key.
         sigma: standard deviation of the noise, in units of the data, a scalar or ``[B]``.
         noise: source of the unit normal noise, with the signature of ``jax.random.normal``.
@@ -58,7 +62,8 @@ def second_order_denoising(
         probe: ``(key, shape [B, ...], dtype) -> v``, with identity covariance.
 
     Returns:
-        ``[B]``: half a squared Frobenius norm, scaled by ``sigma^4``, without units.
+        ``[B]``: half a squared Frobenius norm, with the factor 1/2, scaled by ``sigma^4``: a pure
+        number, not nats.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.
@@ -97,14 +102,18 @@ def second_order_denoising_trace(
     noise: RandomFn = jax.random.normal,
     divergence: DivergenceFn = exact,
 ) -> jax.Array:
-    """Return ``1/2 (sigma^2 tr grad s + d - |l|^2)^2``, eq. (5), or with random probes eq. (6).
+    """Return the second-order denoising loss of the trace of the Jacobian.
 
-    The divergence is taken of ``y -> sigma^2 s(y) + y - l l' y``, whose Jacobian is the matrix of
-    (6), so that all its terms go through one probe.
+        1/2 (sigma^2 tr grad s + d - |l|^2)^2                 by `exact`,
+        1/2 (mean_v v' (sigma^2 grad s + I - l l') v)^2       by `hutchinson`, with probes ``v``,
+
+    with ``l = sigma s + z`` held fixed, and ``s`` and its Jacobian at ``x + sigma z``. The second
+    is at least as large in the mean, with its minimum at the same score. The divergence is taken of
+    ``y -> sigma^2 s(y) + y - l l' y``, so that all terms go through the same probe.
 
     Args:
         score_fn: ``x [B, ...] -> [B, ...]``, row i depending on row i only.
-        x: clean data ``[B, ...]``.
+        x: data ``[B, ...]``.
         key: a random key.
         sigma: standard deviation of the noise, in units of the data, a scalar or ``[B]``.
         noise: source of the unit normal noise, with the signature of ``jax.random.normal``.
@@ -112,7 +121,7 @@ def second_order_denoising_trace(
             probes do not depend on the score. Those of `hutchpp` do, and move the minimum.
 
     Returns:
-        ``[B]``, scaled by ``sigma^4``, without units.
+        ``[B]``, with the factor 1/2, scaled by ``sigma^4``: a pure number, not nats.
 
     Raises:
         TypeError: ``x`` is not floating, or the score has another dtype.

@@ -25,7 +25,10 @@ A ladder is ``sigma_1 > sigma_2 > ... > sigma_L > 0``, largest noise first. Song
    ``2 / (2 - h)``.) In a stable chain, ``0 < h < 2``, it never is: (3) is an average of ``g^2`` and
    ``2 / (2 - h)``, both above 1. The step closest to it minimizes ``v_T``. As long as
    ``2 / (2 - h) < g^2`` and ``h < 1``, ``v_T`` is strictly convex in ``h`` with a falling start and
-   a rising end, and beyond, it is larger; so the minimum is one, and a root of the derivative.
+   a rising end, and beyond, it is larger; so the minimum is one, and the root of the derivative
+
+       v_T' = (1 - (1 - h)^(2 T)) 2 / (2 - h)^2 - 2 T (1 - h)^(2 T - 1) (g^2 - 2 / (2 - h)).  (4)
+
 4. ``sigma_L`` is not chosen by the paper beyond "small enough": 0.01 for images in [0, 1]. Here it
    is a tenth of the distance to a neighbor: see `smallest_sigma`.
 

@@ -52,11 +52,11 @@ def largest_sigma(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> fl
 def smallest_sigma(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> float:
     """Return a tenth of the typical distance to a neighbor per root dimension, for ``sigma_L``.
 
-        sigma_L = 1/10 median_n min_m |x_n - x_m| / sqrt(D),    over x_m != x_n.            (4)
+        sigma_L = 1/10 median_n min_m |x_n - x_m| / sqrt(D),    over x_m != x_n.
 
-    Noise of level ``sigma`` moves an example by ``sigma sqrt(D)``: at this level by a tenth of the
-    way to its nearest neighbor, so that what remains of the noise at the end of a ladder is small
-    beside the difference of two examples. (The last denoising step removes most of it.)
+    Noise of standard deviation ``sigma`` moves an example by ``sigma sqrt(D)``: here by a tenth of
+    the way to its nearest neighbor, so that what remains of the noise at the end of a ladder is
+    small beside the difference of two examples. (The last denoising step removes most of it.)
     For 2,000 images of CIFAR-10 in [0, 1] it gives 0.019, and the customary value is 0.01.
 
     Args:
@@ -65,7 +65,7 @@ def smallest_sigma(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> f
         max_points: how many examples to compare at most; neighbors in a subset are farther away.
 
     Returns:
-        The level, in units of the data.
+        The noise level, in units of the data.
 
     Raises:
         TypeError: ``x`` is not floating.
@@ -81,10 +81,16 @@ def smallest_sigma(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> f
 
 
 def sigma_ratio(num_dims: int, *, overlap: float = 0.5) -> float:
-    """Return the ratio of neighboring levels at which they overlap by one half: equation (1).
+    """Return the ratio ``g`` of neighboring noise levels at which they overlap by one half.
 
-    It is close to ``1 + 3 / (sqrt(2 D) - 3)``. In up to four dimensions the overlap is above one
-    half whatever the ratio, and the answer is infinity: the ladder is then limited by the Langevin
+    It is the root of
+
+        Phi(sqrt(2 D) (g - 1) + 3 g) - Phi(sqrt(2 D) (g - 1) - 3 g) = overlap,
+
+    with ``Phi`` the standard normal distribution function: the share of the noise of one noise
+    level whose radius is within three standard deviations of the mean radius at the one above. It
+    is close to ``1 + 3 / (sqrt(2 D) - 3)``. In up to four dimensions the overlap is above one half
+    whatever the ratio, and the answer is infinity: the ladder is then limited by the Langevin
     steps, not by the overlap.
 
     The paper takes 1/2 as approximate, and the ladders published with it are finer:
@@ -93,7 +99,7 @@ def sigma_ratio(num_dims: int, *, overlap: float = 0.5) -> float:
 
     Args:
         num_dims: numbers in one example, ``D``.
-        overlap: the share of equation (1), in (0, 0.99).
+        overlap: the share, in (0, 0.99).
 
     Returns:
         The ratio ``sigma_{i-1} / sigma_i > 1``, or ``math.inf``.
@@ -125,9 +131,9 @@ def sigma_ratio(num_dims: int, *, overlap: float = 0.5) -> float:
 
 
 def num_levels(*, sigma_min: float, sigma_max: float, ratio: float) -> int:
-    """Return how many geometric levels keep neighbors within ``ratio`` of each other.
+    """Return how many geometric noise levels keep neighbors within ``ratio`` of each other.
 
-        L = 1 + ceil(log(sigma_max / sigma_min) / log(ratio)).                              (5)
+        L = 1 + ceil(log(sigma_max / sigma_min) / log(ratio)).
 
     Args:
         sigma_min: the smallest noise level.
@@ -135,10 +141,11 @@ def num_levels(*, sigma_min: float, sigma_max: float, ratio: float) -> int:
         ratio: the largest allowed ratio of neighbors, above 1 and finite.
 
     Returns:
-        The number of levels, at least 2.
+        The number of noise levels, at least 2.
 
     Raises:
-        ValueError: levels not positive, ``sigma_min >= sigma_max``, or ``ratio`` not in (1, inf).
+        ValueError: a noise level is not positive, ``sigma_min >= sigma_max``, or ``ratio`` is not
+            in (1, inf).
 
     Example:
         >>> [num_levels(sigma_min=1.0, sigma_max=high, ratio=2.0) for high in (8.0, 8.1)]
@@ -155,12 +162,16 @@ def num_levels(*, sigma_min: float, sigma_max: float, ratio: float) -> int:
 
 
 def langevin_variance(relative_step: float, ratio: float, steps_per_level: int) -> float:
-    """Return ``v_T``, equation (3): the variance after one level, 1 where it has equilibrated.
+    """Return the variance after the Langevin steps at one noise level, in units of its square.
+
+        v_T = (1 - h)^(2 T) (g^2 - 2 / (2 - h)) + 2 / (2 - h).
+
+    It is 1 where the chain has equilibrated, for data at one point.
 
     Args:
         relative_step: ``h = e / sigma_L^2 = a_i / sigma_i^2``, in (0, 2).
-        ratio: of neighboring levels, ``g``.
-        steps_per_level: Langevin steps per level, ``T``.
+        ratio: of neighboring noise levels, ``g``.
+        steps_per_level: Langevin steps at each noise level, ``T``.
 
     Returns:
         The variance in units of ``sigma_i^2``, when started at ``g^2``.
@@ -174,26 +185,34 @@ def langevin_variance(relative_step: float, ratio: float, steps_per_level: int) 
 
 
 def langevin_step_size(sigmas: ArrayLike, *, steps_per_level: int) -> float:
-    """Return the step size ``e`` of annealed Langevin dynamics (2) that minimizes ``v_T`` (3).
+    """Return the step size of annealed Langevin dynamics by Technique 4 of NCSNv2.
 
-    The minimum over all stable steps is unique (see the module). ``v_T`` grows with the ratio of
-    the levels; where ratios differ, the step size is that of the largest, which minimizes the
-    largest ``v_T`` of the ladder.
+    It is ``e = h sigma_L^2`` for the update ``x <- x + a_i s(x) + sqrt(2 a_i) z`` at noise level
+    ``i``, ``a_i = e sigma_i^2 / sigma_L^2``. (Halve or double it for other conventions.) ``h`` is
+    the minimum of the variance after ``T`` steps (`langevin_variance`), with ``g`` the ratio of
+    neighboring noise levels,
 
-    It is meant for the update (2), with step ``a_i`` and noise ``sqrt(2 a_i)``; halve or double it
-    for other conventions.
+        v_T(h) = (1 - h)^(2 T) (g^2 - 2 / (2 - h)) + 2 / (2 - h),
+
+    hence the root, between 0 and ``min(1, 2 - 2 / g^2)``, of its derivative
+
+        v_T'(h) = (1 - (1 - h)^(2 T)) 2 / (2 - h)^2
+                  - 2 T (1 - h)^(2 T - 1) (g^2 - 2 / (2 - h)).
+
+    The minimum over all stable steps is unique. ``v_T`` grows with ``g``; where the ratios differ,
+    ``g`` is the largest, so that the largest ``v_T`` of the ladder is minimized.
 
     Args:
-        sigmas: strictly decreasing levels ``[L]``, at least 2.
-        steps_per_level: Langevin steps per level, ``T``.
+        sigmas: strictly decreasing noise levels ``[L]``, at least 2.
+        steps_per_level: Langevin steps at each noise level, ``T``.
 
     Returns:
-        The step size at the last level, ``e = h sigma_L^2``, in squared units of the data. For the
-        ladder of CIFAR-10 (50 to 0.01 in 232 levels, 5 steps) it is 6.2e-6, as published.
+        The step size at the last noise level, ``e``, in squared units of the data. For the ladder
+        of CIFAR-10 (50 to 0.01 in 232 noise levels, 5 steps) it is 6.2e-6, as published.
 
     Raises:
         TypeError: ``steps_per_level`` is not an integer.
-        ValueError: levels not positive and strictly decreasing or fewer than two, or
+        ValueError: noise levels not positive and strictly decreasing or fewer than two, or
             ``steps_per_level < 1``.
 
     Example:
@@ -208,7 +227,7 @@ def langevin_step_size(sigmas: ArrayLike, *, steps_per_level: int) -> float:
     _checks.check_count("steps_per_level", steps_per_level)
     levels = np.asarray(sigmas, np.float64)
     if len(levels) < 2:
-        raise ValueError(f"sigmas must hold at least two levels, got {levels}.")
+        raise ValueError(f"sigmas must hold at least two noise levels, got {levels}.")
     ratio = float(np.max(levels[:-1] / levels[1:]))
     return _relative_step(ratio, steps_per_level) * float(levels[-1]) ** 2
 
@@ -217,18 +236,18 @@ class NoiseLevels(NamedTuple):
     """A ladder computed from data, and the numbers it came from; ``str()`` explains them.
 
     Args:
-        sigmas: the levels ``[L]``, strictly decreasing, in units of the data.
-        sigma_max: the first level: largest distance between examples, unless it was given.
-        sigma_min: the last level: a tenth of the distance between neighbors, per root dimension,
-            unless it was given.
-        ratio: of neighboring levels.
+        sigmas: the noise levels ``[L]``, strictly decreasing, in units of the data.
+        sigma_max: the first noise level: largest distance between examples, unless it was given.
+        sigma_min: the last noise level: a tenth of the distance between neighbors, per root
+            dimension, unless it was given.
+        ratio: of neighboring noise levels.
         num_levels: ``L``.
-        step_size: of annealed Langevin dynamics at the last level.
-        steps_per_level: Langevin steps per level for which it was computed.
+        step_size: of annealed Langevin dynamics at the last noise level.
+        steps_per_level: Langevin steps at each noise level for which it was computed.
         num_dims: numbers in one example, ``D``.
         mean: mean of all the data, of the shape of one example. Distances do not tell where the
             data are: center the prior there, ``VE(sigma_min, sigma_max, mean=levels.mean)``.
-        overlap: of neighboring levels, the limit of their ratio.
+        overlap: of neighboring noise levels, the limit of their ratio.
         given: whether ``sigma_max`` and ``sigma_min`` were given.
     """
 
@@ -295,21 +314,21 @@ def noise_levels_from_data(
 ) -> NoiseLevels:
     """Return a geometric ladder of noise levels for ``x``, with the step size to sample by it.
 
-    Largest level by `largest_sigma`, smallest by `smallest_sigma`, ratio by `sigma_ratio` but at
-    most 1.5, number by `num_levels`, step size by `langevin_step_size`. The cap matters below 40
-    dimensions, where levels overlap at almost any ratio: at 1.5 five Langevin steps still
-    bring the standard deviation within 10 % of the level's.
+    The largest is `largest_sigma`, the smallest `smallest_sigma`, the ratio `sigma_ratio` but at
+    most 1.5, the number `num_levels` and the step size `langevin_step_size`. The cap matters below
+    40 dimensions, where noise levels overlap at almost any ratio: at 1.5 five Langevin steps still
+    bring the standard deviation within 10 % of the noise level.
 
-    The levels do not depend on where the data are, but a prior does: pass the ``mean`` of the
+    The noise levels do not depend on where the data are, but a prior does: pass the ``mean`` of the
     result to the process, or center the data.
 
     Args:
         x: data ``[N, ...]``, floating, at least two examples distinct.
         key: for the subset of a large data set.
-        sigma_min: the smallest level, in units of the data, instead of that by `smallest_sigma`.
-        sigma_max: the largest level, instead of that by `largest_sigma`.
-        steps_per_level: Langevin steps per level.
-        overlap: of neighboring levels, see `sigma_ratio`.
+        sigma_min: the smallest noise level, in units of the data, instead of `smallest_sigma`.
+        sigma_max: the largest noise level, instead of `largest_sigma`.
+        steps_per_level: Langevin steps at each noise level.
+        overlap: of neighboring noise levels, see `sigma_ratio`.
         max_points: how many examples to compare at most.
 
     Returns:
@@ -317,8 +336,9 @@ def noise_levels_from_data(
 
     Raises:
         TypeError: ``x`` is not floating.
-        ValueError: ``x`` is empty, not finite, or all its examples are equal (unless both levels
-            are given); a level is not positive; ``sigma_min`` is not below ``sigma_max``.
+        ValueError: ``x`` is empty, not finite, or all its examples are equal (unless both
+            ends are given), a noise level is not positive, or ``sigma_min`` is not below
+            ``sigma_max``.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (200, 8, 8))
@@ -363,7 +383,7 @@ def noise_levels_from_data(
 
 
 def _check_given(given, sigma_max, sigma_min):
-    """Raise where a level given and one from the data are in the wrong order."""
+    """Raise where an end given and one from the data are in the wrong order."""
     if given[0] != given[1] and sigma_min >= sigma_max > 0:
         names = "sigma_max", "sigma_min"
         name, other = names if given[0] else reversed(names)
@@ -375,7 +395,7 @@ def _check_given(given, sigma_max, sigma_min):
 
 
 def _relative_step(ratio, steps_per_level):
-    """Return the ``h`` that minimizes equation (3): the root of its derivative."""
+    """Return the ``h`` that minimizes equation (3): the root of its derivative (4)."""
 
     def derivative(h):
         kept = (1 - h) ** (2 * steps_per_level - 1)

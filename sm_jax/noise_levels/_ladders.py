@@ -8,7 +8,9 @@ from sm_jax import _checks
 
 
 def geometric(*, sigma_min: float, sigma_max: float, num_levels: int) -> jax.Array:
-    """Return levels in geometric progression, ``sigma_max (sigma_min / sigma_max)^(i / (L - 1))``.
+    """Return noise levels in geometric progression.
+
+        sigma_i = sigma_max (sigma_min / sigma_max)^(i / (L - 1)),    i = 0 .. L - 1.
 
     Args:
         sigma_min: the last noise level, in units of the data.
@@ -16,11 +18,11 @@ def geometric(*, sigma_min: float, sigma_max: float, num_levels: int) -> jax.Arr
         num_levels: how many, at least 2.
 
     Returns:
-        Strictly decreasing levels ``[L]``, with exactly these ends.
+        Strictly decreasing noise levels ``[L]``, with exactly these ends.
 
     Raises:
-        ValueError: levels not positive, ``sigma_min >= sigma_max``, fewer than two levels, or so
-            many that neighbors coincide in the default float type.
+        ValueError: noise levels not positive, ``sigma_min >= sigma_max``, fewer than two, or
+            more than the default float type can tell apart.
 
     Example:
         >>> print(geometric(sigma_min=0.1, sigma_max=10.0, num_levels=3))
@@ -34,7 +36,9 @@ def geometric(*, sigma_min: float, sigma_max: float, num_levels: int) -> jax.Arr
 
 
 def karras(*, sigma_min: float, sigma_max: float, num_levels: int, rho: float = 7.0) -> jax.Array:
-    """Return levels evenly spaced in ``sigma^(1 / rho)``.
+    """Return noise levels evenly spaced in ``sigma^(1 / rho)``.
+
+        sigma_i = ((1 - u) sigma_max^(1 / rho) + u sigma_min^(1 / rho))^rho,    u = i / (L - 1).
 
     With ``rho = 1`` they are evenly spaced, with ``rho -> inf`` geometric.
 
@@ -42,10 +46,10 @@ def karras(*, sigma_min: float, sigma_max: float, num_levels: int, rho: float = 
         sigma_min: the last noise level, in units of the data.
         sigma_max: the first one.
         num_levels: how many, at least 2.
-        rho: concentration at the small levels, positive.
+        rho: concentration at small noise, positive.
 
     Returns:
-        Strictly decreasing levels ``[L]``, with exactly these ends.
+        Strictly decreasing noise levels ``[L]``, with exactly these ends.
 
     Raises:
         ValueError: as for `geometric`, or ``rho`` not positive.
@@ -77,4 +81,4 @@ def check_ends(*, sigma_min, sigma_max, num_levels=2):
 def _ladder(levels, sigma_max, sigma_min):
     """Return ``levels`` in the default float type, with exact ends, checked to decrease still."""
     levels[0], levels[-1] = sigma_max, sigma_min
-    return _checks.check_levels("the levels, rounded,", jnp.asarray(levels, float))
+    return _checks.check_levels("the noise levels, rounded,", jnp.asarray(levels, float))

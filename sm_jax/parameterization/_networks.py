@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax.processes import data_mean, noise_ratio
+from sm_jax.processes import data_mean, marginal_std, noise_ratio
 from sm_jax.typing import EnergyFn, NoiseScoreFn, ProcessLike
 
 
@@ -88,7 +88,7 @@ def precondition(
         alpha, sigma = (_arrays.expand_like(c(t), x) for c in (process.alpha, process.sigma))
         ratio = noise_ratio(process, t)
         r = _arrays.expand_like(ratio, x)
-        total = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2) / alpha  # 1 / c_in; r^2 may overflow
+        total = _arrays.expand_like(marginal_std(process, t, sigma_data), x) / alpha  # 1 / c_in
         inputs = _centered(x, alpha, process) / total
         output = network(inputs.astype(x.dtype), 0.25 * jnp.log(ratio).astype(t.dtype))
         # (alpha D - x) / sigma^2 as in the last form of (2), where nothing cancels.
@@ -143,7 +143,7 @@ def precondition_energy(
         x = _checks.check_data(x)
         t = _checks.check_per_example("t", t, x)
         r, alpha = noise_ratio(process, t), process.alpha(t)
-        total = jnp.sqrt(process.sigma(t) ** 2 + (alpha * sigma_data) ** 2) / alpha
+        total = marginal_std(process, t, sigma_data) / alpha
         y = _centered(x, _arrays.expand_like(alpha, x), process)
         inputs = y / _arrays.expand_like(total, x)
         output = network(inputs.astype(x.dtype), 0.25 * jnp.log(r).astype(t.dtype))

@@ -12,7 +12,7 @@ and is the solution of the linear stochastic differential equation
 
 So ``alpha``, ``sigma`` and the inverse of ``r`` define a process; drift, diffusion, prior and time
 grids are derived from them by functions that serve any process, one of yours included: any object
-with ``alpha(t)``, ``sigma(t)``, ``time(ratio)``, ``t_min`` and ``t_max``.
+with ``alpha(t)``, ``sigma(t)``, ``time_at(ratio)``, ``t_min`` and ``t_max``.
 
 Sampling starts from, and likelihoods end at, the prior
 
@@ -44,6 +44,7 @@ from sm_jax.processes._derived import (
     check_times,
     diffusion_squared,
     drift,
+    marginal_std,
     noise_ratio,
     perturb,
     prior_log_prob,
@@ -65,6 +66,7 @@ __all__ = [
     "data_mean",
     "diffusion_squared",
     "drift",
+    "marginal_std",
     "noise_ratio",
     "perturb",
     "prior_log_prob",

@@ -1,4 +1,4 @@
-"""What follows from scale and noise level: noising, drift and diffusion, prior, grids of times.
+"""Functions of a process: noising, drift and diffusion, prior, grids of times.
 
 Equation numbers are those of sm_jax.processes.
 """
@@ -18,7 +18,7 @@ _USUAL_SPAN = 12.0  # of log r, for which the default numbers of steps are made
 
 
 def noise_ratio(process: ProcessLike, t: ArrayLike) -> jax.Array:
-    """Return ``r(t) = sigma(t) / alpha(t)``, eq. (4): the noise per unit of signal.
+    """Return ``r(t) = sigma(t) / alpha(t)``, the noise per unit of signal.
 
     Args:
         process: any process.
@@ -35,6 +35,31 @@ def noise_ratio(process: ProcessLike, t: ArrayLike) -> jax.Array:
     return process.sigma(t) / process.alpha(t)
 
 
+def marginal_std(process: ProcessLike, t: ArrayLike, sigma_data: ArrayLike) -> jax.Array:
+    """Return ``sqrt(alpha(t)^2 sigma_data^2 + sigma(t)^2)``, the standard deviation of ``x_t``.
+
+    It is that of the noised data where ``sigma_data`` is that of the data. The squares neither
+    overflow nor underflow.
+
+    Args:
+        process: any process.
+        t: times, any shape.
+        sigma_data: standard deviation of the data, one number, or of the shape of ``t``.
+
+    Returns:
+        The standard deviation at each time, in units of ``x_t``.
+
+    Example:
+        >>> from sm_jax.processes import VE
+        >>> print(marginal_std(VE(), 4.0, 3.0))
+        5.0
+    """
+    signal, sigma = process.alpha(t) * sigma_data, process.sigma(t)
+    # Not by jnp.hypot, whose derivatives still divide by a square.
+    unit = jax.lax.stop_gradient(jnp.maximum(signal, sigma))
+    return unit * jnp.sqrt((signal / unit) ** 2 + (sigma / unit) ** 2)
+
+
 def perturb(
     process: ProcessLike,
     x0: ArrayLike,
@@ -43,11 +68,11 @@ def perturb(
     *,
     noise: RandomFn = jax.random.normal,
 ) -> tuple[jax.Array, jax.Array]:
-    """Noise clean data to time ``t``, eq. (1).
+    """Noise data to time ``t``: ``x_t = alpha(t) x_0 + sigma(t) z``, ``z ~ N(0, I)``.
 
     Args:
         process: any process.
-        x0: clean data ``[B, ...]``.
+        x0: data ``[B, ...]``.
         t: times, a scalar or ``[B]``.
         key: a random key.
         noise: source of the unit noise, with the signature of ``jax.random.normal``.
@@ -80,7 +105,7 @@ def _log_derivative(function, t: jax.Array) -> jax.Array:
 
 
 def drift(process: ProcessLike, x: ArrayLike, t: ArrayLike) -> jax.Array:
-    """Return the drift ``f(t) x`` of the forward process, eq. (2).
+    """Return the drift ``f(t) x``, ``f = alpha' / alpha``, of the forward process.
 
     Args:
         process: any process.
@@ -101,7 +126,9 @@ def drift(process: ProcessLike, x: ArrayLike, t: ArrayLike) -> jax.Array:
 
 
 def diffusion_squared(process: ProcessLike, t: ArrayLike) -> jax.Array:
-    """Return ``g(t)^2``, the variance of noise added per unit of time, eq. (3).
+    """Return ``g(t)^2``, the variance of the noise that is added per unit of time.
+
+        g^2 = 2 sigma^2 (sigma' / sigma - alpha' / alpha)
 
     Args:
         process: any process.
@@ -153,6 +180,8 @@ def prior_sample(
 def prior_log_prob(process: ProcessLike, x: ArrayLike) -> jax.Array:
     """Return the log-density of the prior ``N(alpha(t_max) mean, sigma(t_max)^2 I)``.
 
+        -1/2 |x - alpha mean|^2 / sigma^2 - D log(sigma sqrt(2 pi))    at t_max
+
     Args:
         process: any process; its ``mean`` is zero if it has none.
         x: points ``[B, ...]`` at time ``t_max``.
@@ -186,7 +215,12 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float | None = None)
     """Return the times of a solver, from ``t_max`` down to ``t_min``, dense where noise is small.
 
     The noise ratios ``r = sigma / alpha`` are spaced as Karras et al. space their noise levels,
-    equally in ``r^(1 / rho)``, and mapped back to times; so it serves every process.
+    equally in ``r^(1 / rho)``, and mapped back to times, so that any process is served:
+
+        r_i = (r_0^(1 / rho) + i / num_steps (r_N^(1 / rho) - r_0^(1 / rho)))^rho,
+        t_i = process.time_at(r_i),    i = 0 .. num_steps,
+
+    with ``r_0`` and ``r_N`` the ratios at ``t_max`` and ``t_min``.
 
     Args:
         process: any process.

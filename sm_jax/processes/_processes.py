@@ -57,7 +57,9 @@ def _check_increasing(process: ProcessLike, low: str, high: str, *, equal: bool 
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class VE:
-    """Variance exploding, its time being the noise level: ``alpha = 1``, ``sigma(t) = t``.
+    """Variance exploding, with the noise level as its time.
+
+        alpha = 1,    sigma = t,    t from sigma_min to sigma_max.
 
     Args:
         sigma_min: smallest noise level, in units of the data.
@@ -65,7 +67,8 @@ class VE:
         mean: mean of the data, where the prior is centered: a scalar, or of the shape of one event.
 
     Raises:
-        ValueError: a level is not positive, ``sigma_min >= sigma_max``, or the mean is not finite.
+        ValueError: a noise level is not positive, ``sigma_min >= sigma_max``, or the mean is not
+            finite.
 
     Example:
         >>> from sm_jax.processes import diffusion_squared
@@ -110,6 +113,8 @@ class VE:
 class EDM(VE):
     """The process of EDM: ``VE`` between the noise levels that Karras et al. use for images.
 
+        alpha = 1,    sigma = t,    t from sigma_min to sigma_max.
+
     Args:
         sigma_min: smallest noise level, for data of standard deviation near 0.5.
         sigma_max: largest noise level.
@@ -128,7 +133,9 @@ class EDM(VE):
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class GeometricVE:
-    """Variance exploding with noise geometric in time: ``sigma(t) = s_min (s_max / s_min)^t``.
+    """Variance exploding, with the noise level geometric in time.
+
+        alpha = 1,    sigma = sigma_min (sigma_max / sigma_min)^t,    t from 0 to 1.
 
     Args:
         sigma_min: noise level at ``t = 0``.
@@ -179,7 +186,9 @@ class GeometricVE:
 class VPLinear:
     """Variance preserving with a linear rate: ``alpha^2 + sigma^2 = 1``, ``g^2 = beta(t)``.
 
-    The rate is ``beta(t) = beta_min + (beta_max - beta_min) t``; its integral is ``b(t)``.
+        alpha = exp(-b(t) / 2),    sigma = sqrt(1 - exp(-b(t))),    t from t_min to 1,
+        beta(t) = beta_min + (beta_max - beta_min) t,
+        b(t) = beta_min t + (beta_max - beta_min) t^2 / 2,    its integral.
 
     Args:
         beta_min: rate at ``t = 0``, per unit of time.
@@ -240,7 +249,10 @@ class VPLinear:
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class SubVP(VPLinear):
-    """Sub-variance preserving: the scale of `VPLinear` with ``sigma = 1 - exp(-b(t))``.
+    """Sub-variance preserving: the scale of `VPLinear` with a smaller noise level.
+
+        alpha = exp(-b(t) / 2),    sigma = 1 - exp(-b(t)),    t from t_min to 1,
+        b(t) = beta_min t + (beta_max - beta_min) t^2 / 2.
 
     Args:
         beta_min: rate at ``t = 0``, per unit of time.
@@ -266,7 +278,9 @@ class SubVP(VPLinear):
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-    """Variance preserving along a quarter of a circle: ``alpha = cos(pi t / 2)``, ``sigma = sin``.
+    """Variance preserving along a quarter of a circle.
+
+        alpha = cos(pi t / 2),    sigma = sin(pi t / 2),    t from t_min to t_max < 1.
 
     This is the cosine schedule of Salimans & Ho 2022. That of Nichol & Dhariwal 2021 has an offset:
     its ``alpha`` is ``cos(pi/2 (t + s) / (1 + s))``, ``s = 0.008``, over its value at ``t = 0``.

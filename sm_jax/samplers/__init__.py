@@ -66,7 +66,10 @@ from sm_jax.samplers._langevin import (
 )
 from sm_jax.samplers._metropolis import (
     Chain,
+    Point,
+    log_prob_and_score,
     mala,
+    metropolis_step,
 )
 from sm_jax.samplers._predictor_corrector import (
     predictor_corrector,
@@ -84,6 +87,7 @@ __all__ = [
     "Chain",
     "Draws",
     "Particles",
+    "Point",
     "adapt_step_size",
     "adaptive_ode",
     "adaptive_sde",
@@ -99,8 +103,10 @@ __all__ = [
     "heun",
     "langevin",
     "log_density",
+    "log_prob_and_score",
     "mala",
     "mclmc",
+    "metropolis_step",
     "nuts",
     "one_sample",
     "predictor_corrector",

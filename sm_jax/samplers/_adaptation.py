@@ -103,16 +103,16 @@ def adapt_step_size(
     _checks.check_scalar("step_size", step_size)
     _checks.check_positive("step_size", step_size)
     _checks.check_count("num_steps", num_steps)
-    known = _arrays.concrete(target_acceptance)
-    if known is not None and not 0.0 < known < 1.0:
-        raise ValueError(f"target_acceptance must be between 0 and 1, got {target_acceptance}.")
+    _checks.check_fraction("target_acceptance", target_acceptance)
     evaluate, gain, exact = target(score_fn, energy_fn, x, num_panels)
     first = jnp.log(jnp.asarray(step_size, _arrays.accumulator(x.dtype)))
 
     def body(state, given):
         point, log_step, log_mean, error = state
         m, key = given
-        point, probability = metropolis_step(evaluate, gain, point, key, jnp.exp(log_step))
+        point, probability = metropolis_step(
+            evaluate, gain, point, key, step_size=jnp.exp(log_step)
+        )
         weight = 1.0 / (m + 10.0)
         error = (1.0 - weight) * error + weight * (target_acceptance - probability.mean())
         log_step = first + jnp.log(10.0) - 20.0 * jnp.sqrt(m) * error

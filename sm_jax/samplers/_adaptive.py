@@ -39,7 +39,13 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.parameterization import denoiser_from_score
-from sm_jax.processes import data_mean, noise_ratio, solver_grid, warn_off_center
+from sm_jax.processes import (
+    data_mean,
+    marginal_std,
+    noise_ratio,
+    solver_grid,
+    warn_off_center,
+)
 from sm_jax.samplers._solve import last_move
 from sm_jax.typing import NoiseScoreFn, ProcessLike
 
@@ -79,11 +85,20 @@ def adaptive_ode(
     denoise: bool = True,
     trajectory: bool = False,
 ) -> AdaptiveSample:
-    """Integrate the probability-flow ODE, eq. (2), by an adaptive method of diffrax.
+    """Integrate the probability-flow ODE by an adaptive method of diffrax.
 
-    Each step keeps the tolerance of eq. (5) in the root mean square over an example, by the
-    estimate of the solver, and is at most 1 long in ``l``. The flow then amplifies what is left of
-    the errors where paths part between modes.
+    With ``l = -log(sigma / alpha)``, ``d = sigma_data``, ``k = sqrt(alpha^2 d^2 + sigma^2)`` and
+    ``m`` the mean of the process,
+
+        dw / dl = (sigma^2 / k) (s(x_t, t) + w / k),    w = (x_t - alpha m) / k.
+
+    A step is accepted where the estimate of its error, with ``r'`` the value of ``sigma / alpha``
+    at its end, satisfies
+
+        rms(error of x_t / alpha) < atol + rtol r',
+
+    the root mean square being over an example, and it is at most 1 long in ``l``. The flow then
+    amplifies what is left of the errors where paths part between modes.
 
     The order is that of the solver, 5 by default. Use it to set an error rather than a number of
     steps. Each example has steps of its own, and a batch takes as long as its slowest example. At
@@ -103,11 +118,13 @@ def adaptive_ode(
             solver does not stop there.
         times: instead of ``num_steps``: strictly decreasing times ``[num_steps + 1]``, from the
             first to the last of which is integrated.
-        rtol: tolerated error of one step, relative to the noise.
+        rtol: tolerated error of one step, relative to the noise: smaller than that of
+            `adaptive_sde`, because errors of a smooth path cost little to avoid, and larger than
+            that of `sm_jax.likelihood.adaptive_log_prob`, which shows errors that samples hide.
         atol: tolerated absolute error of one step, in units of the data; more than 0 saves steps
             where the noise is far below what matters.
-        sigma_data: standard deviation of the data, ``d``. The nearer, the fewer steps; the
-            tolerance does not depend on it.
+        sigma_data: standard deviation of the data, ``d``. It sets the steps only: the nearer, the
+            fewer; the tolerance does not depend on it.
         solver: an explicit Runge-Kutta method of diffrax with an error estimate;
             ``diffrax.Tsit5()`` by default.
         max_steps: largest number of steps for an example, rejected ones included.
@@ -156,7 +173,7 @@ def adaptive_ode(
     mean = data_mean(process, x.shape[1:], _arrays.accumulator(x.dtype))
 
     def scale(t):
-        return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
+        return marginal_std(process, t, sigma_data)
 
     def flow(level, w, _):
         t = process.time_at(jnp.exp(-level))
@@ -173,17 +190,15 @@ def adaptive_ode(
         return (error / (atol + rtol * r)).astype(levels.dtype)
 
     def solve(w):
-        return diffrax.diffeqsolve(
-            diffrax.ODETerm(flow),
-            solver,
+        return _flow_steps.solve(
+            flow,
             levels[0],
             levels[-1],
-            0.01 * (levels[-1] - levels[0]),
             w,
-            saveat=diffrax.SaveAt(ts=levels) if trajectory else diffrax.SaveAt(t1=True),
-            stepsize_controller=_flow_steps.NoiseController(measure),
+            measure=measure,
+            solver=solver,
             max_steps=max_steps,
-            throw=False,
+            saveat=diffrax.SaveAt(ts=levels) if trajectory else None,
         )
 
     start = (x - process.alpha(times[0]) * mean[None]) / scale(times[0])
@@ -231,15 +246,22 @@ def adaptive_sde(
 ) -> AdaptiveSample:
     """Integrate the reverse SDE by a pair of stochastic methods with steps of adapted length.
 
-    The steps are of eq. (4), of weak order 2. With ``e`` the root mean square, over an example, of
-    ``(y'' - y') / (atol + rtol r')``, the next step has the length
+    In ``y = x_t / alpha`` and ``l = -log r``, ``r = sigma / alpha``, with the denoiser ``D``, a
+    step of length ``h`` from ``l``, where ``r' = exp(-h) r``, goes to ``y''``, of weak order 2:
+
+        y'  = exp(-2 h) y + (1 - exp(-2 h)) D(y, l) + r' sqrt(1 - exp(-2 h)) z,    z ~ N(0, I),
+        y'' = y' + (1 - (1 - exp(-2 h)) / (2 h)) (D(y', l + h) - D(y, l)).
+
+    With ``e`` the root mean square, over an example, of ``(y'' - y') / (atol + rtol r')``, the next
+    step has the length
 
         h_next = min(c^(-1/3), 2 h, 1/2),    c = (c_before + exp(4 h) e^2 / h^3) / 2,
 
-    at which ``e`` is expected to be 1: in noise far above the data the square of ``e`` grows like
-    ``h^3 / r^4``. The mean with the steps before evens out what is due to ``z`` alone.
+    and the first 0.1, with ``c = exp(4 h) e^2 / h^3`` after it. So a step grows at most twofold.
+    At the length ``c^(-1/3)``, ``e`` is expected to be 1: in noise far above the data the square of
+    ``e`` grows like ``h^3 / r^4``. The mean with the steps before evens out what is due to ``z``.
 
-    The length of a step is chosen before its noise is drawn, and no step is rejected. Rejecting
+    Every step is accepted: its length is chosen before its noise is drawn. Rejecting
     steps by an error that depends on their noise selects among the noise, which narrows the samples
     and costs the second order. So ``finished`` says that the end was reached, not that ``e`` was at
     most 1 in each step.
@@ -256,7 +278,8 @@ def adaptive_sde(
         process: the process that the score was trained for.
         times: strictly decreasing times; only the first and the last are used, as the ends, which
             are ``t_max`` and ``t_min`` by default.
-        rtol: target error of one step, relative to the noise.
+        rtol: target error of one step, relative to the noise. It is larger than that of
+            `adaptive_ode`, because the noise of later steps corrects part of the error.
         atol: target absolute error of one step, in units of the data; more than 0 saves steps where
             the noise is far below what matters.
         max_steps: largest number of steps, each two evaluations.

@@ -62,14 +62,6 @@ def _blackjax():
     return blackjax
 
 
-def _check_share(name: str, value: ArrayLike) -> None:
-    """Raise unless a (concrete) number is strictly between 0 and 1."""
-    _checks.check_scalar(name, value)
-    known = _arrays.concrete(value)
-    if known is not None and not 0.0 < known < 1.0:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}.")
-
-
 def log_density(energy_fn: EnergyFn) -> Callable[[jax.Array], jax.Array]:
     """Return the unbatched log-density ``x [...] -> -E(x)`` of a batched energy, for blackjax.
 
@@ -156,7 +148,7 @@ def nuts(
     _checks.check_count("num_samples", num_samples)
     _checks.check_count("num_warmup", num_warmup)
     _checks.check_count("max_doublings", max_doublings)
-    _check_share("target_acceptance", target_acceptance)
+    _checks.check_fraction("target_acceptance", target_acceptance)
     density_fn = _wide_log_density(energy_fn, x)
 
     def chain(x, key):
@@ -320,7 +312,7 @@ def smc(
     _checks.check_count("steps_per_temperature", steps_per_temperature)
     _checks.check_count("num_integration_steps", num_integration_steps)
     _checks.check_positive("step_size", step_size)
-    _check_share("target_ess", target_ess)
+    _checks.check_fraction("target_ess", target_ess)
     key_base, key_inside, key_loop = jax.random.split(key, 3)
     drawn = _checks.check_data(base.sample(key_base, num_particles), "base.sample(key, n)")
     density_fn = _wide_log_density(energy_fn, drawn)

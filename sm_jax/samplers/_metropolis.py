@@ -71,7 +71,24 @@ class Point(NamedTuple):
 
 
 def log_prob_and_score(energy_fn: EnergyFn, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return ``-E(x) [B]``, in float32 at least, and ``-grad E(x) [B, ...]`` from one pass."""
+    """Return ``-E(x)`` and its gradient ``-grad E(x)``, from one pass.
+
+    Args:
+        energy_fn: ``x [B, ...] -> [B]``, the energy ``E``.
+        x: points ``[B, ...]``.
+
+    Returns:
+        ``(log_prob [B], score [B, ...])``, the former in nats, up to the normalizer, and in float32
+        at least.
+
+    Raises:
+        ValueError: the energy is not one number per example.
+
+    Example:
+        >>> energy_fn = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+        >>> print(*log_prob_and_score(energy_fn, jnp.ones((1, 2))))
+        [-1.] [[-1. -1.]]
+    """
     energy, pull_back = jax.vjp(energy_fn, x)
     _checks.check_energy(energy, x)
     return -_arrays.accumulated(energy), pull_back(-jnp.ones_like(energy))[0]
@@ -129,9 +146,44 @@ def target(
 
 
 def metropolis_step(
-    evaluate: Callable, gain: Callable, point: Point, key: jax.Array, step_size: jax.Array
+    evaluate: Callable[[jax.Array], Point],
+    gain: Callable[[Point, Point], jax.Array],
+    point: Point,
+    key: jax.Array,
+    *,
+    step_size: ArrayLike,
 ) -> tuple[Point, jax.Array]:
-    """Return the next point of the chain and the probability of acceptance ``[B]``, eq. (1)."""
+    """Take one step of the Metropolis-adjusted Langevin algorithm, for a loop of one's own.
+
+    From ``x`` it proposes ``y = x + h s(x) + sqrt(2 h) z``, ``z ~ N(0, I)``, and accepts it with
+    the probability ``min(1, a)``, else it stays where it is:
+
+        log a = G - (y - x)'(s(x) + s(y)) / 2 - h (|s(y)|^2 - |s(x)|^2) / 4,
+        G = log p(y) - log p(x).
+
+    Args:
+        evaluate: what is to be known at the points of a chain, ``x [B, ...] -> Point``.
+        gain: ``(old, new) -> G [B]``, e.g. the difference of their ``log_prob``.
+        point: the chains, a `Point`.
+        key: a random key.
+        step_size: ``h``, in squared units of the data.
+
+    Returns:
+        ``(point, probability [B])``: the next point and the probability of acceptance.
+
+    Example:
+        >>> energy_fn = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+        >>> def evaluate(x):
+        ...     log_prob, score = log_prob_and_score(energy_fn, x)
+        ...     return Point(x, score, log_prob)
+        >>> gain, key = lambda old, new: new.log_prob - old.log_prob, jax.random.key(0)
+        >>> start = evaluate(jnp.zeros((4, 2)))
+        >>> point, probability = metropolis_step(evaluate, gain, start, key, step_size=0.5)
+        >>> point.x.shape, probability.shape
+        ((4, 2), (4,))
+
+    Reference: Roberts & Tweedie 1996, https://doi.org/10.2307/3318418
+    """
     key_proposal, key_accept = jax.random.split(key)
     dtype = _arrays.accumulator(point.x.dtype)
     step_size = jnp.asarray(step_size, dtype)
@@ -237,7 +289,7 @@ def mala(
 
     def body(state, key):
         point, total = state
-        point, probability = metropolis_step(evaluate, gain, point, key, step_size)
+        point, probability = metropolis_step(evaluate, gain, point, key, step_size=step_size)
         return (point, total + probability), point.x.astype(x.dtype) if trajectory else None
 
     start = (
