@@ -546,7 +546,8 @@ def test_bad_score(sampler):
         sampler(lambda x, t: x, jnp.ones((2, 3), int), process=processes.VE())
 
 
-def test_heun_is_at_the_times_of_its_grid(getkey):
+@pytest.mark.parametrize("options", [{}, {"churn": 1.0, "churn_interval": (2.0, 3.0)}])
+def test_heun_is_at_the_times_of_its_grid(options, getkey):
     """Not at the times of their ratios, which differ by rounding near alpha = 0."""
     process, seen = processes.Cosine(t_max=0.99999), []
 
@@ -555,6 +556,7 @@ def test_heun_is_at_the_times_of_its_grid(getkey):
         return -x
 
     grid = np.asarray(processes.time_grid(process, 20))
-    samplers.heun(score_fn, jnp.ones((1, 2)), process=process, num_steps=20, denoise=False)
+    options = {"process": process, "num_steps": 20, "denoise": False, **options}
+    samplers.heun(score_fn, jnp.ones((1, 2)), getkey(), **options)
     jax.effects_barrier()
     np.testing.assert_array_equal(seen, np.stack([grid[:-1], grid[1:]], axis=1).ravel())

@@ -94,6 +94,22 @@ def test_churn_intervals_hold_their_upper_end(getkey):
         np.testing.assert_allclose(out, expected, rtol=1e-6)
 
 
+def test_defaults(getkey):
+    x, key, options = jnp.ones((1, 2)), getkey(), {"process": VE}
+    given = {
+        "ddim": ({}, {"eta": 0.0}),
+        "heun": ({"gamma": 0.1}, {"gamma": 0.1, "churn_noise": 1.0}),
+        "corrector": ({}, {"snr": 0.16}),
+        "predictor_corrector": (
+            {},
+            {"predictor": steps.reverse_diffusion, "num_corrector_steps": 1, "snr": 0.16},
+        ),
+    }
+    for name, (few, all_of_them) in given.items():
+        call = partial(getattr(steps, name), score_fn, x, T, T_NEXT, key, **options)
+        np.testing.assert_array_equal(call(**few), call(**all_of_them))
+
+
 # The samplers are loops of steps.
 
 PAIRS = {

@@ -68,6 +68,7 @@ def solve(
             strictly decreasing or leave the range of the process.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from sm_jax import processes
         >>> from sm_jax.samplers import steps
         >>> process = processes.VE(sigma_max=10.0)
