@@ -193,7 +193,7 @@ def heun_row() -> Row:
 
 
 def fit_result(rounds: int):
-    """Return the row that compares a step of `training.fit` with the bare jitted step."""
+    """Return the row that compares a step of ``training.fit`` with the bare jitted step."""
     dims, batch_size, chunk = 10, 1024, 200
     params = mlp([dims, 128, 128, 128, dims], jax.random.key(0))
     data = jax.random.normal(jax.random.key(1), (20_000, dims))

@@ -6,15 +6,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from experiments import _images
-from experiments._examples import Examples
-from experiments._figures import (
+from experiments.recipes.shared.examples import Examples
+from experiments.recipes.shared.problem import Problem
+from experiments.runs import images
+from experiments.runs.figures import (
     BLUE,
     GRAY,
     GREEN,
@@ -24,19 +22,17 @@ from experiments._figures import (
     frame_axes,
     log_scale,
     rendered,
+    square,
 )
-from experiments._problem import Problem
-from experiments._run import Run
-from sm_jax.parameterization import denoiser_from_score
 
-_EXTENT = 2.6  # half the width of the pictures of the toys, in standard deviations
+EXTENT = 2.6  # half the width of the pictures of points, in standard deviations
 
 
 def loss_curve(directory: pathlib.Path, problem: Problem) -> None:
-    """Writes loss.png from metrics.jsonl: by step, the loss and the norm of its gradient.
+    """Write loss.png from metrics.jsonl: by step, the loss and the norm of its gradient.
 
     With a validation set, its bound on the likelihood instead of the latter, in the nats that the
-    results are in: of levels, those of the scaled data.
+    results are in: of quantized data, those of the scaled data.
     """
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     every = [json.loads(line) for line in lines]
@@ -71,16 +67,16 @@ def samples(
     labels: np.ndarray | None = None,
     title: str = "",
 ) -> None:
-    """Writes the picture of scaled samples, beside data where these are given.
+    """Write the picture of scaled samples, beside data where these are given.
 
-    Images are arranged by their labels `[N]` where there are any: these must be in groups of one
+    Images are arranged by their labels ``[N]`` where there are any: these must be in groups of one
     size. The title is of such a picture.
     """
     if problem.is_image and labels is not None:
-        _images.labeled(path, _images.gray(problem, x), labels, title, problem.labels)
+        images.labeled(path, images.gray(problem, x), labels, title, problem.labels)
     elif problem.is_image:
-        grid = _images.tiles(_images.gray(problem, x))
-        _images.to_pil(grid, _images.enlargement(problem, len(x))).save(path)
+        grid = images.tiles(images.gray(problem, x))
+        images.to_pil(grid, images.enlargement(problem, len(x))).save(path)
     elif problem.event_shape == (2,) and not (
         problem.integers or problem.num_values or problem.kept
     ):
@@ -93,30 +89,30 @@ def gif(
     path: pathlib.Path,
     problem: Problem,
     trajectory: np.ndarray,
-    levels: np.ndarray,
+    sigmas: np.ndarray,
     labels: np.ndarray | None = None,
 ) -> None:
-    """Writes noise becoming samples, from a path `[steps + 1, N, ...]` of scaled points."""
-    # At each level the noised data are brought to one range: it is the picture that emerges.
-    spread = np.sqrt(1 + (levels / problem.sigma_data) ** 2)
+    """Write noise becoming samples, from their scaled trajectory ``[steps + 1, N, ...]``."""
+    # At each noise level the noised data are brought to one range: the picture emerges.
+    spread = np.sqrt(1 + (sigmas / problem.sigma_data) ** 2)
     scaled = problem.mean + (trajectory - problem.mean) / spread.reshape(
         -1, *[1] * (trajectory.ndim - 1)
     )
     if not problem.is_image:  # images alone are shown on their own scale
         scaled = (scaled - problem.mean) / problem.sigma_data
-    # Well above the data's spread nothing is to be seen yet: of those levels, the first will do.
-    seen = np.flatnonzero(levels < 10 * problem.sigma_data)
-    chosen = np.unique([0, *seen[:: max(1, len(seen) // 40)], len(levels) - 1])
+    # Well above the data's spread nothing is to be seen yet: one picture of it will do.
+    seen = np.flatnonzero(sigmas < 10 * problem.sigma_data)
+    chosen = np.unique([0, *seen[:: max(1, len(seen) // 40)], len(sigmas) - 1])
     if problem.is_image:
-        factor = max(1, _images.enlargement(problem, trajectory.shape[1]) // 2)  # a smaller file
+        factor = max(1, images.enlargement(problem, trajectory.shape[1]) // 2)  # a smaller file
         columns = None if labels is None else len(labels) // len(np.unique(labels))
-        grids = (_images.tiles(_images.gray(problem, scaled[i]), columns) for i in chosen)
-        frames = [_images.to_pil(grid, factor) for grid in grids]
+        grids = (images.tiles(images.gray(problem, scaled[i]), columns) for i in chosen)
+        frames = [images.to_pil(grid, factor) for grid in grids]
     elif problem.event_shape == (2,):
-        frames = _scatter_frames(scaled[chosen], levels[chosen])
+        frames = _scatter_frames(scaled[chosen], sigmas[chosen])
     else:
         features = range(problem.num_dims) if problem.kept is None else problem.kept
-        frames = _histogram_frames(scaled[chosen], levels[chosen], features)
+        frames = _histogram_frames(scaled[chosen], sigmas[chosen], features)
     frames = [frame if frame.mode == "L" else frame.quantize(64, dither=0) for frame in frames]
     durations = [70] * (len(frames) - 1) + [2000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
@@ -130,14 +126,14 @@ def completions(
     completed: np.ndarray,
     title: str,
 ) -> None:
-    """Writes, row by row, a scaled image `[N, ...]`, what is known of it, and its completions.
+    """Write, row by row, a scaled image ``[N, ...]``, what is known of it, and its completions.
 
-    The mask `known [...]` is true where the completions `[N, C, ...]` have the original's pixels.
+    The mask ``known [...]`` is true where the completions ``[N, C, ...]`` have the original pixels.
     """
     color = np.array([0.36, 0.48, 0.62])  # of what is not known: no gray
     originals, completed = (
-        _images.rgb(_images.gray(problem, originals)),
-        _images.rgb(_images.gray(problem, completed)),
+        images.rgb(images.gray(problem, originals)),
+        images.rgb(images.gray(problem, completed)),
     )
     shown = known.reshape(*known.shape[:2], -1)[..., :1]
     parts = {
@@ -145,77 +141,10 @@ def completions(
         "known": np.where(shown, originals, color)[:, None],
         "completions": completed,
     }
-    blocks = [_images.tiles(x.reshape(-1, *x.shape[2:]), x.shape[1]) for x in parts.values()]
+    blocks = [images.tiles(x.reshape(-1, *x.shape[2:]), x.shape[1]) for x in parts.values()]
     widths = np.array([block.shape[1] for block in blocks])
     centers = np.cumsum(widths) - widths / 2
-    _images.framed(path, np.concatenate(blocks, axis=1), title, top=(centers, list(parts)))
-
-
-def scores_per_level(
-    path: pathlib.Path, run: Run, examples: Examples, results: dict[str, Any], key: jax.Array
-) -> None:
-    """Writes the score at several noise levels over a curve of its error at each level."""
-    problem = run.problem
-    if problem.is_image:
-        _scores_of_images(path, run, examples, results, key)
-    elif examples.density is not None:
-        _scores_of_toy(path, run, examples, results)
-    else:
-        with drawing(path, 6.4, 3.6) as figure:
-            _loss_levels(figure.subplots(), problem, results)
-
-
-# Images.
-
-
-def _scores_of_images(path, run, examples, results, key):
-    problem = run.problem
-    sigmas = np.geomspace(0.05, 5.0, 7, dtype=np.float32) * 2 * problem.sigma_data
-
-    @jax.jit
-    def draw(row, sigmas, key):
-        scale_key, noise_key = jax.random.split(key)
-        sigma = sigmas.reshape(-1, *[1] * len(problem.event_shape))
-        clean = problem.scaled(row, scale_key)
-        noised = clean + sigma * jax.random.normal(noise_key, clean.shape)
-        denoised = denoiser_from_score(run.score_fn, process=problem.process)(noised, sigmas)
-        spread = jnp.sqrt(1 + (sigma / problem.sigma_data) ** 2)  # brings all to one range
-        mean = jnp.broadcast_to(jnp.asarray(problem.mean), problem.event_shape)[None]
-        return mean + (noised - mean) / spread, sigma * run.score_fn(noised, sigmas), denoised
-
-    pictures = draw(problem.rows(examples.held_out[:1]), sigmas, key)
-    titles = (r"noised, $x_t$", r"score, $\sigma\, s(x_t)$", r"denoised, $D(x_t)$")
-
-    with drawing(path, 8, 6.4) as figure:
-        upper, lower = figure.subfigures(2, 1, height_ratios=(5, 4))
-        grid = upper.subplots(3, len(sigmas))
-        for i, (title, images) in enumerate(zip(titles, pictures, strict=True)):
-            grid[i, 0].set_ylabel(title)
-            for axes, image, sigma in zip(grid[i], np.asarray(images), sigmas, strict=True):
-                axes.set(xticks=[], yticks=[])
-                axes.spines[:].set_visible(False)
-                if i == 0:
-                    axes.set_title(rf"$\sigma$ = {sigma:.2g}")
-                if i == 1:  # signed: a diverging map, symmetric about zero
-                    image = image.mean(axis=-1) if image.ndim == 3 else image
-                    axes.imshow(image, cmap="PuOr", vmin=-2.5, vmax=2.5)
-                else:
-                    axes.imshow(_images.gray(problem, image[None])[0], cmap="gray", vmin=0, vmax=1)
-        _loss_levels(lower.subplots(), problem, results)
-
-
-def _loss_levels(axes: Axes, problem: Problem, results: dict[str, Any]) -> None:
-    curves = zip(("training", "held out"), (BLUE, RED), ("-", "--"), strict=True)
-    for name, color, line in curves:
-        values = np.asarray(results["loss_per_level"][name]) / problem.num_dims
-        axes.plot(results["levels"], values, line, color=color, label=name, marker="o", ms=3)
-    axes.set(
-        xscale="log",
-        xlabel=r"noise level $\sigma$ (units of the scaled data)",
-        ylabel="weighted denoising loss\nper dimension",
-    )
-    log_scale(axes)
-    axes.legend()
+    images.framed(path, np.concatenate(blocks, axis=1), title, top=(centers, list(parts)))
 
 
 # Points in the plane.
@@ -235,69 +164,16 @@ def _plane(path: pathlib.Path, problem: Problem, x: np.ndarray, examples: Exampl
             axes.set(title=f"{len(points):,} {title}", xlabel="$x_1$", ylabel="$x_2$")
             axes.locator_params(nbins=5)
             if not problem.standardizer:
-                _square(axes)
+                square(axes, EXTENT * problem.sigma_data, problem.mean)
 
 
-def _square(axes: Axes) -> None:
-    axes.set(xlim=(-_EXTENT, _EXTENT), ylim=(-_EXTENT, _EXTENT), aspect="equal")
-
-
-def _scores_of_toy(path, run, examples, results):
-    sigmas = (0.05, 0.2, 0.5, 1.5)
-    fine, coarse = _mesh(160), _mesh(19)
-
-    @jax.jit
-    def fields(sigma):
-        noised = examples.density.noised(run.problem.process, sigma)
-        score = run.score_fn(jnp.asarray(coarse), jnp.full(len(coarse), sigma))
-        return jnp.exp(noised.log_prob(jnp.asarray(fine))), score
-
-    with drawing(path, 10, 6.2) as figure:
-        figure.suptitle("Score of the model, arrows, over the exact noised density", fontsize=10)
-        upper, lower = figure.subfigures(2, 1)
-        for axes, sigma in zip(upper.subplots(1, len(sigmas), sharey=True), sigmas, strict=True):
-            density, score = map(np.asarray, fields(np.float32(sigma)))
-            axes.imshow(
-                density.reshape(160, 160),
-                origin="lower",
-                extent=(-_EXTENT, _EXTENT, -_EXTENT, _EXTENT),
-                cmap="cividis",
-            )
-            # Long arrows are shortened: their length grows as the logarithm of the score's.
-            length = np.linalg.norm(score, axis=-1, keepdims=True)
-            arrows = score / length * np.log1p(sigma * length)
-            axes.quiver(*coarse.T, *arrows.T, color="white", angles="xy", width=0.005, headwidth=4)
-            axes.set(title=rf"$\sigma$ = {sigma:g}", xlabel="$x_1$")
-            axes.grid(False)
-            _square(axes)
-        upper.axes[0].set_ylabel("$x_2$")
-
-        left, right = lower.subplots(1, 2)
-        fisher, levels = results["fisher_divergence"], results["levels"]
-        left.plot(levels, fisher["zero score"], ":", color=GRAY, label="zero score")
-        left.plot(levels, fisher["score model"], "o-", ms=3, color=BLUE, label="score model")
-        left.set(
-            xscale="log",
-            xlabel=r"noise level $\sigma$ (units of the data)",
-            ylabel=r"Fisher divergence $\mathrm{E}\,|s - s^*|^2 / 2$",
-        )
-        log_scale(left)
-        left.legend()
-        _loss_levels(right, run.problem, results)
-
-
-def _mesh(num: int) -> np.ndarray:
-    ticks = np.linspace(-_EXTENT, _EXTENT, num, dtype=np.float32)
-    return np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
-
-
-def _scatter_frames(points: np.ndarray, levels: np.ndarray) -> list[Any]:
+def _scatter_frames(points: np.ndarray, sigmas: np.ndarray) -> list[Any]:
     with frame_axes(4, 4.2) as axes:
         dots = axes.scatter(*points[0].T, s=3, color=BLUE, alpha=0.5, linewidths=0)
-        _square(axes)
+        square(axes, EXTENT)
         return [
             rendered(axes, sigma, lambda x=x: dots.set_offsets(x))
-            for x, sigma in zip(points, levels, strict=True)
+            for x, sigma in zip(points, sigmas, strict=True)
         ]
 
 
@@ -337,7 +213,7 @@ def _marginals(
 
 
 def _bins(values: np.ndarray, num: int, step: float) -> Any:
-    """Returns the bins of a histogram of most values: of a lattice, as many of it in each bin."""
+    """Return the bins of a histogram of most values: of a lattice, as many of it in each bin."""
     low, high = np.quantile(values, (0.002, 0.998), method="nearest")
     if step and low < high:  # not a constant
         points = round((high - low) / step) + 1
@@ -351,7 +227,7 @@ def _units(problem: Problem, x: np.ndarray) -> np.ndarray:
     return problem.unscaled(x).reshape(len(x), -1)
 
 
-def _histogram_frames(points: np.ndarray, levels: np.ndarray, features: Sequence[int]) -> list[Any]:
+def _histogram_frames(points: np.ndarray, sigmas: np.ndarray, features: Sequence[int]) -> list[Any]:
     flat = points.reshape(*points.shape[:2], -1)[..., :4]
     edges = np.linspace(-4, 4, 41)
     with frame_axes(4.4, 3.2) as axes:
@@ -368,5 +244,5 @@ def _histogram_frames(points: np.ndarray, levels: np.ndarray, features: Sequence
 
         return [
             rendered(axes, sigma, lambda x=x: update(x))
-            for x, sigma in zip(flat, levels, strict=True)
+            for x, sigma in zip(flat, sigmas, strict=True)
         ]

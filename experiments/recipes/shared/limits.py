@@ -1,78 +1,71 @@
-"""What values an option may have: checked as soon as the command line is read."""
+"""The values that an option may have, written beside it: ``width: Annotated[int, COUNT] = 256``."""
 
 import dataclasses
 import math
+import typing
 from typing import Any
 
-# The least that a count may be, by the name of its option.
-_LEAST = {
-    "width": 1,
-    "depth": 0,
-    "multipliers": 1,
-    "num_steps": 1,
-    "batch_size": 1,
-    "num_samples": 1,
-    "sampling_steps": 1,
-    "likelihood_steps": 1,
-    "likelihood_examples": 1,
-    "num_estimates": 1,
-    "every": 1,
-    "num_train": 1,
-    "num_held_out": 1,
-    "max_examples": 1,
-    "num": 1,
-    "completions": 1,
-}
-# Lowest and highest value, and whether these themselves are allowed.
-_RANGES = {
-    "dropout": (0, 1, True, False),
-    "label_dropout": (0, 1, False, False),
-    "learning_rate": (0, math.inf, False, False),
-    "weight_decay": (0, math.inf, True, False),
-    "ema_decay": (0, 1, True, False),
-    "log_sigma_mean": (-math.inf, math.inf, False, False),
-    "log_sigma_std": (0, math.inf, False, False),
-    "held_out": (0, 1, False, False),
-    "validation": (0, 1, True, False),
-    "shift": (0, 7, True, True),
-    "seed": (0, 2**32 - 1, True, True),
-    "churn": (0, math.inf, True, False),
-    "guidance": (-math.inf, math.inf, False, False),
-}
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """An interval of finite numbers, each end of it inclusive, exclusive or absent."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def admit(self, value: float) -> bool:
+        """Return whether a value is within the limits; infinity and NaN are not."""
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        words = [
+            f"{name.replace('_', ' ')} {end}" for name, end in vars(self).items() if end is not None
+        ]
+        return " and ".join(words)
+
+
+COUNT = Limits(at_least=1)
+POSITIVE = Limits(above=0)
+FINITE = Limits()
 
 
 def check(options: Any) -> None:
-    """Raises unless every option of a dataclass, or of those within it, is within its limits.
+    """Raise unless every option of a dataclass, or of those within it, is within its limits.
 
-    An option that was not given, None, is within them.
+    An option that was not given, None, is within them. Of a tuple every number must be.
 
     Raises:
         ValueError: naming the option, its value and what it may be.
     """
+    hints = typing.get_type_hints(type(options), include_extras=True)
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
             check(value)
             continue
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None:
-                _check(field.name, number)
+        for limits in getattr(hints[field.name], "__metadata__", ()):
+            if isinstance(limits, Limits):
+                _check("--" + field.name.replace("_", "-"), value, limits)
 
 
-def _check(name: str, value: Any) -> None:
-    option = "--" + name.replace("_", "-")
-    if name in _LEAST and value < _LEAST[name]:
-        raise ValueError(f"{option} must be at least {_LEAST[name]}, got {value}")
-    if name not in _RANGES:
+def _check(option: str, value: Any, limits: Limits) -> None:
+    if value == ():
+        raise ValueError(f"{option} must hold at least one number, got none")
+    if isinstance(value, tuple):
+        for number in value:
+            _check(option, number, limits)
         return
-    low, high, with_low, with_high = _RANGES[name]
-    above = value >= low if with_low else value > low
-    below = value <= high if with_high else value < high
-    if above and below:
+    if value is None or limits.admit(value):
         return
-    words = ["finite"] * math.isinf(high)
-    if math.isfinite(low):
-        words.append(f"{'at least' if with_low else 'above'} {low}")
-    if math.isfinite(high):
-        words.append(f"{'at most' if with_high else 'below'} {high}")
+    open_ended = limits.at_most is None and limits.below is None
+    words = ["finite"] * (open_ended and isinstance(value, float))
+    words += [str(limits)] * bool(str(limits))
     raise ValueError(f"{option} must be {' and '.join(words)}, got {value}")
