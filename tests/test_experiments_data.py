@@ -385,7 +385,7 @@ def test_a_choice_at_the_edge_is_told():
 def test_words_where_the_model_is_not_better():
     def said(nats, error, num=100):
         more = {"baseline": {"nats": nats, "standard_error": error}}
-        return report.verdict({"more_thanbaselines": more, "num_examples": num, "left_out": {}})
+        return report.verdict({"more_than_baselines": more, "num_examples": num, "left_out": {}})
 
     assert said(3.0, 1.0) == []
     assert said(-3.0, 1.0) == [
