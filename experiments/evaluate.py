@@ -1,4 +1,4 @@
-"""Evaluate a run anew: ``python -m experiments.evaluate RUN``."""
+"""Evaluate a run again: ``python -m experiments.evaluate RUN``."""
 
 import dataclasses
 import pathlib
@@ -47,7 +47,7 @@ def prepare(options: Evaluate) -> tuple["Run", "Examples"]:
     """Read the run, with the options given, and its data.
 
     Raises:
-        ValueError: on a run that is none, or whose data are no longer those that it had.
+        ValueError: if there is no run, or its data have changed.
     """
     from experiments.runs import saved
 

@@ -30,7 +30,7 @@ _SAMPLER_HELP = "; ".join(f"{name}: {text}" for name, text in SAMPLERS.items()) 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Draw samples from a trained run; writes them as an array and as a picture."""
+    """Draw samples from a trained run, and write them as an array and as a picture."""
 
     run: Annotated[pathlib.Path, tyro.conf.Positional]
     """Run directory that experiments.train wrote."""
@@ -45,7 +45,7 @@ class Sample:
     guidance_interval: tuple[float, float] | None = None
     """Noise levels LOW HIGH within which to guide, in units of the scaled data; all by default."""
     inpaint: Literal["left", "right", "top", "bottom", "center"] | None = None
-    """Complete held-out images of which this part is hidden, instead of drawing new ones."""
+    """Complete held-out images, this part of them hidden, instead of drawing new ones."""
     completions: Annotated[int | None, COUNT] = None
     """Completions of each image, with --inpaint; 6 by default."""
     sampler: Annotated[Literal[tuple(SAMPLERS)], tyro.conf.arg(help=_SAMPLER_HELP)] = "heun"
@@ -62,11 +62,11 @@ class Sample:
 
 
 class Prepared(NamedTuple):
-    """What ``prepare`` returns: all that can be read before anything is drawn.
+    """All that is read before anything is drawn.
 
     Attributes:
         run: the trained run.
-        labels: the labels asked for, or what stands for none.
+        labels: the labels of ``--label``, or what stands for none.
         held_out: the held-out examples, to be completed.
         sampler: the sampler and its options, where new samples are drawn.
         array: the file to write the samples to.
@@ -127,7 +127,7 @@ def default_name(options: Sample) -> str:
 
 
 def files(output: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Return the files of the array and of the picture; their folder is made if need be.
+    """Return the files of the array and of the picture; their folder is made where it is missing.
 
     Raises:
         ValueError: if they cannot be written.
@@ -144,7 +144,7 @@ def prepare(options: Sample) -> Prepared:
     """Read what the options name, and make the folder of the output.
 
     Raises:
-        ValueError: on a run that is none, or cannot give what is asked for.
+        ValueError: if there is no run, or it has not what the options name.
     """
     from experiments.runs import sampler_table, saved
 
@@ -274,7 +274,7 @@ def known_part(event_shape: tuple[int, ...], hidden: str) -> "np.ndarray":
 
 
 def _labels(run: "Run", options: Sample) -> "np.ndarray":
-    """Return the labels asked for, or what stands for none."""
+    """Return the labels of ``--label``, or what stands for none."""
     import numpy as np
 
     from experiments.recipes.shared.diffusion import NO_LABEL
@@ -297,7 +297,7 @@ def _labels(run: "Run", options: Sample) -> "np.ndarray":
 
 
 def _score_fn(run: "Run", options: Sample, labels: "jax.Array") -> "NoiseScoreFn":
-    """Return the score given labels ``[B]``, guided as asked; that of all examples without any."""
+    """Return the score given labels ``[B]``, guided by the options; of all examples without any."""
     from sm_jax import guidance
 
     if not options.label:

@@ -43,7 +43,7 @@ class Compare:
     budgets: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     """Evaluations of the score; samplers of several a step take the steps that fit."""
     tolerances: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 0.003)
-    """Relative tolerances of ``adaptive_sde``; ``adaptive_ode`` is asked for a thirtieth."""
+    """Relative tolerances of ``adaptive_sde``; ``adaptive_ode`` takes a thirtieth."""
     only: str = ""
     """Run the samplers whose name contains this text."""
     write: bool = False

@@ -16,7 +16,7 @@ _FLAGS = ("--resume", "--dry-run", "--conditional", "--quick")  # options that t
 
 
 def parse(args: Sequence[str]) -> tuple[Recipe, Any]:
-    """Return the recipe and the configuration that a command line asks for.
+    """Return the recipe and the configuration that a command line gives.
 
     Raises:
         ValueError: on an unknown recipe, a run to resume that is not there, or an option that is

@@ -1,4 +1,4 @@
-"""The options of a run as ``config.json`` keeps them, and back."""
+"""Options to and from ``config.json``, and their limits."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ def read(directory: pathlib.Path) -> tuple[Recipe, Any, dict]:
 
 @contextlib.contextmanager
 def rebuilding(directory: pathlib.Path) -> Iterator[None]:
-    """Turn what a damaged config.json, or one of another version, leads to into a ValueError."""
+    """Raise a ValueError for the errors of a damaged config.json, or one of another version."""
     try:
         yield
     except (KeyError, TypeError, AttributeError) as error:

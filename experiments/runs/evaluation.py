@@ -1,4 +1,4 @@
-"""Numbers of a trained model: likelihoods, baselines, Fisher divergence, loss per noise level."""
+"""Evaluation of a trained model: likelihoods, baselines, Fisher divergence, loss per noise level."""
 
 import functools
 import math
@@ -121,7 +121,7 @@ def _compared(
     train: np.ndarray,
     held_out: np.ndarray,
 ) -> dict[str, Any]:
-    """Add the rows of the baselines; returns what the model has more than each, and the rest."""
+    """Add the rows of the baselines; return what the model has more than each, and what failed."""
     fitted_to = baselines.subset(train)
     some = "" if len(fitted_to) == len(train) else f" on {len(fitted_to):,} of {len(train):,} rows"
     print(f"baselines: Gaussian mixture and kernel density{some}; Ctrl-C skips them", flush=True)
@@ -137,7 +137,7 @@ def _compared(
 
 
 def _num_repeated(problem: Problem, examples: Examples, num: int) -> int:
-    """How many held-out examples are among the others too; not of rows of integers, often alike."""
+    """Return how many held-out examples are also among the others; 0 for rows of integers."""
     whole = problem.num_values or (problem.standardizer and not problem.real.any())
     if whole and len(problem.event_shape) < 2:
         return 0
@@ -172,7 +172,7 @@ def _units(run: Run, examples: Examples) -> str:
 
 
 def _row(problem: Problem, log_probs: np.ndarray, errors: np.ndarray | None = None) -> dict:
-    """Mean log-density in nats, in the units that the recipe reports, and in bits per dimension."""
+    """Return the mean log-density in nats, in the units of the report, and in bits per dimension."""
     scale = problem.num_dims * math.log(2)
     in_units = log_probs + (0.0 if problem.num_values else problem.log_det)
     row = {
@@ -189,17 +189,18 @@ def _row(problem: Problem, log_probs: np.ndarray, errors: np.ndarray | None = No
 
 
 def _standard_error(values: np.ndarray) -> float:
-    """Of their mean; nan for a single one, which has no spread."""
+    """Return the standard error of the mean; NaN for a single value, which has no spread."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def _label_gain(gain: np.ndarray, labels: np.ndarray, train_labels: np.ndarray) -> dict[str, float]:
-    """What knowing the labels adds to log-densities, in nats, and the entropy of the labels.
+    """Return what labels add to log-densities, in nats, and the entropy of the labels.
 
     The densities given the labels make a mixture, ``log sum_y p(y) p(x | y)``, whose mean is at
     least that of ``log p(x | y) + log p(y)``; gains above the entropy, the mean of ``-log p(y)``,
-    are the network's, which then knows the examples of each label better than all together. Shares
-    ``p(y)`` are those among the training examples: those of few held-out labels know them too well.
+    are the network's, which then knows the examples of each label better than all together. The
+    shares ``p(y)`` are those among the training examples, as few held-out labels would fit
+    themselves too well.
     """
     share = np.bincount(train_labels) / len(train_labels)
     return {

@@ -1,4 +1,4 @@
-"""What all pictures share: colors, of Okabe & Ito's palette, style, and a figure to draw in."""
+"""Figures: the colors of Okabe and Ito's palette, the style, and what draws and writes them."""
 
 import contextlib
 import pathlib
@@ -34,7 +34,7 @@ STYLE = {
 
 @contextlib.contextmanager
 def drawing(path: pathlib.Path, width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure of so many inches, which is written to the path at the end."""
+    """Yield a figure, its size in inches, and write it to the path at the end."""
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(width, height))
         yield figure
@@ -54,7 +54,7 @@ def log_scale(axes: Axes) -> None:
 
 @contextlib.contextmanager
 def frame_axes(width: float, height: float) -> Iterator[Axes]:
-    """Yield axes of so many inches, to be figure once for each picture of an animation."""
+    """Yield the axes of a figure, its size in inches, that is drawn anew for each frame."""
     style = STYLE | {"figure.dpi": 100, "figure.constrained_layout.use": False}
     with plt.rc_context(style):
         figure = plt.figure(figsize=(width, height))

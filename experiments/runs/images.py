@@ -1,4 +1,4 @@
-"""Images side by side, as the pictures of a run show them: pixels enlarged, words around."""
+"""Grids of images: pixels enlarged by a whole factor, words around them."""
 
 import math
 import pathlib
@@ -41,7 +41,7 @@ def tiles(x: np.ndarray, columns: int | None = None, gap: int = 1) -> np.ndarray
 
 
 def enlargement(problem: Problem, num: int) -> int:
-    """Return by how much to enlarge the pixels of so many images side by side."""
+    """Return the factor that enlarges the pixels of ``num`` images side by side."""
     return _enlargement(math.ceil(math.sqrt(num)) * problem.event_shape[1])
 
 

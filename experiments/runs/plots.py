@@ -1,4 +1,4 @@
-"""The pictures of a run. Maps of colors are perceptually uniform."""
+"""Pictures of samples, of noise becoming samples, and of the loss."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a run leaves to read: a table in the terminal, and report.html, one self-contained page."""
+"""The report of a run: a table in the terminal, and report.html, one self-contained page."""
 
 import base64
 import contextlib
@@ -44,7 +44,7 @@ def _measured(value: float, error: float, digits: int = 2) -> str:
 
 @contextlib.contextmanager
 def optional(what: str) -> Iterator[None]:
-    """Say so where a part of the report fails, and lets the rest be."""
+    """Print a warning where a part of the report fails, and go on without it."""
     try:
         yield
     except Exception as error:

@@ -21,16 +21,16 @@ from sm_jax.typing import NoiseScoreFn
 
 
 class Run(NamedTuple):
-    """What ``load`` returns.
+    """A run of a recipe, with its parameters.
 
     Attributes:
         directory: where the run is.
         recipe: what was trained.
-        config: its options.
-        problem: what was decided from its data.
-        model: its network.
-        params: the averaged parameters of its newest checkpoint, or its best where validation
-            examples chose one.
+        config: the options.
+        problem: what was decided from the data.
+        model: the network.
+        params: the averaged parameters of the newest checkpoint, or of the best one where
+            validation examples chose it.
     """
 
     directory: pathlib.Path

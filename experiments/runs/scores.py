@@ -1,4 +1,7 @@
-"""Pictures of the score at several noise levels, and of its error at each."""
+"""Pictures of the score at several noise levels, and of its error at each.
+
+Maps of colors are perceptually uniform.
+"""
 
 import pathlib
 from typing import Any

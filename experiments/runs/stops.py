@@ -1,4 +1,4 @@
-"""How the programs end: in one line where the user can mend what is wrong, at once on Ctrl-C."""
+"""Errors that end in one line where the user can mend what is wrong, and Ctrl-C at once."""
 
 import contextlib
 import logging

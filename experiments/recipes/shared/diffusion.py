@@ -136,7 +136,7 @@ def rows_and_labels(batch: Any) -> tuple[jax.Array, jax.Array | None]:
 
 
 def one_hot(labels: jax.Array | None, problem: Problem) -> jax.Array | None:
-    """Return what the network is told of labels ``[B]``: ``[B, num_labels]``, zeros for none."""
+    """Return labels ``[B]`` as the network takes them, ``[B, num_labels]``; zeros for NO_LABEL."""
     return None if labels is None else jax.nn.one_hot(labels, problem.num_labels)
 
 

@@ -1,4 +1,4 @@
-"""Keys by the name of what they are for, so that no two uses of randomness share one.
+"""Random keys by the name of their purpose, so that no two uses of randomness share one.
 
 ``training.fit`` splits ``jax.random.key(seed)`` itself; what is named here is folded into that key
 by a large number, which none of its splits is.

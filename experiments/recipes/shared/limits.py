@@ -1,4 +1,4 @@
-"""The values that an option may have, written beside it: ``width: Annotated[int, COUNT] = 256``."""
+"""Limits of options, written beside them: ``width: Annotated[int, COUNT] = 256``."""
 
 import dataclasses
 import math

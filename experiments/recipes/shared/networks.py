@@ -1,4 +1,4 @@
-"""Networks by the options of ``Model``, and their scores as functions of the parameters."""
+"""Networks by the options ``Model``, and their scores as functions of the parameters."""
 
 import functools
 from collections.abc import Callable
@@ -21,13 +21,13 @@ def score(
     Args:
         model: the options of the network.
         problem: what was decided from the data.
-        cond_dims: numbers that the network is told of each example, beside the noise level.
+        cond_dims: numbers per example that the network takes as its condition.
         seed: seed of the initial parameters.
 
     Returns:
         ``score(params, cond=None, key=None)`` -> the score function
-        ``(x [B, ...], t [B]) -> [B, ...]``, told ``cond [B, cond_dims]`` (zeros by default), with
-        dropout by the key; and the parameters.
+        ``(x [B, ...], t [B]) -> [B, ...]``, conditional on ``cond [B, cond_dims]`` (zeros by
+        default), with dropout by the key; and the parameters.
     """
     apply, params = models.functional(build(model, problem, cond_dims=cond_dims, seed=seed))
     precondition = _precondition(kind(model, problem), problem)

@@ -1,4 +1,4 @@
-"""What a model has to know of the data, the scaling that they enter it by, and the way back.
+"""What is decided from the data: the scaling by which they enter the network, and the way back.
 
 The network never sees the data as they are stored: 8-bit values are dequantized and scaled to
 [-1, 1], all else is standardized, after dequantization where it is integers or multiples of another
@@ -21,7 +21,7 @@ from sm_jax import data, processes
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What the data decide.
+    """What is decided from the data.
 
     Attributes:
         event_shape: the shape of one example, as the network sees it.

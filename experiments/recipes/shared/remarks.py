@@ -1,4 +1,4 @@
-"""What there is to say of data that a density does not fit: constants, atoms, linear relations."""
+"""Remarks on data that have no density: constants, repeated values, linear relations."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""How data enter the network: quantized ones on [-1, 1], others standardized; their noise levels.
+"""Scaling of the data: quantized ones to [-1, 1], others standardized; and their noise levels.
 
 Each function decides from the training examples and returns a ``Problem``, which ``config.json``
 keeps.
@@ -111,7 +111,7 @@ def standardized(examples: Examples, *, dequantize: bool = False) -> tuple[Probl
 
 
 def noise_levels_from_data(problem: Problem, x: np.ndarray, seed: int) -> tuple[Problem, str]:
-    """Return the problem with the range of noise that training examples ask for, and its reasons.
+    """Return the problem with noise levels computed from training examples, and the reasons.
 
     See ``sm_jax.noise_levels.noise_levels_from_data``.
     """
