@@ -1,4 +1,4 @@
-"""Evaluation of a trained model: likelihoods, baselines, Fisher divergence, loss per noise level."""
+"""Evaluation of a model: likelihoods, baselines, Fisher divergence, loss at each noise level."""
 
 import functools
 import math
@@ -172,7 +172,7 @@ def _units(run: Run, examples: Examples) -> str:
 
 
 def _row(problem: Problem, log_probs: np.ndarray, errors: np.ndarray | None = None) -> dict:
-    """Return the mean log-density in nats, in the units of the report, and in bits per dimension."""
+    """Return the mean log-density in nats, in the units of the report, and in bits per number."""
     scale = problem.num_dims * math.log(2)
     in_units = log_probs + (0.0 if problem.num_values else problem.log_det)
     row = {
