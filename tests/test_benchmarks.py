@@ -1,5 +1,8 @@
 """The benchmarks, tiny: curves of samplers, rows of programs, the tables and the plot."""
 
+import importlib
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -147,3 +150,10 @@ def test_rows_of_the_benchmark_by_name(monkeypatch):
         assert [result[-1] for result in shown] == names
     with pytest.raises(ValueError, match="no row has 'nobody' in its name: score net"):
         losses.main(Benchmark(only="nobody"))
+
+
+def test_without_torch_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "experiments.benchmarks.networks", raising=False)
+    with pytest.raises(ImportError, match=r"not installed: pip install '\.\[benchmark\]'"):
+        importlib.import_module("experiments.benchmarks.networks")

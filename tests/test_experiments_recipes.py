@@ -6,13 +6,19 @@ import json
 import pathlib
 from typing import Annotated
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import experiments
 from experiments import evaluate, recipes, sample, train
+from experiments.recipes.shared import diffusion, networks, scaling
+from experiments.recipes.shared.examples import Examples, read_examples
 from experiments.recipes.shared.limits import COUNT, FINITE, Limits, check
+from experiments.recipes.shared.options import Training
+from experiments.recipes.shared.problem import Problem
 from experiments.runs import command_line, configuration, saved
 from tests.test_experiments import TINY, results_of, run_fails
 
@@ -254,3 +260,124 @@ def test_modules_import_each_other_without_cycles():
         free = {name for name, others in graph.items() if not others & graph.keys()}
         assert free, f"a cycle among {sorted(graph)}"
         graph = {name: others for name, others in graph.items() if name not in free}
+
+
+# --- what recipes are made of ---------------------------------------------------------------------
+
+UNIT_PROBLEM = Problem(event_shape=(3,), sigma_data=0.5, sigma_min=0.01, sigma_max=30.0)
+
+
+def zero_model(problem, unit=1.0):
+    """A model without parameters whose score is zero."""
+    sigmas = diffusion.reported_sigmas(problem, unit=unit)
+    return diffusion.ScoreModel("zero", (), lambda *_: lambda x, t: jnp.zeros_like(x), None, sigmas)
+
+
+def test_the_standard_loss_of_the_zero_score(getkey):
+    """Is ``1/2 (sigma^2 + sigma_data^2) / sigma_data^2 |z|^2``, with three numbers in ``z``."""
+    loss = jax.jit(diffusion.loss_per_sigma(zero_model(UNIT_PROBLEM), UNIT_PROBLEM))
+    x = np.ones((20_000, 3), np.float32)
+    sigmas = diffusion.reported_sigmas(UNIT_PROBLEM)
+    assert (len(sigmas), sigmas[0], sigmas[-1]) == (12, pytest.approx(0.01), pytest.approx(20))
+    expected = 0.5 * (1 + (sigmas / 0.5) ** 2) * 3
+    error = 5 * (2 / 3 / len(x)) ** 0.5  # five standard errors of the mean of |z|^2 / 3
+    np.testing.assert_allclose(loss((), x, getkey()), expected, rtol=error)
+    narrow = diffusion.reported_sigmas(UNIT_PROBLEM, unit=0.5)
+    np.testing.assert_allclose([narrow[0], narrow[-1]], [0.01, 10.0])
+
+
+@pytest.mark.parametrize("unit", [1.0, 100.0])
+def test_the_law_of_the_noise(unit, getkey):
+    seen = []
+
+    def score_fn(x, t):
+        seen.append(t)
+        return jnp.zeros_like(x)
+
+    training = Training(log_sigma_mean=-1.0, log_sigma_std=0.5)
+    problem = dataclasses.replace(UNIT_PROBLEM, sigma_min=1e-4, sigma_max=1e5)
+    diffusion.edm_loss(training, problem, unit=unit)(score_fn, jnp.zeros((4096, 3)), getkey())
+    log_sigma = np.log(seen[0] / unit)
+    np.testing.assert_allclose(log_sigma.mean(), -1.0, atol=0.01)  # of an evenly spread sample
+    np.testing.assert_allclose(log_sigma.std(), 0.5, atol=0.01)
+
+
+@pytest.mark.parametrize("per_number", [False, True])
+def test_quantized_data_have_the_spread_that_is_said(per_number, getkey):
+    rng = np.random.default_rng(0)
+    x = rng.integers([0, 10], [3, 16], (50_000, 2))
+    problem = scaling.quantized(Examples(x, x[:0]), 17, per_number=per_number)
+    scaled = np.asarray(problem.scaled(problem.rows(x), getkey()))
+    means = scaled.mean(axis=0)
+    assert np.shape(problem.mean) == ((2,) if per_number else ())
+    if per_number:
+        np.testing.assert_allclose(problem.mean, means, atol=0.005)
+        assert problem.limits == (0, 15)
+        spread = ((scaled - means) ** 2).mean() ** 0.5
+    else:
+        assert (problem.mean, problem.limits) == (0.0, None)
+        spread = scaled.std()
+    np.testing.assert_allclose(problem.sigma_data, spread, rtol=0.01)
+
+
+@pytest.fixture
+def digits_of(monkeypatch):
+    """A function of arguments: the loss of the digits, its batch, and what its network is given."""
+
+    def build(*args):
+        recipe, config = command_line.parse(["digits", *args])
+        examples = read_examples(recipe, config)
+        problem, _ = recipe.examine(config, examples)
+        seen = []
+
+        def score(model, problem, *, cond_dims, seed):
+            def score_given(params, cond=None, key=None):
+                seen.append((cond_dims, cond, key))
+                return lambda x, t: seen.append(x) or jnp.zeros_like(x)
+
+            return score_given, ()
+
+        monkeypatch.setattr(networks, "score", score)
+        labels = None if examples.train_labels is None else examples.train_labels[:64]
+        return recipe.build(config, problem).loss, problem.batch(examples.train[:64], labels), seen
+
+    return build
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_network_of_the_digits_is_told_their_shifts_and_labels(
+    shift, conditional, digits_of, getkey
+):
+    args = ["--shift", str(shift), *["--conditional"] * conditional, "--label-dropout", "0.5"]
+    loss, batch, seen = digits_of(*args)
+    assert loss((), batch, getkey()).shape == (64,)
+    (cond_dims, cond, _), x_t = seen
+    assert x_t.shape == (64, 8, 8)
+    assert cond_dims == 2 * shift + 10 * conditional
+    if cond_dims == 0:
+        assert cond is None
+        return
+    assert cond.shape == (64, cond_dims)
+    if conditional:
+        told = np.eye(10)[batch[1]] == cond[:, :10]
+        known = told.all(axis=1)
+        np.testing.assert_array_equal(cond[~known][:, :10], 0.0)
+        assert 12 < known.sum() < 52  # of 64 fair coins
+    if shift:
+        assert {tuple(row) for row in cond[:, -2:].tolist()} == {
+            (i, j) for i in (-1.0, 0.0, 1.0) for j in (-1.0, 0.0, 1.0)
+        }
+
+
+def test_losses_of_recipes_use_each_key_once(digits_of, getkey):
+    loss, batch, _ = digits_of("--conditional")
+    problem = dataclasses.replace(UNIT_PROBLEM, num_labels=2)
+    with jax.debug_key_reuse(True):
+        jax.jit(loss)((), batch, jax.random.key(0))
+        _, config = command_line.parse(
+            ["array", "--data", "x.npz", "--conditional", "--labels", "y"]
+        )
+        standard = diffusion.build(config, problem).loss
+        batch = np.ones((4, 3), np.float32), np.array([0, 1, 0, 1])
+        jax.jit(standard)((), batch, jax.random.key(1))

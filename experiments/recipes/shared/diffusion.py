@@ -110,7 +110,7 @@ def loss_per_sigma(
 ) -> Callable[[Any, Any, jax.Array], jax.Array]:
     """Return ``loss(params, batch, key)`` -> [L]: the mean of (1) at each of ``model.sigmas``.
 
-    Given the labels if there are any.
+    Given the labels if there are any, and with the same noise ``z`` at every noise level.
     """
     weighted = _weighted(problem)
 
