@@ -54,7 +54,7 @@ class Humps:
 
 @dataclass(frozen=True)
 class Options:
-    """Two humps on a line."""
+    """Two humps on a line, <far> apart."""
 
     humps: Humps = Humps()
     training: Training = Training(num_steps=1000, learning_rate=1e-2, ema_decay=0.98)
@@ -115,7 +115,9 @@ def test_a_recipe_of_your_own(humps, tmp_path, monkeypatch, capsys):
     nats = results["log_likelihood"]["score model"]["nats"]
     right = -np.log(2) - 0.5 * np.log(2 * np.pi * np.e * 0.25)
     assert right - 0.3 < nats < right + 0.1  # a single Gaussian has -2.53, which is 1.1 less
-    assert "Two humps on a line" in (tmp_path / "run/report.html").read_text()
+    page = (tmp_path / "run/report.html").read_text()
+    assert "<p>Two humps on a line, &lt;far&gt; apart." in page
+    assert "<td>humps</td><td>distance</td><td>3.0</td>" in page
     with Image.open(tmp_path / "run/samples.png") as picture:
         assert picture.size == (20, 20)  # of its own drawing
 
@@ -147,6 +149,11 @@ def test_a_file_in_the_folder_is_a_recipe(humps, monkeypatch, capsys):
     assert {"digits", "moons", "array", "tfds:NAME"} < set(recipes.names())
     train.main(["humps", "--dry-run", "--distance", "7"])
     assert "7" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train.main([str(humps), "--help"])
+    shown = capsys.readouterr().out
+    assert "Options of humps: Two humps on a line" in shown
+    assert "Hidden features of the network. (default: 64)" in shown
     humps.with_name("said.py").write_text('"""A line of help."""\n')
     assert recipes.names()["said"] == "A line of help"
 

@@ -86,13 +86,14 @@ def build(config: Options, problem: "Problem") -> "ScoreModel":
     edm = diffusion.edm_loss(config.training, problem)
 
     def score(params, labels=None, shifts=None, key=None):
-        told = diffusion.one_hot(labels, problem)
-        if told is None:  # which is the same as zeros
-            told = shifts
+        # The network is told labels and shifts, zeros where there are none.
+        cond = diffusion.one_hot(labels, problem)
+        if cond is None:
+            cond = shifts
         elif most:
             shifts = jnp.zeros((len(labels), 2)) if shifts is None else shifts
-            told = jnp.concatenate([told, shifts], axis=-1)
-        return score_given(params, told, key)
+            cond = jnp.concatenate([cond, shifts], axis=-1)
+        return score_given(params, cond, key)
 
     def loss(params, batch, key):
         rows, labels = diffusion.rows_and_labels(batch)
@@ -111,8 +112,8 @@ def shifted(images: "jax.Array", key: "jax.Array", most: int) -> tuple["jax.Arra
     """Shift images ``[B, H, W]`` by up to ``most`` pixels along each axis; what enters is 0.
 
     Returns:
-        The images, and what the network is told ``[B, 2]``: the shifts in units of ``most``.
-        Without being told, nothing is shifted.
+        The images, and their shifts ``[B, 2]`` in units of ``most``, down and to the right, which
+        the network is told.
     """
     import jax
     import jax.numpy as jnp

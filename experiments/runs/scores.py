@@ -27,7 +27,7 @@ def scores_per_level(
     problem = run.problem
     if problem.is_image:
         _scores_of_images(path, run, examples, results, key)
-    elif examples.density is not None:
+    elif examples.density is not None and problem.event_shape == (2,):
         _scores_of_toy(path, run, examples, results)
     else:
         with drawing(path, 6.4, 3.6) as figure:

@@ -25,7 +25,7 @@ NO_LABEL = -1  # what takes the place of a label that is withheld
 
 
 class ScoreModel(NamedTuple):
-    """A network as pure functions of its parameters: what a recipe builds.
+    """A network as pure functions of its parameters, which a recipe builds.
 
     Attributes:
         network: what kind of network it is, in a word.

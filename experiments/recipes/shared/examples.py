@@ -12,7 +12,7 @@ class Examples(NamedTuple):
 
     train: np.ndarray
     held_out: np.ndarray
-    density: Any = None  # the exact one, for a toy
+    density: Any = None  # the exact one of the scaled data, where it is known
     train_labels: np.ndarray | None = None  # [N], of a conditional run
     held_out_labels: np.ndarray | None = None
     validation: np.ndarray | None = None  # to choose a checkpoint by; not among those to train on
