@@ -1,1 +1,1 @@
-"""Experiments: `python -m experiments.train`, `.sample` and `.evaluate`; see README.md here."""
+"""Experiments: ``python -m experiments.train``, ``.sample`` and ``.evaluate``; see README.md."""

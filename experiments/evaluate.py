@@ -1,4 +1,4 @@
-"""Evaluate a run anew: `python -m experiments.evaluate RUN`."""
+"""Evaluate a run again: ``python -m experiments.evaluate RUN``."""
 
 import dataclasses
 import pathlib
@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from experiments import _cli, _limits
+from experiments.recipes.shared import limits
+from experiments.recipes.shared.limits import COUNT
+from experiments.runs import stops
 
 if TYPE_CHECKING:  # slow to import
-    from experiments._examples import Examples
-    from experiments._run import Run
+    from experiments.recipes.shared.examples import Examples
+    from experiments.runs.saved import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +21,9 @@ class Evaluate:
 
     run: Annotated[pathlib.Path, tyro.conf.Positional]
     """Run directory that experiments.train wrote; its data must still be where they were."""
-    likelihood_steps: int | None = None
+    likelihood_steps: Annotated[int | None, COUNT] = None
     """Steps of its integral; those of the run by default. Double them to see their error."""
-    likelihood_examples: int | None = None
+    likelihood_examples: Annotated[int | None, COUNT] = None
     """Held-out examples, and as many training examples; those of the run by default."""
     divergence: Literal["exact", "hutchinson", "auto"] | None = None
     """Trace of the score's Jacobian; that of the run by default."""
@@ -30,43 +32,43 @@ class Evaluate:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line, which is `sys.argv` by default."""
-    with _cli.one_line_errors():
+    """Run the command line, which is ``sys.argv`` by default."""
+    with stops.one_line_errors():
         options = tyro.cli(Evaluate, prog="python -m experiments.evaluate", args=args)
-        _limits.check(options)
+        limits.check(options)
         run, examples = prepare(options)
         output = options.output or options.run / "evaluation.json"
-        _cli.check_writable(output)
-    with _cli.one_line_stops():
+        stops.check_writable(output)
+    with stops.one_line_stops():
         evaluate(run, examples, output)
 
 
 def prepare(options: Evaluate) -> tuple["Run", "Examples"]:
-    """Reads the run, with the options asked for, and its data.
+    """Read the run, with the options given, and its data.
 
     Raises:
-        ValueError: on a run that is none, or whose data are no longer those that it had.
+        ValueError: if there is no run, or its data have changed.
     """
-    from experiments import _run
+    from experiments.runs import saved
 
-    run = _run.load(options.run)
+    run = saved.load(options.run)
     names = ("likelihood_steps", "likelihood_examples", "divergence")
     asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    evaluation = dataclasses.replace(run.config.evaluation, **asked)
-    run = run._replace(config=dataclasses.replace(run.config, evaluation=evaluation))
-    return run, _run.load_examples(run)
+    chosen = dataclasses.replace(run.config.evaluation, **asked)
+    run = run._replace(config=dataclasses.replace(run.config, evaluation=chosen))
+    return run, saved.load_examples(run)
 
 
 def evaluate(run: "Run", examples: "Examples", output: pathlib.Path) -> None:
-    """Computes the results, shows them, and writes them to `output`."""
-    from experiments import _evaluation, _report
-    from experiments._keys import named
+    """Compute the results, show them, and write them to ``output``."""
+    from experiments.recipes.shared.keys import named
+    from experiments.runs import evaluation, report
 
-    results = _evaluation.evaluate(run, examples, named("evaluation", run.config.training.seed))
-    _report.write_json(output, results)
-    _report.show(run.directory, results)
+    results = evaluation.evaluate(run, examples, named("evaluation", run.config.training.seed))
+    report.write_json(output, results)
+    report.show(run.directory, results)
     print(f"  {output}")
 
 
 if __name__ == "__main__":
-    _cli.run(main)
+    stops.run(main)

@@ -1,6 +1,6 @@
-"""Draw samples from a run: `python -m experiments.sample RUN --num 64`.
+"""Draw samples from a run: ``python -m experiments.sample RUN --num 64``.
 
-`--label` and `--guidance` choose what is drawn from a run with labels; `--inpaint` completes
+``--label`` and ``--guidance`` choose what is drawn from a run with labels; ``--inpaint`` completes
 held-out images.
 """
 
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
-from experiments import _cli, _limits
-from experiments._samplers import SAMPLERS
+from experiments.recipes.shared import limits
+from experiments.recipes.shared.limits import COUNT, FINITE, Limits
+from experiments.runs import stops
+from experiments.runs.sampler_table import SAMPLERS
 
 if TYPE_CHECKING:  # slow to import
     from collections.abc import Callable
@@ -19,7 +21,7 @@ if TYPE_CHECKING:  # slow to import
     import jax
     import numpy as np
 
-    from experiments._run import Run
+    from experiments.runs.saved import Run
     from sm_jax.typing import NoiseScoreFn
 
 _MOST_TOGETHER = 256  # samples drawn at a time
@@ -28,31 +30,31 @@ _SAMPLER_HELP = "; ".join(f"{name}: {text}" for name, text in SAMPLERS.items()) 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Draw samples from a trained run; writes them as an array and as a picture."""
+    """Draw samples from a trained run, and write them as an array and as a picture."""
 
     run: Annotated[pathlib.Path, tyro.conf.Positional]
     """Run directory that experiments.train wrote."""
-    num: int | None = None
+    num: Annotated[int | None, COUNT] = None
     """Number of samples, 64 by default, shared out among the labels and rounded up; with --inpaint,
     number of held-out images, 8 by default."""
     label: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Draw samples of this label, of a run trained with --conditional; may be given several times,
     or as "all"."""
-    guidance: float | None = None
+    guidance: Annotated[float | None, FINITE] = None
     """Exaggerate the label: 1 leaves its density as it is, 2 is usual, more is less varied."""
     guidance_interval: tuple[float, float] | None = None
     """Noise levels LOW HIGH within which to guide, in units of the scaled data; all by default."""
     inpaint: Literal["left", "right", "top", "bottom", "center"] | None = None
-    """Complete held-out images of which this part is hidden, instead of drawing new ones."""
-    completions: int | None = None
+    """Complete held-out images, this part of them hidden, instead of drawing new ones."""
+    completions: Annotated[int | None, COUNT] = None
     """Completions of each image, with --inpaint; 6 by default."""
     sampler: Annotated[Literal[tuple(SAMPLERS)], tyro.conf.arg(help=_SAMPLER_HELP)] = "heun"
-    num_steps: int | None = None
+    num_steps: Annotated[int | None, COUNT] = None
     """Steps of the sampler, by default as many as it takes for good samples; for annealed_langevin,
-    at each level."""
-    churn: float = 0.0
+    at each noise level."""
+    churn: Annotated[float, Limits(at_least=0)] = 0.0
     """Noise added by heun over all steps together (EDM's S_churn); 0 is deterministic."""
-    seed: int = 0
+    seed: Annotated[int, Limits(at_least=0, at_most=2**32 - 1)] = 0
     """Seed of the samples."""
     output: pathlib.Path | None = None
     """Where to write, without .npy or .png; by default RUN/samples-SAMPLER or RUN/inpaint-PART,
@@ -60,11 +62,11 @@ class Sample:
 
 
 class Prepared(NamedTuple):
-    """What `prepare` returns: all that can be read before anything is drawn.
+    """All that is read before anything is drawn.
 
     Attributes:
         run: the trained run.
-        labels: the labels asked for, or what stands for none.
+        labels: the labels of ``--label``, or what stands for none.
         held_out: the held-out examples, to be completed.
         sampler: the sampler and its options, where new samples are drawn.
         array: the file to write the samples to.
@@ -80,22 +82,22 @@ class Prepared(NamedTuple):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line, which is `sys.argv` by default."""
-    with _cli.one_line_errors():
+    """Run the command line, which is ``sys.argv`` by default."""
+    with stops.one_line_errors():
         options = tyro.cli(Sample, prog="python -m experiments.sample", args=args)
         check(options)
         prepared = prepare(options)
-    with _cli.one_line_stops():
+    with stops.one_line_stops():
         (inpaint if options.inpaint else sample)(options, prepared)
 
 
 def check(options: Sample) -> None:
-    """Raises unless every option is within its limits, and goes with the others.
+    """Raise unless every option is within its limits, and goes with the others.
 
     Raises:
         ValueError: naming the option and the remedy.
     """
-    _limits.check(options)
+    limits.check(options)
     if options.inpaint and (options.sampler != "heun" or options.churn):
         raise ValueError("--inpaint has a sampler of its own: leave --sampler and --churn out")
     if options.completions is not None and not options.inpaint:
@@ -113,7 +115,7 @@ def check(options: Sample) -> None:
 
 
 def default_name(options: Sample) -> str:
-    """Returns what the files are called: another name where other things were asked for."""
+    """Return what the files are called: another name for other options."""
     words = ["inpaint", options.inpaint] if options.inpaint else ["samples", options.sampler]
     if options.label:
         words += ["label", *dict.fromkeys(options.label)]
@@ -125,7 +127,7 @@ def default_name(options: Sample) -> str:
 
 
 def files(output: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Returns the files of the array and of the picture; their folder is made if need be.
+    """Return the files of the array and of the picture; their folder is made where it is missing.
 
     Raises:
         ValueError: if they cannot be written.
@@ -134,19 +136,19 @@ def files(output: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
         output = output.with_suffix("")
     array, picture = output.with_name(output.name + ".npy"), output.with_name(output.name + ".png")
     for file in (output, array, picture):
-        _cli.check_writable(file)
+        stops.check_writable(file)
     return array, picture
 
 
 def prepare(options: Sample) -> Prepared:
-    """Reads what the options ask for, and makes the folder of the output.
+    """Read what the options name, and make the folder of the output.
 
     Raises:
-        ValueError: on a run that is none, or cannot give what is asked for.
+        ValueError: if there is no run, or it has not what the options name.
     """
-    from experiments import _run, _samplers
+    from experiments.runs import sampler_table, saved
 
-    run = _run.load(options.run)
+    run = saved.load(options.run)
     labels = _labels(run, options)
     held_out = sampler = None
     if options.inpaint:
@@ -157,20 +159,20 @@ def prepare(options: Sample) -> Prepared:
             )
         if len(labels) > 1:
             raise ValueError(f"--inpaint takes one --label at most, got {len(labels)}")
-        held_out = _run.load_examples(run).held_out
+        held_out = saved.load_examples(run).held_out
     else:
-        sampler = _samplers.choose(run, options.sampler, options.num_steps, options.churn)
+        sampler = sampler_table.choose(run, options.sampler, options.num_steps, options.churn)
     array, picture = files(options.output or options.run / default_name(options))
     return Prepared(run, labels, held_out, sampler, array, picture)
 
 
 def sample(options: Sample, prepared: Prepared) -> None:
-    """Draws the samples and writes them, in the units of the data, and their picture."""
+    """Draw the samples and write them, in the units of the data, and their picture."""
     import jax
     import numpy as np
 
-    from experiments import _plots
-    from experiments._keys import named
+    from experiments.recipes.shared.keys import named
+    from experiments.runs import plots
     from sm_jax import samplers
 
     num = 64 if options.num is None else options.num
@@ -204,18 +206,18 @@ def sample(options: Sample, prepared: Prepared) -> None:
         )
     np.save(array, run.problem.unscaled(x))
     shown = np.repeat(labels, each) if options.label else None
-    _plots.samples(picture, run.problem, x, labels=shown, title=_title(options))
+    (run.recipe.draw or plots.samples)(picture, run.problem, x, labels=shown, title=_title(options))
     print(f"{len(x)} samples by {options.sampler}:\n  {array}\n  {picture}")
 
 
 def inpaint(options: Sample, prepared: Prepared) -> None:
-    """Completes held-out images; writes the array `[N, completions, ...]` and the picture."""
+    """Complete held-out images; write the array ``[N, completions, ...]`` and the picture."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from experiments import _plots
-    from experiments._keys import named
+    from experiments.recipes.shared.keys import named
+    from experiments.runs import plots
     from sm_jax import guidance, samplers
     from sm_jax.processes import prior_sample
 
@@ -249,13 +251,13 @@ def inpaint(options: Sample, prepared: Prepared) -> None:
     np.save(array, completed)
     place = "center" if options.inpaint == "center" else f"{options.inpaint} half"
     title = ", ".join(filter(None, [f"{place} hidden", _title(options)]))
-    _plots.completions(picture, problem, known, np.asarray(originals), x, title)
+    plots.completions(picture, problem, known, np.asarray(originals), x, title)
     each = f"{num_completions} completions of each of {len(rows)} held-out images"
     print(f"{each}:\n  {array}\n  {picture}")
 
 
 def known_part(event_shape: tuple[int, ...], hidden: str) -> "np.ndarray":
-    """Returns the mask of an image, true where it is known, by the name of the hidden part."""
+    """Return the mask of an image, true where it is known, by the name of the hidden part."""
     import numpy as np
 
     height, width = event_shape[:2]
@@ -272,13 +274,13 @@ def known_part(event_shape: tuple[int, ...], hidden: str) -> "np.ndarray":
 
 
 def _labels(run: "Run", options: Sample) -> "np.ndarray":
-    """Returns the labels asked for, or what stands for none."""
+    """Return the labels of ``--label``, or what stands for none."""
     import numpy as np
 
-    from experiments import _model
+    from experiments.recipes.shared.diffusion import NO_LABEL
 
     if not options.label:
-        return np.array([_model.NO_LABEL])
+        return np.array([NO_LABEL])
     names = run.problem.labels
     if not names:
         raise ValueError(
@@ -295,7 +297,7 @@ def _labels(run: "Run", options: Sample) -> "np.ndarray":
 
 
 def _score_fn(run: "Run", options: Sample, labels: "jax.Array") -> "NoiseScoreFn":
-    """Returns the score given labels `[B]`, guided as asked; that of all examples without any."""
+    """Return the score given labels ``[B]``, guided by the options; of all examples without any."""
     from sm_jax import guidance
 
     if not options.label:
@@ -323,4 +325,4 @@ def _title(options: Sample) -> str:
 
 
 if __name__ == "__main__":
-    _cli.run(main)
+    stops.run(main)

@@ -11,17 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import (
-    _cli,
-    _config,
-    _evaluation,
-    _examples,
-    _model,
-    _run,
-    evaluate,
-    sample,
-    train,
-)
+from experiments import evaluate, recipes, sample, train
+from experiments.recipes import digits as digits_recipe
+from experiments.recipes import toys
+from experiments.recipes.shared.examples import read_examples
+from experiments.runs import command_line, configuration, evaluation, saved
 from sm_jax import metrics
 
 _TINY = (
@@ -108,9 +102,11 @@ def test_resume_continues(digits, tmp_path, capsys):
     directory = tmp_path / "run"
     shutil.copytree(digits, directory)
     shutil.rmtree(directory / "checkpoints" / "4")  # as if it had been interrupted half way
-    parsed = _cli.parse(["--resume", "--directory", str(directory)])  # the options it began with
+    parsed = command_line.parse(
+        ["--resume", "--directory", str(directory)]
+    )  # the options it began with
     resumed, _ = train.train(*parsed)
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, _run.load(digits).params)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, saved.load(digits).params)
 
     error, code = run_fails(
         train.main, ["--resume", "--directory", directory, "--learning-rate", 0.1], capsys
@@ -129,18 +125,18 @@ def test_toy_compares_with_the_exact_density(tmp_path):
     exact = results["log_likelihood"]["exact density"]["nats"]
     assert -2.5 < exact < 0
     fisher = results["fisher_divergence"]
-    assert len(fisher["score model"]) == len(results["levels"])
+    assert len(fisher["score model"]) == len(results["sigmas"])
     # At large noise any preconditioned network is nearly right, and zero is not.
     assert fisher["score model"][-1] < 0.01 * fisher["zero score"][-1]
 
 
-@pytest.mark.parametrize("name", _config.TOYS)
+@pytest.mark.parametrize("name", toys.TOYS)
 def test_every_toy_is_there(name, capsys):
     train.main([name, "--dry-run"])
     assert name in capsys.readouterr().out
-    recipe, config = _cli.parse([name, "--num-train", "30", "--num-held-out", "9"])
-    examples = _examples.load(config)
-    assert recipe == name
+    recipe, config = command_line.parse([name, "--num-train", "30", "--num-held-out", "9"])
+    examples = read_examples(recipe, config)
+    assert recipe.name == name
     assert (examples.train.shape, examples.held_out.shape) == ((30, 2), (9, 2))
     assert not np.isin(examples.train, examples.held_out).any()
 
@@ -149,7 +145,9 @@ def test_every_toy_is_there(name, capsys):
 def test_an_energy_network_has_the_score_of_its_energy(tmp_path, getkey):
     args = [*TINY, "--network", "energy", "--num-train", "30", "--num-held-out", "9"]
     directory = tmp_path / "run"
-    run, examples = train.train(*_cli.parse(["moons", *args, "--directory", str(directory)]))
+    run, examples = train.train(
+        *command_line.parse(["moons", *args, "--directory", str(directory)])
+    )
     x, t = examples.held_out, np.full(9, 0.5, np.float32)
     score = run.score_fn(x, t)
     gaussian = -x / (run.problem.sigma_data**2 + 0.25)
@@ -168,8 +166,8 @@ def test_array_reports_in_the_units_of_the_data(tmp_path, getkey):
     for scale in (1.0, 1000.0):
         np.savetxt(tmp_path / "x.csv", x * scale, delimiter=",", header="a,b,c", comments="")
         args = [*TINY, "--data", str(tmp_path / "x.csv"), "--directory", str(tmp_path / f"{scale}")]
-        trained = train.train(*_cli.parse(["array", *args]))
-        rows.append(_evaluation.evaluate(*trained, key)["log_likelihood"])
+        trained = train.train(*command_line.parse(["array", *args]))
+        rows.append(evaluation.evaluate(*trained, key)["log_likelihood"])
     for name in rows[0]:
         change = rows[0][name]["nats"] - rows[1][name]["nats"]
         np.testing.assert_allclose(change, 3 * np.log(1000), rtol=1e-3)
@@ -184,7 +182,9 @@ def test_array_takes_the_checkpoint_that_is_best_on_its_validation_set(tmp_path,
     np.save(tmp_path / "x.npy", x)
     directory = tmp_path / "run"
     options = ["--learning-rate", "3.0", "--ema-decay", "0.1", "--directory", str(directory)]
-    recipe, config = _cli.parse(["array", *TINY, *options, "--data", str(tmp_path / "x.npy")])
+    recipe, config = command_line.parse(
+        ["array", *TINY, *options, "--data", str(tmp_path / "x.npy")]
+    )
     run, examples = train.train(recipe, config)
 
     parts = examples.train, examples.validation, examples.held_out
@@ -198,9 +198,9 @@ def test_array_takes_the_checkpoint_that_is_best_on_its_validation_set(tmp_path,
     best = max(bounds, key=bounds.get)
     assert best < max(bounds)
     assert f"step {best}, the best on 6 validation examples" in capsys.readouterr().out
-    bound = _evaluation.validation(run.model, run.problem, examples, config.training.seed)
+    bound = evaluation.validation(run.model, run.problem, examples, config.training.seed)
     np.testing.assert_allclose(bound(run.params, 0)["validation_elbo"], bounds[best], rtol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, _run.load(directory).params, run.params)
+    jax.tree.map(np.testing.assert_array_equal, saved.load(directory).params, run.params)
 
 
 @pytest.mark.slow
@@ -230,7 +230,7 @@ def test_tfds_quick(data_dir, tmp_path):
 
 def test_shifted_tells_what_it_did(getkey):
     images = np.arange(1.0, 10.0, dtype=np.float32).reshape(1, 3, 3).repeat(64, axis=0)
-    out, told = map(np.asarray, _model.shifted(images, getkey(), 1))
+    out, told = map(np.asarray, digits_recipe.shifted(images, getkey(), 1))
     assert {tuple(row) for row in told} == {(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)}
     for image, (down, right) in zip(out, told.astype(int), strict=True):
         expected = np.zeros((5, 5))
@@ -240,9 +240,9 @@ def test_shifted_tells_what_it_did(getkey):
 
 @pytest.mark.parametrize("recipe", ["digits", "moons"])
 def test_configuration_survives_json(recipe):
-    _, config = _cli.parse([recipe, "--width", "17", "--multipliers", "1", "3"])
-    stored = json.loads(json.dumps(_config.to_dict(config)))
-    assert _config.from_dict(recipe, stored) == config
+    recipe, config = command_line.parse([recipe, "--width", "17", "--multipliers", "1", "3"])
+    stored = json.loads(json.dumps(configuration.to_dict(config)))
+    assert configuration.from_dict(recipe, stored) == config
 
 
 @pytest.mark.parametrize(
@@ -324,5 +324,5 @@ def test_help_imports_nothing_slow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name in _config.RECIPES:
+    for name in recipes.names():
         assert name in done.stdout

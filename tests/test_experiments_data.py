@@ -9,30 +9,30 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import (
-    _baselines,
-    _cli,
-    _config,
-    _evaluation,
-    _examples,
-    _images,
-    _integers,
-    _problem,
-    _report,
-    _run,
-    evaluate,
-    sample,
-    train,
+from experiments import evaluate, sample, train
+from experiments.recipes.shared import integers, remarks
+from experiments.recipes.shared.examples import Examples, numbered, read_examples
+from experiments.recipes.shared.problem import Problem
+from experiments.runs import (
+    baselines,
+    command_line,
+    configuration,
+    drawn,
+    evaluation,
+    report,
+    saved,
+    stops,
 )
+from experiments.runs.images import gray
 from tests.test_experiments import TINY, results_of, run_fails
 
 
 def prepared(tmp_path, x, *options):
     """Returns examples, problem and what is said, of an array on the command line."""
     np.save(tmp_path / "x.npy", x)
-    _, config = _cli.parse(["array", "--data", str(tmp_path / "x.npy"), *options])
-    examples = _examples.load(config)
-    return examples, *_problem.examine(config, examples)
+    recipe, config = command_line.parse(["array", "--data", str(tmp_path / "x.npy"), *options])
+    examples = read_examples(recipe, config)
+    return examples, *recipe.examine(config, examples)
 
 
 # --- integers -------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def test_integers_are_dequantized_and_return(tmp_path, getkey):
     assert "columns 1, 4: integers, dequantized" in said
     assert "column 3: constant, hence left out" in said
     stored = json.loads(json.dumps(problem.to_dict()))
-    problem = _problem.Problem.from_dict(stored)
+    problem = Problem.from_dict(stored)
 
     x = np.asarray(problem.scaled(problem.rows(examples.train), getkey()), np.float64)
     assert x.shape == (len(x), 3)
@@ -95,7 +95,7 @@ LATTICES = {
 def test_steps_of_columns(name, tmp_path, getkey):
     """Cells are as wide as the step, and samples come back to the lattice."""
     x, step = LATTICES[name]
-    found = _integers.find([x[:2000, None], x[2000:, None]])
+    found = integers.find([x[:2000, None], x[2000:, None]])
     np.testing.assert_allclose(found, [step], rtol=1e-5)
     examples, problem, said = prepared(tmp_path, x[:, None])
     assert problem.real.tolist() == [step == 0]
@@ -134,7 +134,7 @@ def test_likelihoods_of_integers_are_of_probabilities(
     np.testing.assert_allclose(one.mean(), share)
     log_probs = np.where(one, np.log(share), np.log(1 - share)) - np.log(width)
     entropy = -share * np.log(share) - (1 - share) * np.log(1 - share)
-    row = _evaluation._row(problem, log_probs)
+    row = evaluation._row(problem, log_probs)
     np.testing.assert_allclose(row["nats"], -entropy, rtol=1e-5)
     np.testing.assert_allclose(row["bits_per_dim"], entropy / np.log(2), rtol=1e-5)
 
@@ -142,14 +142,14 @@ def test_likelihoods_of_integers_are_of_probabilities(
 def test_what_counts_as_integers(tmp_path):
     image = np.random.default_rng(0).normal(size=(20, 4, 4))
     image[:, 0, 0] = np.arange(20)
-    assert not _integers.find([image]).any()  # one pixel makes no integers of an image
-    assert (_integers.find([image.astype(int)]) == 1).all()
-    assert (_integers.find([2 * image.astype(int)]) == 2).all()  # of all pixels together
+    assert not integers.find([image]).any()  # one pixel makes no integers of an image
+    assert (integers.find([image.astype(int)]) == 1).all()
+    assert (integers.find([2 * image.astype(int)]) == 2).all()  # of all pixels together
     few = np.random.default_rng(0).integers(0, 9, (20, 4, 4))
     few[:, :, 0] = 0
-    np.testing.assert_allclose(_integers.find([few / 255]), 1 / 255)
+    np.testing.assert_allclose(integers.find([few / 255]), 1 / 255)
     x = np.arange(40.0).reshape(20, 2)
-    assert _integers.find([x, x + np.array([0, 0.5])]).tolist() == [2, 0]
+    assert integers.find([x, x + np.array([0, 0.5])]).tolist() == [2, 0]
     _, problem, _ = prepared(tmp_path, x, "--integers", "real")
     assert problem.integers is None
     with pytest.raises(ValueError, match=r"column 2 .*beyond 2\*\*52.*--integers real"):
@@ -159,14 +159,14 @@ def test_what_counts_as_integers(tmp_path):
 
 
 def test_runs_of_versions_that_took_integers_for_real_numbers():
-    _, config = _cli.parse(["array", "--data", "x.npy", "--integers", "real"])
-    options = _config.to_dict(config)
+    recipe, config = command_line.parse(["array", "--data", "x.npy", "--integers", "real"])
+    options = configuration.to_dict(config)
     for name in ("integers", "header", "delimiter"):
         del options["data"][name]
-    assert _config.from_dict("array", options) == config
-    assert _config.decisive(config)["data"] == options["data"]
-    _, config = _cli.parse(["array", "--data", "x.npy"])
-    assert _config.decisive(config)["data"]["integers"] == "dequantize"
+    assert configuration.from_dict(recipe, options) == config
+    assert configuration.decisive(recipe, config)["data"] == options["data"]
+    _, config = command_line.parse(["array", "--data", "x.npy"])
+    assert configuration.decisive(recipe, config)["data"]["integers"] == "dequantize"
 
 
 def test_constant_columns_are_left_out_and_come_back(tmp_path):
@@ -181,8 +181,8 @@ def test_constant_columns_are_left_out_and_come_back(tmp_path):
     x[np.isin(x[:, 0], examples.held_out[order[:2], 0]), 1] = 8.0
     examples, problem, said = prepared(tmp_path, x)
     assert "2 of 12 examples that are not trained on have other values there" in said
-    assert _problem.unforeseen(problem, examples.held_out).sum() == 2
-    assert not _problem.unforeseen(problem, examples.train).any()
+    assert remarks.unforeseen(problem, examples.held_out).sum() == 2
+    assert not remarks.unforeseen(problem, examples.train).any()
 
     args = [*TINY, "--data", str(tmp_path / "x.npy"), "--directory", str(tmp_path / "run")]
     train.main(["array", *args, "--likelihood-examples", "6"])
@@ -216,13 +216,13 @@ def test_problems_of_earlier_versions(tmp_path):
     _, problem, _ = prepared(tmp_path, counts()[:, :2])
     stored = problem.to_dict()
     del stored["kept"], stored["integers"]["step"]
-    earlier = _problem.Problem.from_dict(json.loads(json.dumps(stored)))
+    earlier = Problem.from_dict(json.loads(json.dumps(stored)))
     assert earlier.kept is None
     np.testing.assert_array_equal(earlier.integers.step, [1, 1])
     assert earlier.log_det == problem.log_det
     y = np.random.default_rng(0).normal(size=(50, 2))
     np.testing.assert_array_equal(earlier.unscaled(y), problem.unscaled(y))
-    constants = _integers.Integers(*np.array([[True], [5.5], [5.5]]), np.ones(1))
+    constants = integers.Integers(*np.array([[True], [5.5], [5.5]]), np.ones(1))
     np.testing.assert_array_equal(constants.rounded(np.array([[5.1], [5.9], [6.4]])), 5.5)
 
 
@@ -232,16 +232,16 @@ def test_8_bit_counts_far_from_the_middle(tmp_path):
     np.save(tmp_path / "x.npy", x)
     options = "--num-steps 300 --batch-size 256 --width 32 --depth 2 --every 300 --dropout 0"
     args = f"array --data {tmp_path / 'x.npy'} --directory {tmp_path / 'run'} --validation 0"
-    config = _cli.parse([*args.split(), *options.split(), "--ema-decay", "0.98"])
+    config = command_line.parse([*args.split(), *options.split(), "--ema-decay", "0.98"])
     run, examples = train.train(*config)
     key = jax.random.key(3)
     y = np.asarray(run.problem.scaled(run.problem.rows(examples.held_out[:200]), key))
-    log_probs, _ = _evaluation.log_likelihood(run, y, key, run.config.evaluation)
-    row = _evaluation._row(run.problem, log_probs)
+    log_probs, _ = evaluation.log_likelihood(run, y, key, run.config.evaluation)
+    row = evaluation._row(run.problem, log_probs)
     p = np.bincount(x.ravel()) / len(x)
     bits = -np.log2(p[examples.held_out[:200].ravel()]).mean()  # of the right probabilities
     assert -0.05 < row["bits_per_dim"] - bits < 0.3
-    samples, _, _ = _evaluation.sample(run, key, 500, 16)
+    samples, _, _ = drawn.sample(run, key, 500, 16)
     samples = run.problem.unscaled(samples)
     assert samples.dtype == np.uint8
     np.testing.assert_allclose(samples.mean(), 3, atol=0.5)
@@ -277,14 +277,14 @@ def test_labels_keep_their_names(names, tmp_path):
         tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(60, 2)), y=np.array(names)[y]
     )
     args = f"array --data {tmp_path / 'x.npz'} --array x --conditional --labels y".split()
-    _, config = _cli.parse(args)
-    examples = _examples.load(config)
+    recipe, config = command_line.parse(args)
+    examples = read_examples(recipe, config)
     called = tuple(str(int(n)) if isinstance(n, float) else str(n) for n in names)
     assert examples.label_names == called
     assert set(examples.train_labels) == {0, 1, 2}
-    problem, _ = _problem.examine(config, examples)
+    problem, _ = recipe.examine(config, examples)
     assert problem.labels == called
-    run = _run.Run(tmp_path, "array", config, problem, None, None)
+    run = saved.Run(tmp_path, recipe, config, problem, None, None)
     asked = sample.Sample(run=tmp_path, label=(called[2], called[0]))
     assert sample._labels(run, asked).tolist() == [2, 0]
     with pytest.raises(ValueError, match=f"no label 'x': they are {called[0]}, "):
@@ -292,33 +292,33 @@ def test_labels_keep_their_names(names, tmp_path):
 
 
 def test_a_label_without_examples_is_refused():
-    examples = _examples.Examples(np.zeros((4, 1)), np.zeros((2, 1)))
+    examples = Examples(np.zeros((4, 1)), np.zeros((2, 1)))
     with pytest.raises(ValueError, match="label 9 has no example to learn it from"):
-        _examples._numbered(examples, np.array([1, 1, 2, 2]), np.array([1, 9]))
+        numbered(examples, np.array([1, 1, 2, 2]), np.array([1, 9]))
     with pytest.raises(ValueError, match="6 labels for 6 examples"):
-        _examples._numbered(examples, np.arange(4), np.arange(4, 6))
+        numbered(examples, np.arange(4), np.arange(4, 6))
 
 
 # --- baselines ------------------------------------------------------------------------------------
 
 
 def test_baselines_are_bounded_skipped_and_left_out(monkeypatch):
-    x = np.random.default_rng(0).normal(size=(_baselines.MOST_ROWS + 1, 1))
-    assert len(np.unique(_baselines.subset(x), axis=0)) == _baselines.MOST_ROWS
-    np.testing.assert_array_equal(_baselines.subset(x[1:]), x[1:])
+    x = np.random.default_rng(0).normal(size=(baselines.MOST_ROWS + 1, 1))
+    assert len(np.unique(baselines.subset(x), axis=0)) == baselines.MOST_ROWS
+    np.testing.assert_array_equal(baselines.subset(x[1:]), x[1:])
 
-    fitted, left_out = _baselines.fit(x[:2], x[:3])
+    fitted, left_out = baselines.fit(x[:2], x[:3])
     assert not fitted
     assert "it takes 5 examples" in left_out["kernel density"]
-    fitted, _ = _baselines.fit(x[:300], x[300:600])
+    fitted, _ = baselines.fit(x[:300], x[300:600])
     for values, _ in fitted.values():  # near minus the entropy of a standard normal
         np.testing.assert_allclose(values.mean(), -0.5 * np.log(2 * np.pi * np.e), atol=0.2)
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_baselines, "_mixture", interrupt)
-    fitted, left_out = _baselines.fit(x[:300], x[:3])
+    monkeypatch.setattr(baselines, "_mixture", interrupt)
+    fitted, left_out = baselines.fit(x[:300], x[:3])
     assert not fitted
     assert left_out == dict.fromkeys(["Gaussian mixture", "kernel density"], "skipped, by Ctrl-C")
 
@@ -354,7 +354,7 @@ def bits_beside_a_wide_column(rng, num):
 def test_baselines_see_what_is_narrow(draw, mixture, kernel):
     """One floor for all columns cost 1.1, 0.7 and 2 nats of the mixture: it lost to the model."""
     x, log_probs = draw(np.random.default_rng(0), 1300)
-    fitted, left_out = _baselines.fit(x[:1000], x[1000:])
+    fitted, left_out = baselines.fit(x[:1000], x[1000:])
     assert not left_out
     for name, within in (("Gaussian mixture", mixture), ("kernel density", kernel)):
         missing = (log_probs[1000:] - fitted[name].log_probs).mean()
@@ -364,8 +364,8 @@ def test_baselines_see_what_is_narrow(draw, mixture, kernel):
 def test_baselines_have_the_units_of_their_data():
     x = np.random.default_rng(0).normal(size=(120, 2))
     scale = np.array([1e-3, 1e4])
-    fitted, _ = _baselines.fit(x[:90], x[90:])
-    scaled, _ = _baselines.fit(scale * x[:90] - 7, scale * x[90:] - 7)
+    fitted, _ = baselines.fit(x[:90], x[90:])
+    scaled, _ = baselines.fit(scale * x[:90] - 7, scale * x[90:] - 7)
     for name, (log_probs, chosen) in fitted.items():
         expected = log_probs - np.log(scale).sum()
         np.testing.assert_allclose(scaled[name].log_probs, expected, rtol=1e-6)
@@ -375,17 +375,17 @@ def test_baselines_have_the_units_of_their_data():
 def test_a_choice_at_the_edge_is_told():
     """Data of one value have no best bandwidth, the narrower the better."""
     x = np.repeat(np.arange(3.0), 30)[:, None]
-    fitted, _ = _baselines.fit(x, x)
+    fitted, _ = baselines.fit(x, x)
     assert fitted["kernel density"].chosen == "bandwidth 0.005, the least tried"
     assert fitted["Gaussian mixture"].chosen.endswith("regularization 1e-06, the least tried")
-    assert _baselines._in_words("bandwidth", [0.1, 0.2, 0.3], 1) == "bandwidth 0.2"
-    assert _baselines._in_words("bandwidth", [0.1, 0.3], 1) == "bandwidth 0.3, the largest tried"
+    assert baselines._in_words("bandwidth", [0.1, 0.2, 0.3], 1) == "bandwidth 0.2"
+    assert baselines._in_words("bandwidth", [0.1, 0.3], 1) == "bandwidth 0.3, the largest tried"
 
 
 def test_words_where_the_model_is_not_better():
     def said(nats, error, num=100):
         more = {"baseline": {"nats": nats, "standard_error": error}}
-        return _report.verdict({"more_than_baselines": more, "num_examples": num, "left_out": {}})
+        return report.verdict({"more_than_baselines": more, "num_examples": num, "left_out": {}})
 
     assert said(3.0, 1.0) == []
     assert said(-3.0, 1.0) == [
@@ -405,8 +405,8 @@ def test_held_out_rows_that_are_trained_on_are_told_of(tmp_path):
         train = {tuple(row) for row in np.concatenate([examples.train, examples.validation])}
         found = sum(tuple(row) in train for row in examples.held_out)
         assert found == expected or rows.shape[1] == 1
-        assert _evaluation._num_repeated(problem, examples, 6) == expected
-    said = _report.verdict({"num_examples": 40, "num_repeated": 5})
+        assert evaluation._num_repeated(problem, examples, 6) == expected
+    said = report.verdict({"num_examples": 40, "num_repeated": 5})
     assert said[0].startswith("5 of 40 held-out examples are also among those to train on")
 
 
@@ -416,10 +416,10 @@ def test_pictures_of_few_levels_are_not_black(low, high, tmp_path):
     x = np.random.default_rng(0).integers(low, high + 1, (60, 4, 5)).astype(np.uint8)
     x[:2] = np.array([low, high])[:, None, None]
     _, problem, _ = prepared(tmp_path, np.repeat(x, 3, axis=0))
-    problem = _problem.Problem.from_dict(json.loads(json.dumps(problem.to_dict())))
+    problem = Problem.from_dict(json.loads(json.dumps(problem.to_dict())))
     y = 2 * (x + 0.5) / 256 - 1
-    gray = _images.gray(problem, y.reshape(12, 5, 4, 5)).reshape(x.shape)
-    np.testing.assert_allclose(gray, (x - low + 0.5) / (high - low + 1), rtol=1e-6)
+    shown = gray(problem, y.reshape(12, 5, 4, 5)).reshape(x.shape)
+    np.testing.assert_allclose(shown, (x - low + 0.5) / (high - low + 1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -427,9 +427,9 @@ def test_repeated_images_are_said(dtype, tmp_path):
     """Of noise of 8 bits, ten copies of each image read as 3.2 bits, without a word."""
     x = np.random.default_rng(0).integers(0, 256, (20, 4, 4)).astype(dtype)
     examples, problem, _ = prepared(tmp_path, np.repeat(x, 10, axis=0))
-    assert _evaluation._num_repeated(problem, examples, 6) == 6
+    assert evaluation._num_repeated(problem, examples, 6) == 6
     examples, problem, _ = prepared(tmp_path, x)
-    assert _evaluation._num_repeated(problem, examples, 6) == 0
+    assert evaluation._num_repeated(problem, examples, 6) == 0
 
 
 @pytest.fixture(scope="module")
@@ -449,7 +449,7 @@ def test_a_run_goes_on_with_what_it_decided(four, tmp_path):
     content = json.loads(path.read_text())
     content["problem"]["sigma_max"] *= 2
     path.write_text(json.dumps(content))
-    parsed = _cli.parse(["--resume", "--directory", str(tmp_path / "run")])
+    parsed = command_line.parse(["--resume", "--directory", str(tmp_path / "run")])
     run, _, _ = train.prepare(*parsed)
     assert run.problem.sigma_max == content["problem"]["sigma_max"]
 
@@ -461,7 +461,7 @@ def test_four_rows_have_a_report(four):
 
 
 def test_a_picture_that_fails_costs_nothing_else(capsys):
-    with _report.optional("a picture"):
+    with report.optional("a picture"):
         raise ValueError("no\nink")
     assert capsys.readouterr().err == "warning: a picture left out: ValueError: no ink\n"
 
@@ -478,7 +478,7 @@ def test_an_output_that_cannot_be_written(main, four, tmp_path, monkeypatch, cap
     def read_only(**_):
         raise PermissionError(30, "Read-only file system")
 
-    monkeypatch.setattr(_cli.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(stops.tempfile, "TemporaryFile", read_only)
     error, code = run_fails(main, [four], capsys)
     assert code == 2
     assert "cannot write to" in error
@@ -494,13 +494,13 @@ def test_an_interrupted_program_leaves_at_once(monkeypatch):
 
     def main(args):
         assert args == ["--option"]
-        with _cli.one_line_stops():
+        with stops.one_line_stops():
             raise KeyboardInterrupt
 
-    _cli.run(main)
+    stops.run(main)
     assert codes == [130]
     with pytest.raises(SystemExit) as stop:
-        _cli.run(lambda args: sys.exit(2))
+        stops.run(lambda args: sys.exit(2))
     assert stop.value.code == 2
     assert codes == [130]
 
@@ -511,7 +511,7 @@ def test_interruptions_and_full_disks_end_in_one_line(four, monkeypatch, capsys)
         def stop(*_, error=error):
             raise error
 
-        monkeypatch.setattr(_evaluation, "evaluate", stop)
+        monkeypatch.setattr(evaluation, "evaluate", stop)
         said, found = run_fails(train.main, ["--resume", "--directory", four], capsys)
         assert found == code
         assert said.splitlines()[-1].startswith("error: ")

@@ -11,29 +11,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import (
-    _baselines,
-    _cli,
-    _config,
-    _evaluation,
-    _examples,
-    _model,
-    _problem,
-    _report,
-    _run,
-    _samplers,
-    sample,
-    train,
+from experiments import sample, train
+from experiments.recipes.shared.diffusion import NO_LABEL
+from experiments.recipes.shared.examples import Examples, read_examples
+from experiments.recipes.shared.options import is_conditional
+from experiments.recipes.shared.problem import Problem
+from experiments.runs import (
+    baselines,
+    command_line,
+    configuration,
+    drawn,
+    evaluation,
+    report,
+    sampler_table,
+    saved,
 )
 from sm_jax import data, samplers
 from tests.test_experiments import TINY, results_of, run_fails
 
 
 def problem_of(*args):
-    """Returns configuration, examples and problem of a command line."""
-    _, config = _cli.parse([str(arg) for arg in args])
-    examples = _examples.load(config)
-    return config, examples, _problem.examine(config, examples)[0]
+    """Returns recipe, configuration, examples and problem of a command line."""
+    recipe, config = command_line.parse([str(arg) for arg in args])
+    examples = read_examples(recipe, config)
+    return recipe, config, examples, recipe.examine(config, examples)[0]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def digits(tmp_path_factory):
     """The directory of a tiny run on the digits and their labels."""
     directory = tmp_path_factory.mktemp("runs") / "digits"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_baselines, "fit", lambda *_: ({}, {}))  # slow, and tested elsewhere
+        patch.setattr(baselines, "fit", lambda *_: ({}, {}))  # slow, and tested elsewhere
         train.main(["digits", "--conditional", *TINY, "--directory", str(directory)])
     return directory
 
@@ -58,7 +59,7 @@ def signs(tmp_path_factory):
         "--batch-size 128 --width 32 --depth 2 --dropout 0 --weight-decay 0 --every 600 "
         f"--ema-decay 0.99 --learning-rate 0.005 --validation 0 --directory {folder / 'run'}"
     )
-    return train.train(*_cli.parse(options.split()))
+    return train.train(*command_line.parse(options.split()))
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +70,8 @@ def network():
     @functools.cache
     def build(rate):
         args = f"digits --conditional --width 8 --depth 1 --label-dropout {rate}".split()
-        config, examples, problem = problem_of(*args)
-        model = _model.build(config, problem)
+        recipe, config, examples, problem = problem_of(*args)
+        model = recipe.build(config, problem)
         leaves, tree = jax.tree.flatten(model.params)  # some of the initial ones are zero
         keys = jax.random.split(key, len(leaves))
         drawn = [0.3 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)]
@@ -87,7 +88,7 @@ def test_labels_reach_the_network(network):
     score, params, _, _, examples = network(0.5)
     x = jnp.tile(jnp.asarray(examples.train[:1], jnp.float32) / 8 - 1, (11, 1, 1))
     t = jnp.full(11, 0.7)
-    labels = jnp.arange(11).at[10].set(_model.NO_LABEL)
+    labels = jnp.arange(11).at[10].set(NO_LABEL)
     given = jax.jit(lambda labels: score(params, labels)(x, t))(labels)
     distances = np.abs(given[:, None] - given[None]).max(axis=(2, 3))
     assert distances[~np.eye(11, dtype=bool)].min() > 1e-3
@@ -104,7 +105,7 @@ def test_the_loss_withholds_labels_and_keeps_them_with_their_rows(network, getke
         return np.asarray(loss(params, problem.batch(examples.train[:num], labels), key))
 
     labels = network(0.5)[-1].train_labels[:num]
-    none = np.full(num, _model.NO_LABEL, np.int32)
+    none = np.full(num, NO_LABEL, np.int32)
     given, withheld, half = losses(1e-9, labels), losses(1e-9, none), losses(0.5, labels)
     told = np.abs(given - withheld) > 1e-4 * np.abs(given)
     assert told.mean() > 0.9
@@ -133,7 +134,7 @@ def test_labels_are_of_their_examples(tmp_path):
         f"array --data {tmp_path / 'x.npz'} --array x --labels y --max-examples 40 --held-out .3"
     )
     for args, of in (("digits", lambda x: known[x.tobytes()]), (array, lambda x: int(x[0]) % 5)):
-        _, examples, problem = problem_of(*args.split(), "--conditional")
+        _, _, examples, problem = problem_of(*args.split(), "--conditional")
         same(examples.train, examples.train_labels, of)
         same(examples.held_out, examples.held_out_labels, of)
         assert problem.num_labels == 1 + max(map(of, examples.train))
@@ -143,33 +144,36 @@ def test_labels_of_tfds(data_dir):
     args = ["tfds:mnist", "--conditional", "--data-dir", data_dir / "tfds"]
     splits = {"train": "train[:30]", "held_out": "test[:9]"}
     args += ["--train-split", splits["train"], "--held-out-split", splits["held_out"]]
-    config, examples, problem = problem_of(*args, "--width", 8, "--depth", 1, "--multipliers", 1)
+    recipe, config, examples, problem = problem_of(
+        *args, "--width", 8, "--depth", 1, "--multipliers", 1
+    )
     for name, split in splits.items():
         images, labels = data.load_tfds("mnist", split=split, data_dir=data_dir / "tfds")
         np.testing.assert_array_equal(getattr(examples, name), images)
         names = np.array(examples.label_names)[getattr(examples, f"{name}_labels")]
         np.testing.assert_array_equal(names, labels.astype(str))
-    model = _model.build(config, problem)
+    model = recipe.build(config, problem)
     batch = problem.batch(examples.train, examples.train_labels)
     loss = jax.eval_shape(model.loss, model.params, batch, jax.random.key(0))
     assert loss.shape == (30,)
 
 
-@pytest.mark.parametrize("recipe", ["digits", "tfds:mnist"])
-def test_without_labels_nothing_changes(recipe):
+@pytest.mark.parametrize("name", ["digits", "tfds:mnist"])
+def test_without_labels_nothing_changes(name):
     """Also for the runs of versions that knew none."""
-    _, config = _cli.parse([recipe, *(["--data-dir", "x"] if "tfds" in recipe else [])])
-    assert not _config.is_conditional(config)
-    options = _config.to_dict(config)
+    required = ["--data-dir", "x"] if "tfds" in name else []
+    recipe, config = command_line.parse([name, *required])
+    assert not is_conditional(config)
+    options = configuration.to_dict(config)
     del options["conditioning"]
-    assert _config.from_dict(recipe, json.loads(json.dumps(options))) == config
-    if recipe == "digits":
-        examples = _examples.load(config)
+    assert configuration.from_dict(recipe, json.loads(json.dumps(options))) == config
+    if name == "digits":
+        examples = read_examples(recipe, config)
         assert (examples.train_labels, examples.held_out_labels) == (None, None)
-        problem, _ = _problem.examine(config, examples)
+        problem, _ = recipe.examine(config, examples)
         facts = problem.to_dict()
         assert facts.pop("num_labels") is None
-        assert _problem.Problem.from_dict(facts) == problem
+        assert Problem.from_dict(facts) == problem
         assert isinstance(problem.batch(examples.train, None), np.ndarray)
 
 
@@ -193,12 +197,12 @@ def test_digits_are_evaluated_with_and_without_labels(digits):
 def test_likelihoods_given_the_label(signs, getkey, monkeypatch):
     """Of two halves far apart, log p(x | label) - log p(x) is log 2."""
     run, examples = signs
-    monkeypatch.setattr(_evaluation, "_BLOCK_SIZE", 16)  # several blocks, the last filled up
+    monkeypatch.setattr(evaluation, "_BLOCK_SIZE", 16)  # several blocks, the last filled up
     x, labels = run.problem.rows(examples.held_out[:40]), examples.held_out_labels[:40]
     options, key = run.config.evaluation, getkey()
-    log_prob, _ = _evaluation.log_likelihood(run, x, key, options)
-    given, _ = _evaluation.log_likelihood(run, x, key, options, labels)
-    wrong, _ = _evaluation.log_likelihood(run, x, key, options, 1 - labels)
+    log_prob, _ = evaluation.log_likelihood(run, x, key, options)
+    given, _ = evaluation.log_likelihood(run, x, key, options, labels)
+    wrong, _ = evaluation.log_likelihood(run, x, key, options, 1 - labels)
     assert abs((given - log_prob).mean() - np.log(2)) < 0.2
     assert (wrong < log_prob - 3).mean() > 0.9
 
@@ -206,35 +210,37 @@ def test_likelihoods_given_the_label(signs, getkey, monkeypatch):
 def test_what_labels_tell():
     """Labels cost what those of the training examples say, however few are held out."""
     gains, labels, train = np.array([1.0, 2.0, 3.0, 2.0]), np.array([0, 3, 3, 0]), np.arange(8) % 4
-    gain = _evaluation._label_gain(gains, labels, train)
+    gain = evaluation._label_gain(gains, labels, train)
     np.testing.assert_allclose(gain["nats"], 2.0)
     np.testing.assert_allclose(gain["standard_error"], (2 / 3) ** 0.5 / 2)
     np.testing.assert_allclose(gain["entropy_of_labels"], np.log(4))
-    gain = _evaluation._label_gain(gains, labels, np.array([0, 3, 3, 3]))
+    gain = evaluation._label_gain(gains, labels, np.array([0, 3, 3, 3]))
     np.testing.assert_allclose(gain["entropy_of_labels"], -np.log([0.25, 0.75]).mean())
 
 
 def test_recognized(getkey):
-    _, examples, problem = problem_of("digits", "--conditional")
+    _, _, examples, problem = problem_of("digits", "--conditional")
     x = problem.scaled(problem.rows(examples.train[:200]), getkey())
     labels = examples.train_labels[:200]
-    right = _evaluation.recognized(problem, examples, x, labels)
-    wrong = _evaluation.recognized(problem, examples, x, (labels + 1) % 10)
+    right = drawn.recognized(problem, examples, x, labels)
+    wrong = drawn.recognized(problem, examples, x, (labels + 1) % 10)
     assert right["samples"]["share"] > 0.97
     assert wrong["samples"]["share"] < 0.03
     share = right["held out"]["share"]
     assert share > 0.97
     error = (share * (1 - share) / 297) ** 0.5  # if all labels were as hard
     np.testing.assert_allclose(right["held out"]["standard_error"], error, rtol=0.2)
-    assert _evaluation.labels_to_draw(problem, 15).tolist() == np.repeat(range(10), 2).tolist()
+    assert drawn.labels_to_draw(problem, 15).tolist() == np.repeat(range(10), 2).tolist()
 
 
 def recognized_of(train, labels, held_out, held_out_labels, x, x_labels):
     """What is said of samples `x`, in the units of the data."""
-    _, config = _cli.parse(["array", "--data", "x.npz", "--conditional", "--labels", "y"])
-    examples = _examples.Examples(train, held_out, None, labels, held_out_labels)
-    problem, _ = _problem.examine(config, examples)
-    return _evaluation.recognized(problem, examples, problem.rows(x), x_labels)
+    recipe, config = command_line.parse(
+        ["array", "--data", "x.npz", "--conditional", "--labels", "y"]
+    )
+    examples = Examples(train, held_out, None, labels, held_out_labels)
+    problem, _ = recipe.examine(config, examples)
+    return drawn.recognized(problem, examples, problem.rows(x), x_labels)
 
 
 def test_recognized_in_columns_of_all_scales():
@@ -266,7 +272,7 @@ def test_recognized_weighs_labels_alike():
     np.testing.assert_allclose(seen["held out"]["standard_error"], error)
     assert seen["samples"]["share"] == 0.75
     np.testing.assert_allclose(seen["samples"]["standard_error"], (0.5 * 0.5 / 2) ** 0.5 / 2)
-    said = _report.of_labels({"recognized": seen})[0]
+    said = report.of_labels({"recognized": seen})[0]
     assert "all labels weighing alike: 75.0 ± 17.7 % of 4 samples, 62.5 ± 10.8 % of 23" in said
 
 
@@ -281,11 +287,11 @@ def test_recognized_samples_one_of_each_label():
 # --- sampling -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", _samplers.SAMPLERS)
+@pytest.mark.parametrize("name", sampler_table.SAMPLERS)
 def test_every_sampler_of_the_table(signs, name):
     run, _ = signs
     steps = None if name in ("adaptive_ode", "adaptive_sde") else 3
-    sampler, settings = _samplers.choose(run, name, steps, 0.0)
+    sampler, settings = sampler_table.choose(run, name, steps, 0.0)
     draw = samplers.one_sample(
         sampler, run.score_fn, process=run.problem.process, event_shape=(1,), **settings
     )
@@ -359,7 +365,7 @@ def test_inpainting_keeps_what_is_known(digits, tmp_path):
     args = f"--inpaint left --num 3 --completions 2 --num-steps 2 --output {tmp_path / 'x'}".split()
     sample.main([str(digits), *args])
     x = np.load(tmp_path / "x.npy")
-    held_out = problem_of("digits")[1].held_out[:3, None]
+    held_out = problem_of("digits")[2].held_out[:3, None]
     assert x.shape == (3, 2, 8, 8)
     np.testing.assert_array_equal(x[..., 4:], np.broadcast_to(held_out[..., 4:], (3, 2, 8, 4)))
     hidden = x[..., :4]
@@ -375,11 +381,11 @@ def test_inpainting_of_your_own_images_is_in_their_units(dtype, tmp_path):
     x = np.random.default_rng(0).uniform(0, 256, (60, 4, 5))
     x = {np.uint8: x, np.uint16: 255 * x, np.float64: 1e6 + x}[dtype].astype(dtype)
     np.save(tmp_path / "x.npy", x)
-    _, examples, problem = problem_of("array", "--data", tmp_path / "x.npy")
+    _, _, examples, problem = problem_of("array", "--data", tmp_path / "x.npy")
     run = types.SimpleNamespace(problem=problem, score_fn=lambda x, t: -x / (1 + t[0] ** 2))
     files = tmp_path / "out.npy", tmp_path / "out.png"
     options = sample.Sample(tmp_path, num=4, inpaint="left", completions=3, num_steps=4)
-    labels = np.array([_model.NO_LABEL])
+    labels = np.array([NO_LABEL])
     sample.inpaint(options, sample.Prepared(run, labels, examples.held_out, None, *files))
     completed = np.load(files[0])
     assert completed.shape == (4, 3, 4, 5)
@@ -413,8 +419,8 @@ def test_inpainting_of_your_own_images_is_in_their_units(dtype, tmp_path):
 def test_mistakes_of_sampling(args, says, digits, signs, tmp_path, capsys, monkeypatch):
     problem = dataclasses.replace(signs[0].problem, num_labels=None, label_names=None)
     unlabeled = signs[0]._replace(directory=tmp_path, problem=problem)
-    load = _run.load
-    monkeypatch.setattr(_run, "load", lambda d: unlabeled if d == tmp_path else load(d))
+    load = saved.load
+    monkeypatch.setattr(saved, "load", lambda d: unlabeled if d == tmp_path else load(d))
     places = {"digits": digits, "signs": signs[0].directory, "unlabeled": tmp_path}
     error, code = run_fails(sample.main, args.format(**places).split(), capsys)
     assert code == 2

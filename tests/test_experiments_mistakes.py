@@ -16,22 +16,14 @@ import pytest
 from flax import nnx
 from matplotlib.figure import Figure
 
-from experiments import (
-    _cli,
-    _config,
-    _evaluation,
-    _examples,
-    _images,
-    _keys,
-    _model,
-    _plots,
-    _problem,
-    _report,
-    _run,
-    evaluate,
-    sample,
-    train,
-)
+from experiments import evaluate, recipes, sample, train
+from experiments.recipes import array
+from experiments.recipes.shared import networks
+from experiments.recipes.shared.examples import read_examples
+from experiments.recipes.shared.keys import named
+from experiments.recipes.shared.problem import Problem
+from experiments.runs import command_line, configuration, evaluation, plots, report, saved
+from experiments.runs.images import gray
 from sm_jax import models, samplers, training
 from tests.test_experiments import TINY, run_fails
 
@@ -44,7 +36,7 @@ def images(tmp_path_factory):
     np.save(folder / "x.npy", levels)
     options = ["--data", folder / "x.npy", "--directory", folder / "run", "--num-steps", 2]
     args = [*TINY, "--validation", 0, *options]
-    run, _ = train.train(*_cli.parse(["array", *map(str, args)]))
+    run, _ = train.train(*command_line.parse(["array", *map(str, args)]))
     return run, folder / "x.npy"
 
 
@@ -62,7 +54,7 @@ def copy(images, tmp_path):
 def test_other_data_than_those_of_the_run_are_refused(images, change, tmp_path, capsys):
     """The rows in another order would make held-out ones of those that were trained on."""
     run, file = images
-    assert len(_run.load_examples(run).train) == 27
+    assert len(saved.load_examples(run).train) == 27
     x = np.load(file)
     np.save(file, change(x))
     try:
@@ -72,7 +64,7 @@ def test_other_data_than_those_of_the_run_are_refused(images, change, tmp_path, 
             assert "not those that" in error
     finally:
         np.save(file, x)
-    assert len(_run.load_examples(run).train) == 27
+    assert len(saved.load_examples(run).train) == 27
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -115,8 +107,8 @@ def test_samples_of_other_options_have_other_names(tmp_path):
 
 
 def test_evaluation_makes_the_folder_of_its_output(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(_evaluation, "evaluate", lambda *_: {"a": 1})
-    monkeypatch.setattr(_report, "show", lambda *_: None)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: {"a": 1})
+    monkeypatch.setattr(report, "show", lambda *_: None)
     evaluate.main([str(images[0].directory), "--output", str(tmp_path / "new" / "e.json")])
     assert json.loads((tmp_path / "new" / "e.json").read_text()) == {"a": 1}
 
@@ -128,25 +120,25 @@ def test_images_of_real_numbers_are_shown_in_their_own_units(tmp_path):
     """Bright pixels stay bright, though each pixel is standardized by itself."""
     x = np.random.default_rng(0).normal(size=(50, 5, 6, 1)) * 0.1 + np.arange(6.0)[:, None]
     np.save(tmp_path / "x.npy", x)
-    _, config = _cli.parse(["array", "--data", str(tmp_path / "x.npy")])
-    examples = _examples.load(config)
-    problem, _ = _problem.examine(config, examples)
-    shown = _images.gray(problem, problem.rows(examples.train[:7]))
+    recipe, config = command_line.parse(["array", "--data", str(tmp_path / "x.npy")])
+    examples = read_examples(recipe, config)
+    problem, _ = recipe.examine(config, examples)
+    shown = gray(problem, problem.rows(examples.train[:7]))
     low, high = examples.train.min(), examples.train.max()
     expected = (examples.train[:7, ..., 0] - low) / (high - low)
     np.testing.assert_allclose(shown, expected, atol=1e-5)
     several = problem.rows(examples.train[:6]).reshape(2, 3, 5, 6, 1)
-    np.testing.assert_allclose(_images.gray(problem, several).reshape(6, 5, 6), shown[:6])
+    np.testing.assert_allclose(gray(problem, several).reshape(6, 5, 6), shown[:6])
 
     stored = json.loads(json.dumps(problem.to_dict()))
-    assert _problem.Problem.from_dict(stored).limits == (low, high)
+    assert Problem.from_dict(stored).limits == (low, high)
     del stored["limits"]  # as of an earlier version
-    shown = _images.gray(_problem.Problem.from_dict(stored), problem.rows(examples.train))
+    shown = gray(Problem.from_dict(stored), problem.rows(examples.train))
     assert (shown.min(), shown.max()) == (0.0, 1.0)
 
 
 def test_levels_are_shown_as_they_were(images):
-    shown = _images.gray(images[0].problem, np.array([-1.0, -0.5, 1.0, 2.0]).reshape(1, 2, 2))
+    shown = gray(images[0].problem, np.array([-1.0, -0.5, 1.0, 2.0]).reshape(1, 2, 2))
     np.testing.assert_array_equal(shown.ravel(), [0.0, 0.25, 1.0, 1.0])
 
 
@@ -160,18 +152,20 @@ def drawn(monkeypatch):
         figures.append(Figure(figsize=(width, height)))
         yield figures[-1]
 
-    monkeypatch.setattr(_plots, "drawing", drawing)
+    monkeypatch.setattr(plots, "drawing", drawing)
     return figures
 
 
 def pictured(tmp_path, x):
     """Draws the picture of samples of an array, which are its training examples themselves."""
     np.save(tmp_path / "x.npy", x)
-    _, config = _cli.parse(["array", "--data", str(tmp_path / "x.npy"), "--validation", "0"])
-    examples = _examples.load(config)
-    problem, _ = _problem.examine(config, examples)
+    recipe, config = command_line.parse(
+        ["array", "--data", str(tmp_path / "x.npy"), "--validation", "0"]
+    )
+    examples = read_examples(recipe, config)
+    problem, _ = recipe.examine(config, examples)
     scaled = jax.jit(problem.scaled)(problem.rows(examples.train), jax.random.key(0))
-    _plots.samples(tmp_path / "x.png", problem, scaled, examples)
+    plots.samples(tmp_path / "x.png", problem, scaled, examples)
     return examples
 
 
@@ -216,7 +210,7 @@ def test_the_loss_is_shown_from_its_first_record_on(drawn, tmp_path):
         (levels, -70 + 16 * math.log(128)),
         (dataclasses.replace(levels, num_values=None), -70),
     ):
-        _plots.loss_curve(tmp_path, problem)
+        plots.loss_curve(tmp_path, problem)
         loss, bounds = (axes.lines[0] for axes in drawn[-1].axes)
         assert (loss.get_marker(), bounds.get_marker()) == (".", ".")
         np.testing.assert_allclose(loss.get_ydata(), [2.0])
@@ -228,20 +222,20 @@ def test_the_loss_is_shown_from_its_first_record_on(drawn, tmp_path):
 def test_images_with_channels_first_are_told_of(dtype, channels, tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (20, channels, 8, 9)).astype(dtype)
     np.save(tmp_path / "x.npy", x)
-    _, config = _cli.parse(["array", "--data", str(tmp_path / "x.npy")])
+    recipe, config = command_line.parse(["array", "--data", str(tmp_path / "x.npy")])
     with pytest.warns(UserWarning, match=rf"shape \({channels}, 8, 9\).*transpose\(0, 2, 3, 1\)"):
-        problem, _ = _problem.examine(config, _examples.load(config))
-    assert _model.network_kind(config, problem) == "mlp"
+        problem, _ = recipe.examine(config, read_examples(recipe, config))
+    assert networks.kind(config.model, problem) == "mlp"
     np.save(tmp_path / "x.npy", x.transpose(0, 2, 3, 1))  # the remedy, and no warning
-    problem, _ = _problem.examine(config, _examples.load(config))
-    assert _model.network_kind(config, problem) == "unet"
+    problem, _ = recipe.examine(config, read_examples(recipe, config))
+    assert networks.kind(config.model, problem) == "unet"
 
 
 # --- networks -------------------------------------------------------------------------------------
 
 
 def problem_of_shape(*shape):
-    return _problem.Problem(shape, 256, None, 0.5, 0.01, 10.0)
+    return Problem(shape, 0.5, 0.01, 10.0, num_values=256)
 
 
 @pytest.mark.parametrize(
@@ -249,8 +243,8 @@ def problem_of_shape(*shape):
     [((8, 9), "unet"), ((8, 9, 5), "unet"), ((7, 9), "mlp"), ((99,), "mlp"), ((), "mlp")],
 )
 def test_auto_is_what_its_help_says(shape, kind):
-    _, config = _cli.parse(["array", "--data", "x.npy"])
-    assert _model.network_kind(config, problem_of_shape(*shape)) == kind
+    _, config = command_line.parse(["array", "--data", "x.npy"])
+    assert networks.kind(config.model, problem_of_shape(*shape)) == kind
 
 
 def test_a_unet_of_images_without_channels_is_that_of_one_channel(getkey, monkeypatch):
@@ -265,11 +259,15 @@ def test_a_unet_of_images_without_channels_is_that_of_one_channel(getkey, monkey
             return self.scale[...] * x * c_noise[:, None, None, None] + cond[:, :1, None, None]
 
     monkeypatch.setattr(models, "UNet", OneNumber)
-    _, config = _cli.parse(["array", "--data", "x.npy", "--network", "unet", "--width", "3"])
+    _, config = command_line.parse(
+        ["array", "--data", "x.npy", "--network", "unet", "--width", "3"]
+    )
     x, c_noise = jax.random.normal(getkey(), (2, 8, 9)), jnp.array([0.1, 0.5])
     cond = jnp.array([[1.0], [2.0]])
     outputs = [
-        _model._network(config, problem_of_shape(*shape))(x.reshape(2, *shape), c_noise, cond)
+        networks.build(config.model, problem_of_shape(*shape), cond_dims=0, seed=0)(
+            x.reshape(2, *shape), c_noise, cond
+        )
         for shape in ((8, 9), (8, 9, 1))
     ]
     assert [output.shape for output in outputs] == [(2, 8, 9), (2, 8, 9, 1)]
@@ -279,9 +277,9 @@ def test_a_unet_of_images_without_channels_is_that_of_one_channel(getkey, monkey
 
 
 def test_a_unet_of_vectors_is_refused():
-    _, config = _cli.parse(["moons", "--network", "unet"])
+    recipe, config = command_line.parse(["moons", "--network", "unet"])
     with pytest.raises(ValueError, match=r"examples have shape \(2,\): take mlp"):
-        _model.build(config, problem_of_shape(2))
+        recipe.build(config, problem_of_shape(2))
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -289,25 +287,24 @@ def test_a_unet_of_vectors_is_refused():
 
 def test_no_two_purposes_share_a_key():
     """Also none with `fit`, whose keys are the first numbers folded into that of the seed."""
-    sources = {
-        file: file.read_text()
-        for file in pathlib.Path(_run.__file__).parent.glob("*.py")
-        if file.stem not in ("benchmark", "compare_samplers")  # these train nothing
-    }
+    root = pathlib.Path(train.__file__).parent
+    parts = "*.py", "recipes/**/*.py", "runs/**/*.py"
+    sources = {file: file.read_text() for part in parts for file in root.glob(part)}
+    assert len(sources) > 25
     names = {name for text in sources.values() for name in re.findall(r'named\("([^"]+)"', text)}
     assert {"toy", "parameters", "evaluation", "drawn samples"} <= names
     of_fit = [jax.random.key(0), *jax.random.split(jax.random.key(0), 8)]
-    keys = [*of_fit, *(_keys.named(name, 0) for name in names)]
+    keys = [*of_fit, *(named(name, 0) for name in names)]
     assert len({jax.random.key_data(key).tobytes() for key in keys}) == len(keys)
     makers = [file.stem for file, text in sources.items() if "random.key(" in text]
-    assert makers == ["_keys"]
+    assert makers == ["keys"]
 
 
 # --- options --------------------------------------------------------------------------------------
 
 
 def test_a_value_may_be_the_name_of_a_recipe():
-    _, config = _cli.parse(["moons", "--directory", "digits", "--dry-run"])
+    _, config = command_line.parse(["moons", "--directory", "digits", "--dry-run"])
     assert str(config.run.directory) == "digits"
 
 
@@ -364,20 +361,21 @@ def test_options_out_of_their_limits_are_told_of_before_a_run_is_read(main, args
     assert says in error
 
 
-@pytest.mark.parametrize("recipe", _config.RECIPES)
-def test_the_limits_allow_the_defaults(recipe):
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_limits_allow_the_defaults(name):
+    recipe = recipes.find(name)
     for quick in (False, True):
-        config = _config.defaults(recipe, quick=quick)
-        if recipe == "array":
-            config = dataclasses.replace(config, data=_config.ArrayData(path=pathlib.Path("x")))
-        _config.check(config)
+        config = recipe.default_options(quick=quick)
+        if name == "array":
+            config = dataclasses.replace(config, data=array.Data(path=pathlib.Path("x")))
+        configuration.check(recipe, config)
 
 
 def test_a_single_example_has_no_standard_error(images, tmp_path):
-    row = _evaluation._row(images[0].problem, np.array([1.0]))
+    row = evaluation._row(images[0].problem, np.array([1.0]))
     assert np.isnan(row["standard_error"])
     assert row["nats"] == 1.0
-    _report.write_json(tmp_path / "x.json", {"a": {"b": [row["standard_error"], 2]}, "c": "d"})
+    report.write_json(tmp_path / "x.json", {"a": {"b": [row["standard_error"], 2]}, "c": "d"})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": {"b": [None, 2]}, "c": "d"}
 
 
@@ -420,7 +418,7 @@ def test_damaged_runs_end_in_a_clear_line(file, path, value, copy, capsys):
     change(content, path, value)
     (copy / file).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"config\.json|metadata\.json|no recipe"):
-        _run.load(copy)
+        saved.load(copy)
     for main in (sample.main, evaluate.main):
         error, code = run_fails(main, [copy], capsys)
         assert code == 2
@@ -432,7 +430,7 @@ def test_a_run_that_was_interrupted_is_told_of(copy):
     config = copy / "config.json"
     config.write_text(re.sub('"num_steps": 2', '"num_steps": 3000', config.read_text()))
     with pytest.warns(UserWarning, match=f"stopped at step 2 of 3,000.*--directory {copy}"):
-        _run.load(copy)
+        saved.load(copy)
 
 
 def test_a_damaged_run_is_not_resumed(copy, capsys):
@@ -459,7 +457,7 @@ def test_an_error_of_the_program_shows_where_it_is(images, monkeypatch, tmp_path
     with pytest.raises(ValueError, match="from a fork"):
         train.main([*args, "--directory", str(tmp_path / "run")])
     monkeypatch.setattr(samplers, "generate", wrong)
-    monkeypatch.setattr(_evaluation, "evaluate", wrong)
+    monkeypatch.setattr(evaluation, "evaluate", wrong)
     for main in (sample.main, evaluate.main):
         with pytest.raises(ValueError, match="from a fork"):
             main([str(run.directory)])

@@ -1,40 +1,31 @@
 """Speed and memory of the losses, the sampler and the training loop, as ratios within one run.
 
-    python -m experiments.benchmark            prints the table
-    python -m experiments.benchmark --write    and puts it into BENCHMARKS.md
+    python -m experiments.benchmarks.losses            prints the table
+    python -m experiments.benchmarks.losses --write    and puts it into BENCHMARKS.md
 
-Every row compares two compiled programs that are timed in turn, round after round, and reports the
-median of the ratios of the rounds: what else the machine does then touches both alike. The floor is
-the ratio of the operations that must be done; memory is the peak of temporary buffers that XLA
-plans for the compiled program. The rows of the U-Net compare with PyTorch, on as many threads, and
-need `pip install torch`, the extra `benchmark`; for one thread, `taskset -c 0 python -m ...`.
+``experiments.benchmarks.networks`` compares the U-Net with PyTorch.
 """
 
 import dataclasses
-import importlib.util
 import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tyro
-from flax import nnx
 from rich.console import Console
-from rich.table import Table
 
-from experiments import _tables
-from sm_jax import losses, models, processes, samplers, training
+from experiments.benchmarks import tables
+from experiments.benchmarks.timing import HEADER, Row, cells, cores, measure, seconds, show
+from sm_jax import losses, processes, samplers, training
 from sm_jax.parameterization import EnergyScore
 
-_SCRIPT = "experiments.benchmark"
+_SCRIPT = "experiments.benchmarks.losses"
 _FIT = "fit, per step / bare jitted step"
-_UNET = "U-Net, {} channels, batch {}: training step / torch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,28 +40,14 @@ class Benchmark:
     """Run the rows whose name contains this text."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One comparison: a program, the one it is measured against, and what is to be reached."""
-
-    name: str
-    program: Callable
-    baseline: Callable
-    floor: float
-    reach: float
-    calls: int = 1  # evaluations in one call of the program, where each counts
-
-
 def main(config: Benchmark) -> None:
     """Run every comparison and print, or write, the table."""
     if config.write:
-        _tables.check(_SCRIPT, _tables.BENCHMARKS, only=config.only)
+        tables.check(_SCRIPT, tables.BENCHMARKS, only=config.only)
     every = [*gradient_rows(), *laplacian_rows(), heun_row()]
     rows = [row for row in every if config.only in row.name]
-    unets = {_UNET.format(*sizes): sizes for sizes in ((16, 64), (64, 16))}
-    unets = {name: sizes for name, sizes in unets.items() if config.only in name}
-    if not rows and not unets and config.only not in _FIT:
-        names = "; ".join([*(row.name for row in every), _FIT, _UNET.format(16, 64)])
+    if not rows and config.only not in _FIT:
+        names = "; ".join([*(row.name for row in every), _FIT])
         raise ValueError(f"no row has {config.only!r} in its name: {names}.")
     results = []
     with Console().status("compiling and timing") as status:
@@ -80,31 +57,9 @@ def main(config: Benchmark) -> None:
         if config.only in _FIT:
             status.update("fit")
             results.append(fit_result(config.rounds))
-        if unets and importlib.util.find_spec("torch") is None:
-            print("torch is not installed: the rows of the U-Net are left out.")
-            unets = {}
-        for name, sizes in unets.items():
-            status.update(name)
-            results.append(unet_result(name, *sizes, config.rounds))
     show(results)
     if config.write:
-        write(results, _tables.BENCHMARKS)
-
-
-def measure(row: Row, rounds: int) -> tuple[float, float, float, float]:
-    """Return the median time (s), the ratio to the baseline, and both peaks of memory (bytes)."""
-    compiled = [jax.jit(f).lower().compile() for f in (row.baseline, row.program)]
-    times = np.array([[_seconds(f) for f in compiled] for _ in range(rounds + 2)])[2:]
-    times[:, 1] /= row.calls
-    ratio = float(np.median(times[:, 1] / times[:, 0]))
-    memory = [f.memory_analysis().temp_size_in_bytes for f in compiled]
-    return float(np.median(times[:, 1])), ratio, memory[1], memory[0]
-
-
-def _seconds(function: Callable) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
+        write(results, tables.BENCHMARKS)
 
 
 # Networks in plain JAX, so that nothing but the losses is measured.
@@ -238,7 +193,7 @@ def heun_row() -> Row:
 
 
 def fit_result(rounds: int):
-    """Return the row that compares a step of `training.fit` with the bare jitted step."""
+    """Return the row that compares a step of ``training.fit`` with the bare jitted step."""
     dims, batch_size, chunk = 10, 1024, 200
     params = mlp([dims, 128, 128, 128, dims], jax.random.key(0))
     data = jax.random.normal(jax.random.key(1), (20_000, dims))
@@ -261,7 +216,7 @@ def fit_result(rounds: int):
         now = time.perf_counter()
         if done > chunk:
             looped.append((now - evaluate.last) / chunk)
-        bare.append(_seconds(bare_chunk) / chunk)
+        bare.append(seconds(bare_chunk) / chunk)
         evaluate.last = time.perf_counter()
         return {"loss": 0.0}
 
@@ -282,91 +237,19 @@ def fit_result(rounds: int):
     return row, statistics.median(looped), ratio, None, None
 
 
-def unet_result(name: str, channels: int, batch_size: int, rounds: int):
-    """Return the row that compares a training step of the U-Net with one of its twin in torch."""
-    from experiments import _torch_unet
-
-    rng = np.random.default_rng(0)
-    images = [rng.normal(size=(batch_size, 28, 28, 1)).astype(np.float32) for _ in range(2)]
-    levels = rng.normal(size=batch_size).astype(np.float32)
-    apply, params = models.functional(models.UNet((28, 28, 1), channels=channels, rngs=nnx.Rngs(0)))
-    optimizer = optax.adamw(1e-4)
-
-    def loss(params, x, target, c_noise):
-        return jnp.mean((apply(params, x, c_noise) - target) ** 2)
-
-    def update(params, state, *batch):
-        grads = jax.grad(loss)(params, *batch)
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    carry = params, optimizer.init(params)
-    batch = jax.tree.map(jnp.asarray, (*images, levels))
-    compiled = jax.jit(update, donate_argnums=(0, 1)).lower(*carry, *batch).compile()
-
-    def step():
-        nonlocal carry
-        carry = compiled(*carry, *batch)
-        return carry
-
-    num_params = sum(p.size for p in jax.tree.leaves(params))
-    torch_step = _torch_unet.training_step(
-        *images, levels, channels=channels, num_params=num_params, num_threads=len(_cores())
-    )
-    times = np.array([[_seconds(f) for f in (torch_step, step)] for _ in range(rounds + 2)])[2:]
-    ratio = float(np.median(times[:, 1] / times[:, 0]))
-    memory = compiled.memory_analysis().temp_size_in_bytes
-    row = Row(name, step, torch_step, 1.0, 1.3)
-    return row, float(np.median(times[:, 1])), ratio, memory, None
-
-
-def _cells(row: Row, seconds, ratio, memory, base_memory) -> list[str]:
-    share = "" if not memory else f"{memory / 1e6:.1f}"
-    share += "" if not base_memory else f" ({memory / base_memory:.1f}x)"
-    met = "yes" if ratio <= row.reach else "no"
-    return [
-        row.name,
-        f"{seconds * 1e3:.2f}",
-        f"{row.floor:.3g}",
-        f"{row.reach:.4g}",
-        f"{ratio:.2f}",
-        met,
-        share,
-    ]
-
-
-_HEADER = ["program", "ms", "floor", "reach", "ratio", "met", "temporary MB"]
-
-
-def show(results) -> None:
-    """Print the table."""
-    table = Table(title="ratios to denoising (or as named), medians of one run")
-    for column in _HEADER:
-        table.add_column(column, justify="left" if column == "program" else "right")
-    for result in results:
-        table.add_row(*_cells(*result))
-    Console().print(table)
-
-
 def write(results, path: pathlib.Path) -> None:
     """Replace the table in BENCHMARKS.md, between its two markers."""
     device = jax.devices()[0]
     lines = [
-        f"`python -m experiments.benchmark --write`, jax {jax.__version__}, Python "
+        f"`python -m experiments.benchmarks.losses --write`, jax {jax.__version__}, Python "
         f"{platform.python_version()}, {device.device_kind} ({jax.device_count()} device, "
-        f"{len(_cores())} cores).",
+        f"{len(cores())} cores).",
         "",
-        "| " + " | ".join(_HEADER) + " |",
-        "|" + "---|" * len(_HEADER),
-        *("| " + " | ".join(_cells(*result)) + " |" for result in results),
+        "| " + " | ".join(HEADER) + " |",
+        "|" + "---|" * len(HEADER),
+        *("| " + " | ".join(cells(*result)) + " |" for result in results),
     ]
-    _tables.write(_SCRIPT, lines, path)
-
-
-def _cores():
-    import os
-
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    tables.write(_SCRIPT, lines, path)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Error of every sampler against its number of evaluations, on a mixture with a known score.
 
-    python -m experiments.compare_samplers            prints the table
-    python -m experiments.compare_samplers --write    and puts it into BENCHMARKS.md, with the plot
+    python -m experiments.benchmarks.samplers          prints the table
+    python -m experiments.benchmarks.samplers --write  and puts it into BENCHMARKS.md, with the plot
 
 The score is exact, so that nothing but the samplers is compared: with each other, and with the
 floor, the distance between two sets of exact draws.
@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from experiments import _tables
+from experiments.benchmarks import tables
 from sm_jax import densities, noise_levels, processes, samplers
 from sm_jax.metrics import sliced_wasserstein
 from sm_jax.parameterization import change_process
 
-_SCRIPT = "experiments.compare_samplers"
+_SCRIPT = "experiments.benchmarks.samplers"
 _LEVEL_STEPS = 4  # of annealed_langevin, at each level
 PROCESS = processes.VPLinear(t_min=1e-4)
 LADDER = processes.VE(sigma_min=0.01, sigma_max=100.0)  # for the Langevin family
@@ -43,7 +43,7 @@ class Compare:
     budgets: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     """Evaluations of the score; samplers of several a step take the steps that fit."""
     tolerances: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 0.003)
-    """Relative tolerances of `adaptive_sde`; `adaptive_ode` is asked for a thirtieth."""
+    """Relative tolerances of ``adaptive_sde``; ``adaptive_ode`` takes a thirtieth."""
     only: str = ""
     """Run the samplers whose name contains this text."""
     write: bool = False
@@ -153,7 +153,7 @@ def main(config: Compare) -> None:
     """Run every sampler and print, or write, the table and the plot."""
     start = time.perf_counter()
     if config.write:
-        _tables.check(_SCRIPT, _tables.BENCHMARKS, only=config.only)
+        tables.check(_SCRIPT, tables.BENCHMARKS, only=config.only)
     chosen = [sampler for sampler in all_samplers() if config.only in sampler.name]
     if not chosen:
         names = ", ".join(sampler.name for sampler in all_samplers())
@@ -164,8 +164,8 @@ def main(config: Compare) -> None:
     points = [measure(*task, distance, config) for task in progress]
     show(points, floor, config)
     if config.write:
-        plot(points, floor, _tables.ROOT / "experiments" / "images" / "samplers.png")
-        write(points, floor, config, time.perf_counter() - start, _tables.BENCHMARKS)
+        plot(points, floor, tables.ROOT / "experiments" / "images" / "samplers.png")
+        write(points, floor, config, time.perf_counter() - start, tables.BENCHMARKS)
 
 
 def settings(chosen: list[Sampler], config: Compare) -> Iterator[tuple[Sampler, float]]:
@@ -247,11 +247,11 @@ def header(config: Compare) -> list[str]:
 
 def plot(points: list[Point], floor: float, path: pathlib.Path) -> None:
     """Write the curves: ordinary equations on the left, stochastic ones on the right."""
-    from experiments import _figures
+    from experiments.runs import figures
 
-    colors = (_figures.BLUE, _figures.ORANGE, _figures.GREEN, _figures.RED, "#CC79A7", "#56B4E9")
-    colors = (*colors, "#000000", "#b8a000", _figures.GRAY)
-    with _figures.drawing(path, 10, 5.4) as figure:
+    colors = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, "#CC79A7", "#56B4E9")
+    colors = (*colors, "#000000", "#b8a000", figures.GRAY)
+    with figures.drawing(path, 10, 5.4) as figure:
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         titles = ("probability-flow ODE", "stochastic")
         for stochastic, (axes, title) in enumerate(zip(panels, titles, strict=True)):
@@ -296,14 +296,14 @@ def write(
 ) -> None:
     """Replace the table in BENCHMARKS.md, between its two markers."""
     lines = [
-        f"`python -m experiments.compare_samplers --write`, means of {config.repeats} sets of "
+        f"`python -m experiments.benchmarks.samplers --write`, means of {config.repeats} sets of "
         f"{config.num:,} samples, {seconds:.0f} s. Sets of exact draws: {floor:.4f}.",
         "",
         "| " + " | ".join(header(config)) + " |",
         "|---|---|" + "---:|" * len(config.budgets),
         *("| " + " | ".join(row) + " |" for row in rows(points, config)),
     ]
-    _tables.write(_SCRIPT, lines, path)
+    tables.write(_SCRIPT, lines, path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The samplers that suit a trained run, in one table; the rest of sm_jax.samplers is for energies.
+"""The samplers that suit a trained run, in one table.
 
-Nothing slow is imported here: `--help` lists the table.
+The others of ``sm_jax.samplers`` are for densities that are not noised, or that have an energy.
+
+Nothing slow is imported here: ``--help`` lists the table.
 """
 
 from collections.abc import Callable
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # slow to import
     from jax import Array
 
-    from experiments._run import Run
+    from experiments.runs.saved import Run
 
 SAMPLERS = {
     "heun": "Heun's method on the probability flow",
@@ -22,13 +24,13 @@ SAMPLERS = {
     "reverse_diffusion": "the same, discretized as the forward process is",
     "adaptive_sde": "the same by adaptive steps",
     "predictor_corrector": "reverse_diffusion, with a step of Langevin after each of its own",
-    "annealed_langevin": "Langevin, level by level",
+    "annealed_langevin": "Langevin, at one noise level after the other",
 }
 _ADAPTIVE = ("adaptive_ode", "adaptive_sde")
 
 
 def choose(run: "Run", name: str, num_steps: int | None, churn: float) -> tuple[Callable, dict]:
-    """Returns a sampler of the table, and its options, as `samplers.one_sample` takes them.
+    """Return a sampler of the table, and its options, as ``samplers.one_sample`` takes them.
 
     Raises:
         ValueError: if the sampler has no such option.
@@ -50,7 +52,7 @@ def choose(run: "Run", name: str, num_steps: int | None, churn: float) -> tuple[
 
 
 def _points(sampler: Callable) -> Callable:
-    """Returns the adaptive sampler without what it tells of its steps."""
+    """Return the adaptive sampler without what it tells of its steps."""
     return lambda *args, **options: sampler(*args, **options).x
 
 
@@ -69,7 +71,7 @@ def _annealed_langevin(run: "Run", num_steps: int) -> Callable:
 
 
 def _ladder(run: "Run") -> "Array":
-    """Returns noise levels, as many as the dimension asks for."""
+    """Return noise levels, geometric, the more the higher the dimension."""
     from sm_jax import noise_levels
 
     low, high = run.problem.sigma_min, run.problem.sigma_max

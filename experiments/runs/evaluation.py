@@ -1,4 +1,4 @@
-"""Numbers of a trained model: likelihoods, baselines, Fisher divergence, loss per noise level."""
+"""Evaluation of a model: likelihoods, baselines, Fisher divergence, loss at each noise level."""
 
 import functools
 import math
@@ -9,15 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _baselines, _integers
-from experiments._config import Array, Evaluation
-from experiments._examples import Examples
-from experiments._keys import named
-from experiments._model import ScoreModel
-from experiments._problem import Problem, unforeseen, without_density
-from experiments._run import Run
-from sm_jax import data, divergence, likelihood, losses, samplers
-from sm_jax.processes import perturb, prior_sample, time_grid
+from experiments.recipes.shared import diffusion, integers
+from experiments.recipes.shared.diffusion import ScoreModel
+from experiments.recipes.shared.examples import Examples
+from experiments.recipes.shared.keys import named
+from experiments.recipes.shared.options import Evaluation
+from experiments.recipes.shared.problem import Problem
+from experiments.recipes.shared.remarks import unforeseen, without_density
+from experiments.runs import baselines
+from experiments.runs.saved import Run
+from sm_jax import divergence, likelihood, losses
+from sm_jax.processes import perturb
 
 _MOST_EXACT_DIMS = 128
 _VALIDATION_ROWS = 256
@@ -27,7 +29,7 @@ _BLOCK_SIZE = 2048  # numbers in the examples evaluated together: more leave the
 def validation(
     model: ScoreModel, problem: Problem, examples: Examples, seed: int
 ) -> Callable[[Any, int], dict[str, float]] | None:
-    """Returns what `fit` chooses a checkpoint by: a bound on the validation set's likelihood.
+    """Return what ``fit`` chooses a checkpoint by: a bound on the validation set's likelihood.
 
     The noise is the same at each call, and more is drawn where examples are few. None without a
     validation set.
@@ -50,12 +52,12 @@ def validation(
 
 
 def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
-    """Returns the results of a run, as `results.json` holds them.
+    """Return the results of a run, as ``results.json`` holds them.
 
     All likelihoods, of the model and of the baselines, are of the same dequantized examples.
     """
     problem, options = run.problem, run.config.evaluation
-    train_key, held_out_key, probe_key, level_key, fisher_key = jax.random.split(key, 5)
+    train_key, held_out_key, probe_key, sigma_key, fisher_key = jax.random.split(key, 5)
     num = min(options.likelihood_examples, len(examples.held_out), len(examples.train))
     scaled = jax.jit(problem.scaled)
     held_out = np.asarray(scaled(problem.rows(examples.held_out[:num]), held_out_key))
@@ -88,8 +90,8 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
         "overfitting_gap_standard_error": math.hypot(
             train_row["standard_error"], held_out_row["standard_error"]
         ),
-        "levels": run.model.levels.tolist(),
-        "loss_per_level": loss_per_level(run, examples, level_key),
+        "sigmas": run.model.sigmas.tolist(),
+        "loss_per_sigma": loss_per_sigma(run, examples, sigma_key),
     }
     if problem.num_labels:
         print("the same given their labels")
@@ -119,11 +121,11 @@ def _compared(
     train: np.ndarray,
     held_out: np.ndarray,
 ) -> dict[str, Any]:
-    """Adds the rows of the baselines; returns what the model has more than each, and the rest."""
-    fitted_to = _baselines.subset(train)
+    """Add the rows of the baselines; return what the model has more than each, and what failed."""
+    fitted_to = baselines.subset(train)
     some = "" if len(fitted_to) == len(train) else f" on {len(fitted_to):,} of {len(train):,} rows"
     print(f"baselines: Gaussian mixture and kernel density{some}; Ctrl-C skips them", flush=True)
-    fitted, left_out = _baselines.fit(fitted_to, held_out)
+    fitted, left_out = baselines.fit(fitted_to, held_out)
     more = {}
     for name, (values, chosen) in fitted.items():
         rows[name] = _row(problem, values) | {"chosen": chosen + some}
@@ -135,7 +137,7 @@ def _compared(
 
 
 def _num_repeated(problem: Problem, examples: Examples, num: int) -> int:
-    """How many held-out examples are among the others too; not of rows of integers, often alike."""
+    """Return how many held-out examples are also among the others; 0 for rows of integers."""
     whole = problem.num_values or (problem.standardizer and not problem.real.any())
     if whole and len(problem.event_shape) < 2:
         return 0
@@ -145,7 +147,7 @@ def _num_repeated(problem: Problem, examples: Examples, num: int) -> int:
 
 
 def _units(run: Run, examples: Examples) -> str:
-    problem, config = run.problem, run.config
+    problem = run.problem
     if problem.num_values:
         return (
             f"Nats are of the dequantized data scaled to [-1, 1], bits of the integer data "
@@ -153,24 +155,24 @@ def _units(run: Run, examples: Examples) -> str:
         )
     words = "Nats and bits are of the data in their own units."
     if problem.integers:
-        kinds = "; ".join(_integers.kinds(problem.integers, problem.integers.where))
+        kinds = "; ".join(integers.kinds(problem.integers, problem.integers.where))
         others = ", times the density of the others in their own units"
         words = (
             f"Nats and bits are of probabilities ({kinds}), which dequantization bounds"
             f"{others if problem.real.any() else ''}."
         )
-    elif isinstance(config, Array) and (where := _integers.find(examples.parts) > 0).any():
+    elif problem.standardizer and (where := integers.find(examples.parts) > 0).any():
         words += (
-            f" Integers, or multiples of another step ({_integers.names(where)}), are taken as "
+            f" Integers, or multiples of another step ({integers.names(where)}), are taken as "
             "real numbers: this is a density, with which no entropy or probability compares."
         )
     if problem.kept is not None:
-        words += f" They leave out {_integers.names(problem.left_out)}, constant in training."
+        words += f" They leave out {integers.names(problem.left_out)}, constant in training."
     return words
 
 
 def _row(problem: Problem, log_probs: np.ndarray, errors: np.ndarray | None = None) -> dict:
-    """Mean log-density in nats, in the units that the recipe reports, and in bits per dimension."""
+    """Return the mean log-density in nats, in the units of the report, and in bits per number."""
     scale = problem.num_dims * math.log(2)
     in_units = log_probs + (0.0 if problem.num_values else problem.log_det)
     row = {
@@ -187,17 +189,18 @@ def _row(problem: Problem, log_probs: np.ndarray, errors: np.ndarray | None = No
 
 
 def _standard_error(values: np.ndarray) -> float:
-    """Of their mean; nan for a single one, which has no spread."""
+    """Return the standard error of the mean; NaN for a single value, which has no spread."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def _label_gain(gain: np.ndarray, labels: np.ndarray, train_labels: np.ndarray) -> dict[str, float]:
-    """What knowing the labels adds to log-densities, in nats, and the entropy of the labels.
+    """Return what labels add to log-densities, in nats, and the entropy of the labels.
 
-    The densities given the labels make a mixture, `log sum_y p(y) p(x | y)`, whose mean is at least
-    that of `log p(x | y) + log p(y)`; gains above the entropy, the mean of `-log p(y)`, are the
-    network's, which then knows the examples of each label better than all together. The shares
-    `p(y)` are those among the training examples: those of few held-out labels know them too well.
+    The densities given the labels make a mixture, ``log sum_y p(y) p(x | y)``, whose mean is at
+    least that of ``log p(x | y) + log p(y)``; gains above the entropy, the mean of ``-log p(y)``,
+    are the network's, which then knows the examples of each label better than all together. The
+    shares ``p(y)`` are those among the training examples, as few held-out labels would fit
+    themselves too well.
     """
     share = np.bincount(train_labels) / len(train_labels)
     return {
@@ -219,9 +222,9 @@ def log_likelihood(
     options: Evaluation,
     labels: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the log-density of scaled examples `[N]`, in nats, and its standard error `[N]`.
+    """Return the log-density of scaled examples ``[N]``, in nats, and its standard error ``[N]``.
 
-    The density is that of all examples, or with labels `[N]`, of those of the same label.
+    The density is that of all examples, or with labels ``[N]``, of those of the same label.
     """
     problem = run.problem
     exact = _is_exact(problem, options)
@@ -244,7 +247,7 @@ def log_likelihood(
     rows = np.arange(num_blocks * size).reshape(num_blocks, size) % len(x)
     keys = jax.random.split(key, num_blocks)
     blocks = []
-    with _baselines.progress_bar(num_blocks, "likelihood") as bar:
+    with baselines.progress_bar(num_blocks, "likelihood") as bar:
         for chosen, key in zip(rows, keys, strict=True):
             block = log_prob(x[chosen], None if labels is None else labels[chosen], key)
             blocks.append(jax.block_until_ready(block))
@@ -254,14 +257,14 @@ def log_likelihood(
     return values, join([block.standard_error for block in blocks])[: len(x)]
 
 
-def loss_per_level(run: Run, examples: Examples, key: jax.Array) -> dict[str, list[float]]:
-    """Returns the mean loss at each of the model's levels, on training and held-out examples."""
+def loss_per_sigma(run: Run, examples: Examples, key: jax.Array) -> dict[str, list[float]]:
+    """Return the mean loss at each noise level of the model, on training and held-out examples."""
     num = min(len(examples.held_out), len(examples.train), 1000)
-    level_loss = jax.jit(run.model.level_loss)
+    per_sigma = jax.jit(diffusion.loss_per_sigma(run.model, run.problem))
 
     def losses_of(x, labels):
         batch = run.problem.batch(x[:num], None if labels is None else labels[:num])
-        return np.asarray(level_loss(run.params, batch, key))
+        return np.asarray(per_sigma(run.params, batch, key))
 
     return {
         "training": losses_of(examples.train, examples.train_labels).tolist(),
@@ -272,7 +275,7 @@ def loss_per_level(run: Run, examples: Examples, key: jax.Array) -> dict[str, li
 def fisher_divergence(
     run: Run, density: Any, x: np.ndarray, key: jax.Array
 ) -> dict[str, list[float]]:
-    """Returns `E 1/2 |s - s*|^2` at each level, and the same of the zero score, `E 1/2 |s*|^2`."""
+    """Return ``E 1/2 |s - s*|^2`` at each noise level, and of the zero score ``E 1/2 |s*|^2``."""
     process = run.problem.process
 
     @jax.jit
@@ -283,75 +286,5 @@ def fisher_divergence(
         model = losses.explicit(lambda x: run.score_fn(x, t), x_t, exact)
         return model.mean(), losses.explicit(jnp.zeros_like, x_t, exact).mean()
 
-    model, zero = zip(*(at(np.float32(sigma)) for sigma in run.model.levels), strict=True)
+    model, zero = zip(*(at(np.float32(sigma)) for sigma in run.model.sigmas), strict=True)
     return {"score model": [float(v) for v in model], "zero score": [float(v) for v in zero]}
-
-
-def labels_to_draw(problem: Problem, num: int) -> np.ndarray | None:
-    """Returns labels in order, each equally often, `num` in all or a few more; None without any."""
-    if problem.num_labels is None:
-        return None
-    return np.repeat(np.arange(problem.num_labels), -(-num // problem.num_labels))
-
-
-def sample(
-    run: Run, key: jax.Array, num: int, num_steps: int, labels: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws scaled samples by Heun's method, of labels `[N]` if these are given.
-
-    Returns:
-        The samples `[N, ...]`, the path `[steps + 1, N, ...]`, and its noise levels.
-    """
-    process = run.problem.process
-
-    @jax.jit
-    def draw(key):
-        x = prior_sample(process, key, (num, *run.problem.event_shape))
-        x, path = samplers.heun(
-            run.score_given(labels), x, process=process, num_steps=num_steps, trajectory=True
-        )
-        return x, path, time_grid(process, num_steps)
-
-    return tuple(map(np.asarray, draw(key)))
-
-
-def recognized(
-    problem: Problem, examples: Examples, x: np.ndarray, labels: np.ndarray
-) -> dict[str, Any]:
-    """Returns how often a classifier takes scaled samples, and held-out examples, for their label.
-
-    It is fitted to the training examples, and what it sees is in the units of the data: columns
-    standardized, images as they are. The shares are means over the labels, each with the same
-    weight, as samples are of each label equally often and held-out examples may not be.
-    """
-    from sklearn.neighbors import KNeighborsClassifier
-
-    neighbors = min(3, len(examples.train))
-    classifier = KNeighborsClassifier(neighbors, algorithm="brute")
-    num = min(len(examples.held_out), 1000)
-    mean = examples.train.mean(axis=0, dtype=np.float64)
-    scale = np.ones(mean.shape)
-    if mean.ndim == 1:
-        spread = examples.train.std(axis=0, dtype=np.float64)
-        scale = np.where(data.constant_features(examples.train), 1.0, spread)
-
-    def flat(x):
-        return ((np.asarray(x, np.float64) - mean) / scale).reshape(len(x), -1)
-
-    def share(x, labels):
-        hits = classifier.predict(flat(x)) == labels
-        each = [hits[labels == label] for label in np.unique(labels)]
-        # A label's only example has no spread of its own: that of all stands in for it.
-        spreads = [(these if len(these) > 1 else hits).var() / len(these) for these in each]
-        return {
-            "share": float(np.mean([these.mean() for these in each])),
-            "standard_error": math.sqrt(sum(spreads)) / len(each),
-            "num": len(hits),
-        }
-
-    classifier.fit(flat(examples.train), examples.train_labels)
-    return {
-        "classifier": f"{neighbors} nearest training examples",
-        "samples": share(problem.unscaled(x), labels),
-        "held out": share(examples.held_out[:num], examples.held_out_labels[:num]),
-    }

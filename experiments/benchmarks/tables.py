@@ -2,12 +2,12 @@
 
 import pathlib
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "BENCHMARKS.md"
 
 
 def parts(script: str, path: pathlib.Path) -> tuple[str, str]:
-    """Returns the text up to the table of a script, and that after it, the markers included.
+    """Return the text up to the table of a script, and that after it, the markers included.
 
     Raises:
         ValueError: if there is no such file, or not one place to write to in it.
@@ -26,17 +26,17 @@ def parts(script: str, path: pathlib.Path) -> tuple[str, str]:
 
 
 def write(script: str, lines: list[str], path: pathlib.Path) -> None:
-    """Replaces the table of a script.
+    """Replace the table of a script.
 
     Raises:
-        ValueError: as `parts` does.
+        ValueError: as ``parts`` does.
     """
     before, after = parts(script, path)
     path.write_text("\n".join([before, *lines, after]))
 
 
 def check(script: str, path: pathlib.Path, *, only: str) -> None:
-    """Raises if a table cannot be written, or would be of some rows only: before it is measured.
+    """Raise if a table cannot be written, or would be of some rows only: before it is measured.
 
     Raises:
         ValueError: saying why.

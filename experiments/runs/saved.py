@@ -1,4 +1,4 @@
-"""A trained run, rebuilt from its directory: config.json and the averaged parameters."""
+"""A trained run, rebuilt from its directory: ``config.json`` and the averaged parameters."""
 
 import json
 import os
@@ -10,30 +10,34 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import _cli, _config, _examples, _model, _problem
+from experiments.recipes import Recipe
+from experiments.recipes.shared.diffusion import ScoreModel
+from experiments.recipes.shared.examples import Examples, read_examples
+from experiments.recipes.shared.problem import Problem
+from experiments.runs import configuration
 from sm_jax import training
 from sm_jax.training import checkpoints
 from sm_jax.typing import NoiseScoreFn
 
 
 class Run(NamedTuple):
-    """What `load` returns.
+    """A run of a recipe, with its parameters.
 
     Attributes:
         directory: where the run is.
-        recipe: its name, such as "tfds:mnist".
-        config: its options.
-        problem: what was decided from its data.
-        model: its network.
-        params: the averaged parameters of its newest checkpoint, or its best where validation
-            examples chose one.
+        recipe: what was trained.
+        config: the options.
+        problem: what was decided from the data.
+        model: the network.
+        params: the averaged parameters of the newest checkpoint, or of the best one where
+            validation examples chose it.
     """
 
     directory: pathlib.Path
-    recipe: str
-    config: _config.Config
-    problem: _problem.Problem
-    model: _model.ScoreModel
+    recipe: Recipe
+    config: Any
+    problem: Problem
+    model: ScoreModel
     params: Any
 
     @property
@@ -42,21 +46,21 @@ class Run(NamedTuple):
         return self.model.score(self.params)
 
     def score_given(self, labels: jax.Array | None) -> NoiseScoreFn:
-        """Returns the score function given a label for each row `[B]`; with None, `score_fn`."""
+        """Return the score function given a label for each row ``[B]``; of all rows with None."""
         return self.model.score(self.params, labels)
 
 
 def load(directory: pathlib.Path) -> Run:
-    """Loads a run, with a warning if its training has not come to its end.
+    """Load a run, with a warning if its training has not come to its end.
 
     Raises:
         ValueError: if the directory holds no run, one that is damaged or of another version, or one
             without a readable checkpoint.
     """
-    recipe, config, _ = _cli.read_config(directory)
+    recipe, config, _ = configuration.read(directory)
     problem = load_problem(directory)
-    with _cli.rebuilding(directory):
-        model = _model.build(config, problem)
+    with configuration.rebuilding(directory):
+        model = recipe.build(config, problem)
     params = restore_params(directory, model.params)
     steps = [path.name for path in (directory.expanduser() / "checkpoints").iterdir()]
     last, num_steps = max(map(int, filter(str.isdecimal, steps))), config.training.num_steps
@@ -69,19 +73,19 @@ def load(directory: pathlib.Path) -> Run:
     return Run(directory, recipe, config, problem, model, params)
 
 
-def load_problem(directory: pathlib.Path) -> _problem.Problem:
-    """Returns what a run decided from its data.
+def load_problem(directory: pathlib.Path) -> Problem:
+    """Return what a run decided from its data.
 
     Raises:
         ValueError: if the directory holds no run, or one that is damaged or of another version.
     """
-    _, _, facts = _cli.read_config(directory)
-    with _cli.rebuilding(directory):
-        return _problem.Problem.from_dict(facts)
+    _, _, facts = configuration.read(directory)
+    with configuration.rebuilding(directory):
+        return Problem.from_dict(facts)
 
 
-def load_examples(run: Run) -> _examples.Examples:
-    """Reads the data of a run again, and checks that they are those that it was trained on.
+def load_examples(run: Run) -> Examples:
+    """Read the data of a run again, and check that they are those that it was trained on.
 
     The examples are split by the numbers of their rows: in a file of other rows, or of the same in
     another order, examples that it was trained on would pass as held out. The points of a toy are
@@ -90,7 +94,7 @@ def load_examples(run: Run) -> _examples.Examples:
     Raises:
         ValueError: if the data cannot be read, or are not those of the run.
     """
-    examples = _examples.load(run.config)
+    examples = read_examples(run.recipe, run.config)
     if run.problem.num_labels and run.problem.label_names is None:  # of an earlier version,
         train, held_out = (  # which took labels for their numbers
             np.array(examples.label_names, np.int32)[labels]
@@ -109,7 +113,7 @@ def load_examples(run: Run) -> _examples.Examples:
 
 
 def check_same(directory: pathlib.Path, facts: dict[str, Any]) -> None:
-    """Raises if a run cannot be resumed with these data and options.
+    """Raise if a run cannot be resumed with these data and options.
 
     Raises:
         ValueError: naming each that differs, with both values.
@@ -117,12 +121,12 @@ def check_same(directory: pathlib.Path, facts: dict[str, Any]) -> None:
     directory = directory.expanduser()
     if checkpoints.has_checkpoints(directory):
         saved = dict(checkpoints.read_metadata(directory)["config"])
-        saved.pop("fit", None)  # what `fit` adds, all of which is among the options
+        saved.pop("fit", None)  # what ``fit`` adds, all of which is among the options
         checkpoints.check_metadata({"config": saved}, None, facts)
 
 
-def checksum(problem: _problem.Problem, examples: _examples.Examples) -> int:
-    """Returns the CRC-32 of the training examples, in their order, and of their labels."""
+def checksum(problem: Problem, examples: Examples) -> int:
+    """Return the CRC-32 of the training examples, in their order, and of their labels."""
     value = 0
     for array in jax.tree.leaves(problem.batch(examples.train, examples.train_labels)):
         value = zlib.crc32(array.tobytes(), value)
@@ -130,21 +134,19 @@ def checksum(problem: _problem.Problem, examples: _examples.Examples) -> int:
 
 
 def restore_params(directory: pathlib.Path, like: Any) -> Any:
-    """Returns the averaged parameters that a run ends with: the best, or else the newest."""
+    """Return the averaged parameters that a run ends with: the best, or else the newest."""
     best = checkpoints.read_metadata(directory)["best"]["metric"] is not None
     return training.restore_params(directory, like, best=best)
 
 
-def write_config(
-    directory: pathlib.Path, recipe: str, config: _config.Config, problem: _problem.Problem
-) -> None:
-    """Writes config.json, atomically; the one of a run that is being resumed is left as it is."""
+def write_config(directory: pathlib.Path, recipe: Recipe, config: Any, problem: Problem) -> None:
+    """Write config.json, atomically; the one of a run that is being resumed is left as it is."""
     path = directory / "config.json"
     if config.run.resume and path.exists():
         return
     content = {
-        "recipe": recipe,
-        "options": _config.to_dict(config),
+        "recipe": recipe.name,
+        "options": configuration.to_dict(config),
         "problem": problem.to_dict(),
     }
     partial = path.with_name("config.json.partial")

@@ -1,4 +1,4 @@
-"""Images side by side, as the pictures of a run show them: pixels enlarged, words around."""
+"""Grids of images: pixels enlarged by a whole factor, words around them."""
 
 import math
 import pathlib
@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments._figures import STYLE, plt
-from experiments._problem import Problem
+from experiments.recipes.shared.problem import Problem
+from experiments.runs.figures import STYLE, plt
 
 
 def gray(problem: Problem, x: np.ndarray) -> np.ndarray:
-    """Brings scaled images `[..., *event_shape]` to `[..., H, W]` or `[..., H, W, 3]` of 0 to 1.
+    """Bring scaled images ``[..., *event_shape]`` to ``[..., H, W]`` or ``[..., H, W, 3]``, 0 to 1.
 
     Your own images are shown in their own units, over the range of the training examples: numbers
-    that are standardized pixel by pixel, and levels, which are on [-1, 1] and may be few.
+    that are standardized pixel by pixel, and quantized ones, on [-1, 1] and perhaps of few values.
     """
     if problem.standardizer:
         x = problem.unscaled(x.reshape(-1, *problem.event_shape)).reshape(x.shape)
@@ -22,14 +22,14 @@ def gray(problem: Problem, x: np.ndarray) -> np.ndarray:
         x = (x - low) / ((high - low) or 1.0)
     else:
         x = (x + 1) / 2
-        if problem.limits:  # a level is the cell above it
+        if problem.limits:  # a value is the cell above it
             low, high = problem.limits
             x = (problem.num_values * x - low) / (high + 1 - low)
     return np.clip(x[..., 0] if problem.event_shape[2:] == (1,) else x, 0, 1)
 
 
 def tiles(x: np.ndarray, columns: int | None = None, gap: int = 1) -> np.ndarray:
-    """Arranges images `[N, H, W, ...]` in a grid, a nearly square one by default."""
+    """Arrange images ``[N, H, W, ...]`` in a grid, a nearly square one by default."""
     columns = columns or math.ceil(math.sqrt(len(x)))
     rows = -(-len(x) // columns)
     height, width = x.shape[1] + gap, x.shape[2] + gap
@@ -41,7 +41,7 @@ def tiles(x: np.ndarray, columns: int | None = None, gap: int = 1) -> np.ndarray
 
 
 def enlargement(problem: Problem, num: int) -> int:
-    """Returns by how much to enlarge the pixels of so many images side by side."""
+    """Return the factor that enlarges the pixels of ``num`` images side by side."""
     return _enlargement(math.ceil(math.sqrt(num)) * problem.event_shape[1])
 
 
@@ -50,7 +50,7 @@ def _enlargement(pixels: int) -> int:
 
 
 def to_pil(grid: np.ndarray, factor: int) -> Any:
-    """Returns a grid of 0 to 1 as an image, its pixels enlarged."""
+    """Return a grid of 0 to 1 as an image, its pixels enlarged."""
     from PIL import Image
 
     image = Image.fromarray((255 * grid).round().astype(np.uint8))
@@ -64,7 +64,7 @@ def labeled(
     title: str,
     called: tuple[str, ...],
 ) -> None:
-    """Writes a grid with a block of rows for each label, and at its side what it is called."""
+    """Write a grid with a block of rows for each label, and at its side what it is called."""
     names = [called[label] for label in dict.fromkeys(labels.tolist())]
     groups = images.reshape(len(names), -1, *images.shape[1:])
     # One row each, unless the picture would be wider than high; then as many as are equally long.
@@ -78,7 +78,7 @@ def labeled(
 
 
 def framed(path, grid, title="", *, left=((), ()), top=((), ())):
-    """Writes a grid, its pixels enlarged by a whole factor, with words beside and above it."""
+    """Write a grid, its pixels enlarged by a whole factor, with words beside and above it."""
     dpi, factor = 100, _enlargement(max(grid.shape[:2]))
     image = np.asarray(to_pil(grid, factor))
     height, width = image.shape[:2]
@@ -103,5 +103,5 @@ def framed(path, grid, title="", *, left=((), ()), top=((), ())):
 
 
 def rgb(x: np.ndarray) -> np.ndarray:
-    """Brings images `[..., H, W]` or `[..., H, W, 3]` to the latter; H and W exceed 3."""
+    """Bring images ``[..., H, W]`` or ``[..., H, W, 3]`` to the latter; H and W exceed 3."""
     return x if x.shape[-1] == 3 else np.repeat(x[..., None], 3, axis=-1)

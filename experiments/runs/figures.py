@@ -1,4 +1,4 @@
-"""What all pictures share: colors, of Okabe & Ito's palette, style, and a figure to draw in."""
+"""Figures: the colors of Okabe and Ito's palette, the style, and what draws and writes them."""
 
 import contextlib
 import pathlib
@@ -34,7 +34,7 @@ STYLE = {
 
 @contextlib.contextmanager
 def drawing(path: pathlib.Path, width: float, height: float) -> Iterator[Figure]:
-    """Gives a figure of so many inches, which is written to the path at the end."""
+    """Yield a figure, its size in inches, and write it to the path at the end."""
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(width, height))
         yield figure
@@ -43,7 +43,7 @@ def drawing(path: pathlib.Path, width: float, height: float) -> Iterator[Figure]
 
 
 def log_scale(axes: Axes) -> None:
-    """Makes the y axis logarithmic, with plain numbers on it also where it spans no decade."""
+    """Make the y axis logarithmic, with plain numbers on it also where it spans no decade."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     low, high = axes.get_ylim()
@@ -54,7 +54,7 @@ def log_scale(axes: Axes) -> None:
 
 @contextlib.contextmanager
 def frame_axes(width: float, height: float) -> Iterator[Axes]:
-    """Gives axes of so many inches, to be figure once for each picture of an animation."""
+    """Yield the axes of a figure, its size in inches, that is drawn anew for each frame."""
     style = STYLE | {"figure.dpi": 100, "figure.constrained_layout.use": False}
     with plt.rc_context(style):
         figure = plt.figure(figsize=(width, height))
@@ -63,10 +63,16 @@ def frame_axes(width: float, height: float) -> Iterator[Axes]:
 
 
 def rendered(axes: Axes, sigma: float, update: Callable[[], Any]) -> Any:
-    """Returns the axes as an image, after `update`, with the noise level as their title."""
+    """Return the axes as an image, after ``update``, with the noise level as their title."""
     from PIL import Image
 
     update()
     axes.set_title(rf"$\sigma$ = {sigma:.3g}")
     axes.figure.canvas.draw()
     return Image.fromarray(np.asarray(axes.figure.canvas.buffer_rgba())).convert("RGB")
+
+
+def square(axes: Axes, half: float, center: np.ndarray | float = 0.0) -> None:
+    """Show the square of the plane around a center, from ``-half`` to ``half`` along both axes."""
+    (x, y) = np.broadcast_to(np.asarray(center, float), 2)
+    axes.set(xlim=(x - half, x + half), ylim=(y - half, y + half), aspect="equal")

@@ -4,9 +4,9 @@ Both smooth: a mixture by what it adds to its variances, a kernel density by its
 is relative to the standard deviation of each column, and is chosen too: a fixed amount would hide
 all that is narrower.
 
-Their cost is bounded: at most `MOST_ROWS` training examples, for the time of a kernel density grows
-with their square. Nothing here may cost a run its results: an estimator that cannot be fitted, or
-that the user does not wait for (Ctrl-C), is left out with the reason.
+Their cost is bounded: at most ``MOST_ROWS`` training examples, for the time of a kernel density
+grows with their square. Nothing here may cost a run its results: an estimator that cannot be
+fitted, or that the user does not wait for (Ctrl-C), is left out with the reason.
 """
 
 import itertools
@@ -25,21 +25,21 @@ _BANDWIDTHS = np.geomspace(0.005, 1.0, 20)
 
 
 class Baseline(NamedTuple):
-    """A fitted estimator: its held-out log-densities `[N]`, and what was chosen, in words."""
+    """A fitted estimator: its held-out log-densities ``[N]``, and what was chosen, in words."""
 
     log_probs: np.ndarray
     chosen: str
 
 
 def subset(x: np.ndarray) -> np.ndarray:
-    """Returns the rows to fit to: all, or of more than `MOST_ROWS` so many at random."""
+    """Return the rows to fit to: all, or ``MOST_ROWS`` of them at random."""
     if len(x) <= MOST_ROWS:
         return x
     return x[np.random.default_rng(0).choice(len(x), MOST_ROWS, replace=False)]
 
 
 def fit(train: np.ndarray, held_out: np.ndarray) -> tuple[dict[str, Baseline], dict[str, str]]:
-    """Fits a mixture of Gaussians and a kernel density to examples `[N, ...]`.
+    """Fit a mixture of Gaussians and a kernel density to examples ``[N, ...]``.
 
     Each column is standardized; the log-densities are of the examples as given. The mixture is
     chosen on a fifth of the training set, the bandwidth by 5-fold cross-validation.
@@ -108,7 +108,7 @@ def _kernel_density(train: np.ndarray, held_out: np.ndarray, name: str) -> Basel
 
 
 def _in_words(name: str, values: Sequence[float], i: int) -> str:
-    """Returns what was chosen, in words, also that it is at the edge of what was tried."""
+    """Return what was chosen, in words, also that it is at the edge of what was tried."""
     edges = {np.argmin(values): ", the least tried", np.argmax(values): ", the largest tried"}
     return f"{name} {values[i]:.3g}{edges.get(i, '')}"
 
@@ -121,7 +121,7 @@ def _search(
     held_out: np.ndarray,
     name: str,
 ) -> tuple[np.ndarray, tuple, int]:
-    """Returns held-out log-densities of the best estimator, with a progress bar.
+    """Return held-out log-densities of the best estimator, with a progress bar.
 
     The estimators of a candidate are tried in their order, until one is worse than that before.
 
@@ -153,7 +153,7 @@ def _search(
 
 
 def progress_bar(total: int, name: str) -> Any:
-    """Returns a bar on a terminal, and what does nothing elsewhere."""
+    """Return a bar on a terminal, and what does nothing elsewhere."""
     from tqdm import tqdm
 
     return tqdm(total=total, desc=name, leave=False, disable=not sys.stderr.isatty())

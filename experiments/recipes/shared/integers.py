@@ -1,11 +1,11 @@
 """Features that are integers, or multiples of another step: their noise, and the way back.
 
-An integer `n` is dequantized, `n + u` with `u ~ U[0, 1)`, whose density is `P(n)` throughout the
-unit cell above `n`: the mean log-density is then at most the mean log-probability of the integers,
-which is minus the entropy. The same holds of numbers on any lattice, `low + n q`, such as rounded
-ones, with cells of width `q` and the density `P(n) / q` (1). The step `q` of integers is the
-largest common one: with cells of width 1 among multiples of 1000, a density that is as wide as
-1000 of them has the same likelihood as the probability of one.
+An integer ``n`` is dequantized, ``n + u`` with ``u ~ U[0, 1)``, whose density is ``P(n)``
+throughout the unit cell above ``n``: the mean log-density is then at most the mean log-probability
+of the integers, which is minus the entropy. The same holds of numbers on any lattice,
+``low + n q``, such as rounded ones, with cells of width ``q`` and the density ``P(n) / q`` (1). The
+step ``q`` of integers is the largest common one: with cells of width 1 among multiples of 1000, a
+density that is as wide as 1000 of them has the same likelihood as the probability of one.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ class Integers:
     """The features on a lattice, among those of one example.
 
     Attributes:
-        where: true for each feature that is an integer, or a multiple of another step, `[...]`.
-        low: the least value of each feature in the training examples, `[...]`.
+        where: true for each feature that is an integer, or a multiple of another step, ``[...]``.
+        low: the least value of each feature in the training examples, ``[...]``.
         high: the largest.
-        step: the distance of neighbors, `[...]`.
+        step: the distance of neighbors, ``[...]``.
     """
 
     where: np.ndarray
@@ -36,15 +36,15 @@ class Integers:
 
     @property
     def log_det(self) -> float:
-        """What equation (1) adds to a log-density to bound a log-probability, `sum log q`."""
+        """What equation (1) adds to a log-density to bound a log-probability, ``sum log q``."""
         return float(np.log(self.step[self.where]).sum())
 
     def widths(self, scale: np.ndarray) -> np.ndarray:
-        """Returns the widths of the cells `[...]` after a division by `scale`; 0 where is none."""
+        """Return the widths of the cells ``[...]`` after a division by ``scale``; 0 for none."""
         return np.where(self.where, self.step / scale, 0.0)
 
     def rounded(self, x: np.ndarray) -> np.ndarray:
-        """Returns numbers in the units of the data; those on a lattice are the cells' they lie in.
+        """Return numbers in the units of the data; those on a lattice are the cells' they lie in.
 
         Beyond the values of the training examples they get the nearest of these.
         """
@@ -54,18 +54,18 @@ class Integers:
         return np.where(self.where, np.clip(points, self.low, self.high), x)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the features as JSON holds them."""
+        """Return the features as JSON holds them."""
         return {name: value.tolist() for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Integers":
-        """Returns the features that `to_dict` wrote; those of earlier versions have the step 1."""
+        """Return the features that ``to_dict`` wrote; those of earlier versions have the step 1."""
         where, low, high = (np.asarray(values[name]) for name in ("where", "low", "high"))
         return cls(where, low, high, np.asarray(values.get("step", np.ones(where.shape))))
 
 
 def find(parts: list[np.ndarray]) -> np.ndarray:
-    """Returns the step `[...]` of each feature in all parts of the data `[N, ...]`; 0 for none.
+    """Return the step ``[...]`` of each feature in all parts of the data ``[N, ...]``; 0 for none.
 
     Integers have one, and real numbers most of which are tied and all of which are multiples of it,
     from the least. Of examples of several axes, such as images, the step is that of all numbers:
@@ -78,7 +78,7 @@ def find(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _step(x: np.ndarray) -> float:
-    """Returns the largest step that all numbers are multiples of, from the least; 0 for none."""
+    """Return the largest step that all numbers are multiples of, from the least; 0 for none."""
     if len(x) > 1e6 and x.dtype.kind == "f" and not _step(x[:100_000]):
         return 0.0  # and it is not worth sorting them all
     values = np.unique(x)
@@ -88,7 +88,7 @@ def _step(x: np.ndarray) -> float:
 
 
 def _step_of_reals(values: np.ndarray) -> float:
-    """Returns the step of increasing numbers, up to their rounding; 0 for none."""
+    """Return the step of increasing numbers, up to their rounding; 0 for none."""
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
     values = single if (single == values).all() else values
@@ -106,7 +106,7 @@ def _step_of_reals(values: np.ndarray) -> float:
 
 
 def of(x: np.ndarray, step: np.ndarray) -> Integers | None:
-    """Returns the features of training examples on lattices, given their steps; None for none.
+    """Return the features of training examples on lattices, given their steps; None for none.
 
     Raises:
         ValueError: if numbers are so large that a unit is lost in their rounding.
@@ -125,7 +125,7 @@ def of(x: np.ndarray, step: np.ndarray) -> Integers | None:
 
 
 def kinds(integers: Integers, where: np.ndarray) -> list[str]:
-    """Returns words for what some features are, such as "columns 1, 4: multiples of 0.1"."""
+    """Return words for what some features are, such as "columns 1, 4: multiples of 0.1"."""
     said = []
     for step in np.unique(integers.step[where]):
         these = where & (integers.step == step)
@@ -137,7 +137,7 @@ def kinds(integers: Integers, where: np.ndarray) -> list[str]:
 
 
 def names(where: np.ndarray) -> str:
-    """Returns words for some features of a vector, counted from 1, or of any other shape."""
+    """Return words for some features of a vector, counted from 1, or of any other shape."""
     if where.ndim != 1:
         return f"{where.sum()} of {where.size} numbers"
     if where.all() and len(where) > 1:

@@ -1,8 +1,7 @@
-"""What a run leaves to read: a table in the terminal, and report.html, one self-contained page."""
+"""The report of a run: a table in the terminal, and report.html, one self-contained page."""
 
 import base64
 import contextlib
-import html
 import json
 import math
 import pathlib
@@ -10,43 +9,17 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from experiments import _config
-from experiments._run import Run
+import jinja2
 
-_STYLE = """
-:root { color-scheme: light dark; --text: #1c2024; --soft: #60646c; --line: #e2e4e8;
-        --page: #fbfbfc; --card: #ffffff; --accent: #0072b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6e8eb; --soft: #9aa0a8; --line: #33373d; --page: #16181b; --card: #1e2125;
-          --accent: #56b4e9; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.25rem 4rem; background: var(--page);
-       color: var(--text); font: 16px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 .2rem; letter-spacing: -.01em; }
-h2 { font-size: 1.1rem; margin: 2.6rem 0 .8rem; }
-p { color: var(--soft); margin: .6rem 0 1rem; }
-.figures { display: grid; gap: 1.2rem;
-           grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); }
-figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 10px;
-         padding: .9rem; }
-figure.wide { grid-column: 1 / -1; }
-figure img { display: block; width: 100%; height: auto; }
-figure img.pixels { image-rendering: pixelated; }
-figcaption { color: #60646c; font-size: .875rem; margin-top: .6rem; }
-.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line);
-          border-radius: 10px; padding: .3rem 1rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 500; color: var(--soft); font-size: .875rem; }
-th, td { padding: .5rem .9rem .5rem 0; border-bottom: 1px solid var(--line); }
-tr:last-child td { border-bottom: 0; }
-.number { text-align: right; white-space: nowrap; }
-tr.model td { font-weight: 650; color: var(--accent); }
-pre { margin: 0; padding: .6rem 0; font: .84rem/1.5 ui-monospace, monospace; }
-"""
+from experiments.runs import configuration
+from experiments.runs.saved import Run
+
+# The page, next to this module; all that is filled in is escaped.
+_TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 
 
 def table(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Returns the rows of the table of results: name, nats, bits per dimension, remarks."""
+    """Return the rows of the table of results: name, nats, bits per dimension, remarks."""
     rows = []
     for name, row in results["log_likelihood"].items():
         remarks = [row["chosen"]] if "chosen" in row else []
@@ -65,13 +38,13 @@ def table(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def _measured(value: float, error: float, digits: int = 2) -> str:
-    """Returns a number and its standard error, which a single example has not."""
+    """Return a number and its standard error, which a single example has not."""
     return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
 
 
 @contextlib.contextmanager
 def optional(what: str) -> Iterator[None]:
-    """Says so where a part of the report fails, and lets the rest be."""
+    """Print a warning where a part of the report fails, and go on without it."""
     try:
         yield
     except Exception as error:
@@ -80,7 +53,7 @@ def optional(what: str) -> Iterator[None]:
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """Returns sentences on repeated rows, and on the baselines that the model does not beat."""
+    """Return sentences on repeated rows, and on the baselines that the model does not beat."""
     said = []
     if repeated := results.get("num_repeated"):
         said.append(
@@ -112,7 +85,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
 
 
 def gap(results: dict[str, Any]) -> str:
-    """Returns a sentence on overfitting."""
+    """Return a sentence on overfitting."""
     return (
         "Overfitting gap, training minus held-out: "
         + _measured(results["overfitting_gap_nats"], results["overfitting_gap_standard_error"])
@@ -121,7 +94,7 @@ def gap(results: dict[str, Any]) -> str:
 
 
 def of_labels(results: dict[str, Any]) -> list[str]:
-    """Returns sentences on the labels, for a conditional run."""
+    """Return sentences on the labels, for a conditional run."""
     sentences = []
     if gain := results.get("label_gain"):
         given = results["log_likelihood"]["score model given label"]["nats"]
@@ -145,12 +118,12 @@ def of_labels(results: dict[str, Any]) -> list[str]:
 
 
 def sentences(results: dict[str, Any]) -> list[str]:
-    """Returns all that is said of the results in words."""
+    """Return all that is said of the results in words."""
     return [*verdict(results), gap(results), *of_labels(results)]
 
 
 def method(results: dict[str, Any]) -> str:
-    """Returns a sentence on how the likelihoods were computed."""
+    """Return a sentence on how the likelihoods were computed."""
     trace = {"exact": "exact trace", "hutchinson": "Hutchinson's estimate of the trace"}
     num = results["num_examples"]
     mean = f"Mean over {num} examples ± standard error" if num > 1 else "Of a single example"
@@ -162,7 +135,7 @@ def method(results: dict[str, Any]) -> str:
 
 
 def show(directory: pathlib.Path, results: dict[str, Any]) -> None:
-    """Prints the results, and where everything is."""
+    """Print the results, and where everything is."""
     from rich.console import Console
     from rich.table import Table
 
@@ -195,7 +168,7 @@ def show(directory: pathlib.Path, results: dict[str, Any]) -> None:
 
 
 def write_json(path: pathlib.Path, results: dict[str, Any]) -> None:
-    """Writes the results as JSON, which knows no NaN: null where there is no such number."""
+    """Write the results as JSON, which knows no NaN: null where there is no such number."""
 
     def plain(value):
         if isinstance(value, dict):
@@ -208,65 +181,56 @@ def write_json(path: pathlib.Path, results: dict[str, Any]) -> None:
 
 
 def write(run: Run, results: dict[str, Any]) -> None:
-    """Writes report.html: pictures, results and configuration, with nothing outside the page."""
-    directory, recipe, config = run.directory, run.recipe, run.config
+    """Write report.html: pictures, results and configuration, with nothing outside the page."""
+    page = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template(_TEMPLATE.name)
+    options = [
+        (group, name, value)
+        for group, values in configuration.to_dict(run.config).items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+    ]
+    content = page.render(
+        recipe=run.recipe.title,
+        about=run.recipe.Options.__doc__,
+        num_steps=run.config.training.num_steps,
+        results=results,
+        figures=_figures(run),
+        rows=table(results),
+        words=f"{'. '.join(sentences(results))}. {method(results)}",
+        options=options,
+    )
+    (run.directory / "report.html").write_text(content, encoding="utf-8")
+
+
+def _figures(run: Run) -> list[dict[str, Any]]:
+    """Return the pictures that there are, with their captions; the wide ones stand below."""
+    drawn = f"Samples{' of each label' if run.problem.num_labels else ''}"
     figures = (
+        ("samples.png", f"{drawn}, by Heun's method on the probability flow", False),
         (
-            "samples.png",
-            f"Samples{' of each label' if run.problem.num_labels else ''}, by Heun's method on "
-            "the probability flow",
-            "",
+            "sampling.gif",
+            "Noise becoming samples, brought to one range at every noise level",
+            False,
         ),
-        ("sampling.gif", "Noise becoming samples, brought to one range at every level", ""),
-        (
-            "scores_per_level.png",
-            "The score at several noise levels, and its error at each",
-            "wide",
-        ),
-        ("loss.png", "Training loss, mean over every hundred steps", "wide"),
+        ("scores_per_level.png", "The score at several noise levels, and its error at each", True),
+        ("loss.png", "Training loss, mean over every hundred steps", True),
     )
-    first, second = (
-        "".join(
-            f'<figure class="{layout}"><img src="{_embedded(directory / name)}" alt="{caption}"'
-            f' class="{"pixels" if run.problem.is_image and not layout else ""}">'
-            f"<figcaption>{caption}</figcaption></figure>"
-            for name, caption, layout in part
-            if (directory / name).exists()
-        )
-        for part in (figures[:2], figures[2:])
-    )
-    rows = "".join(
-        f'<tr class="{"model" if name == "score model" else ""}"><td>{html.escape(name)}</td>'
-        f'<td class="number">{nats}</td><td class="number">{bits}</td>'
-        f"<td>{html.escape(remarks)}</td></tr>"
-        for name, nats, bits, remarks in table(results)
-    )
-    groups = "".join(
-        f"<tr><td>{html.escape(group)}</td><td>{html.escape(name)}</td>"
-        f"<td>{html.escape(str(value))}</td></tr>"
-        for group, options in _config.to_dict(config).items()
-        if isinstance(options, dict)
-        for name, value in options.items()
-    )
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(recipe)} · sm_jax</title><style>{_STYLE}</style></head><body>
-<h1>{html.escape(recipe)}</h1>
-<p>{html.escape(type(config).__doc__)} A score model of {results["num_parameters"]:,} parameters,
-{config.training.num_steps:,} steps, {results.get("wall_seconds", 0):.0f} s in all.</p>
-<div class="figures">{first}</div>
-<h2>Log-likelihood</h2>
-<div class="scroll"><table><tr><th></th><th class="number">nats</th>
-<th class="number">bits/dim</th><th></th></tr>{rows}</table></div>
-<p>{html.escape(". ".join(sentences(results)))}. {html.escape(method(results))}</p>
-<h2>Scores and training</h2>
-<div class="figures">{second}</div>
-<h2>Configuration</h2>
-<div class="scroll"><table>{groups}</table></div>
-</body></html>
-"""
-    (directory / "report.html").write_text(page, encoding="utf-8")
+    return [
+        {
+            "source": _embedded(run.directory / name),
+            "caption": caption,
+            "wide": wide,
+            "pixels": run.problem.is_image and not wide,
+        }
+        for name, caption, wide in figures
+        if (run.directory / name).exists()
+    ]
 
 
 def _embedded(path: pathlib.Path) -> str:

@@ -1,0 +1,1 @@
+"""What the launchers share: command line, run directory, evaluation, pictures and report."""
