@@ -18,7 +18,7 @@ The core needs JAX, NumPy and SciPy, and is imported with the package:
     data              sources, scaling with its log-determinant, batches by (key, step)
 
 `sm_jax.models` (Flax) and `sm_jax.training` (Flax, Optax, Orbax) are imported by name and need
-``pip install sm_jax[train]``.
+``pip install ".[train]"`` from a checkout.
 """
 
 from sm_jax import (

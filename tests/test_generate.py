@@ -135,7 +135,7 @@ def test_progress(getkey, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert generate(draw, getkey(), 5).shape == (5, 2)
     assert capfd.readouterr() == ("", "")
-    with pytest.raises(ImportError, match=r"pip install sm_jax\[train\], or progress=False"):
+    with pytest.raises(ImportError, match=r"pip install tqdm, or progress=False"):
         generate(draw, getkey(), 5, progress=True)
 
 

@@ -436,5 +436,5 @@ def test_more_bad_input(getkey, monkeypatch):
     with pytest.raises(ValueError, match=r"shape of x, \(1, 3\), got \(1, 2\)"):
         samplers.adaptive_ode(lambda x, t: x[:, :2], jnp.ones((2, 3)), process=VE)
     monkeypatch.setitem(sys.modules, "diffrax", None)
-    with pytest.raises(ImportError, match=r"pip install sm_jax\[ode\], or use heun"):
+    with pytest.raises(ImportError, match=r"pip install diffrax, or use heun"):
         flow()

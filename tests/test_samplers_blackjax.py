@@ -330,7 +330,7 @@ def test_mclmc_hands_on_its_options_and_fresh_keys(monkeypatch, getkey):
 
 def test_missing_blackjax_is_named(monkeypatch, getkey):
     monkeypatch.setitem(sys.modules, "blackjax", None)
-    with pytest.raises(ImportError, match=r"pip install sm_jax\[mcmc\]"):
+    with pytest.raises(ImportError, match=r"pip install blackjax"):
         metrics.chain_diagnostics(jnp.ones((5, 2)))
 
 

@@ -121,7 +121,7 @@ def adaptive_log_prob(
 
         from sm_jax import _flow_steps
     except ImportError as error:
-        message = "adaptive_log_prob needs diffrax: pip install sm_jax[ode], or use log_prob."
+        message = "adaptive_log_prob needs diffrax: pip install diffrax, or use log_prob."
         raise ImportError(message) from error
 
     x = _checks.check_data(x)

@@ -9,7 +9,7 @@ For chains of ``n`` steps with autocorrelation ``rho_k`` at lag ``k``, ``B`` of 
 the ranks of the draws, mapped to normal quantiles, with every chain cut in half. The sum in (1) is
 cut where pairs of autocorrelations turn negative.
 
-blackjax computes both: ``pip install sm_jax[mcmc]``.
+blackjax computes both: ``pip install blackjax``.
 
 Reference: Vehtari et al. 2021, https://arxiv.org/abs/1903.08008
 """
@@ -30,7 +30,7 @@ def _blackjax():
         import blackjax
     except ImportError as error:
         raise ImportError(
-            "metrics.chain_diagnostics needs blackjax: pip install sm_jax[mcmc]"
+            "metrics.chain_diagnostics needs blackjax: pip install blackjax"
         ) from error
     return blackjax
 

@@ -158,7 +158,7 @@ def adaptive_ode(
 
         from sm_jax import _flow_steps
     except ImportError as error:
-        message = "adaptive_ode needs diffrax: pip install sm_jax[ode], or use heun."
+        message = "adaptive_ode needs diffrax: pip install diffrax, or use heun."
         raise ImportError(message) from error
 
     x = _checks.check_data(x)

@@ -5,7 +5,7 @@ analytic or a sum of others, into the log-density of one point that blackjax wan
 below run its samplers with it: `nuts`, `mclmc` and, for the normalizer, `smc`; any other one takes
 ``log_density(energy_fn)`` directly. For a score without an energy, see `sm_jax.samplers.mala`.
 
-blackjax is imported when a function is called: ``pip install sm_jax[mcmc]``.
+blackjax is imported when a function is called: ``pip install blackjax``.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def _blackjax():
         import blackjax.smc.resampling
     except ImportError as error:
         raise ImportError(
-            "samplers.nuts, mclmc and smc need blackjax: pip install sm_jax[mcmc]"
+            "samplers.nuts, mclmc and smc need blackjax: pip install blackjax"
         ) from error
     return blackjax
 

@@ -155,7 +155,7 @@ def _bar(num: int, progress: bool | None) -> Iterator[Callable[[int], None]]:
         from tqdm import tqdm
     except ImportError as error:
         if progress:
-            message = "progress=True needs tqdm: pip install sm_jax[train], or progress=False."
+            message = "progress=True needs tqdm: pip install tqdm, or progress=False."
             raise ImportError(message) from error
         progress = False
     if progress is None:
