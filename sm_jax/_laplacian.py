@@ -252,7 +252,7 @@ def _is_supported(jaxpr) -> bool:
 
 
 def _is_precise(variable) -> bool:
-    """Whether a variable is no complex number, and if floating, float32 at least."""
+    """Return whether a variable is real, and if floating, float32 at least."""
     dtype = getattr(variable.aval, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         return True

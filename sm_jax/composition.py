@@ -11,15 +11,15 @@ With ``p_i ∝ exp(-E_i)`` and ``s_i = -grad E_i``,
 
 At a noise level, where densities are noised and functions take ``(x, t)``:
 
-* A mixture of noised densities is the noised mixture. (2) and (3) are exact at every level.
+* A mixture of noised densities is the noised mixture. (2) and (3) are exact at every noise level.
 * A product of noised densities is *not* the noised product. (1) then is a sequence of densities
   that starts at nearly noise and ends at the product, and has to be sampled as such: by Markov
-  chains at each level, as in annealed Langevin dynamics. A reverse diffusion with the summed score
-  has another result. For two factors ``N(0, v)``, whose product has the variance ``v / 2``, the
-  variance exploding reverse SDE ends with ``v / 3``, and the probability flow with 0.
+  chains at each noise level, as in annealed Langevin dynamics. A reverse diffusion with the summed
+  score has another result. For two factors ``N(0, v)``, whose product has the variance ``v / 2``,
+  the variance exploding reverse SDE ends with ``v / 3``, and the probability flow with 0.
 
-So what `product`, `temper` and `divide` return refuses to be called with a level unless it was made
-with ``annealed=True``.
+So what `product`, `temper` and `divide` return refuses to be called with a noise level unless it
+was made with ``annealed=True``.
 
 References: Hinton 2002, https://doi.org/10.1162/089976602760128018; Du et al. 2020,
 https://arxiv.org/abs/2004.06030 and 2023, https://arxiv.org/abs/2302.11552
@@ -55,14 +55,15 @@ def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: b
             need not be the energy of a density.
         annealed: declare that the result serves for Markov chains at each noise level
             (`sm_jax.samplers.annealed_langevin` and the like), in which case it may be called with
-            a level. It is not the score that a diffusion sampler needs.
+            a noise level. It is not the score that a diffusion sampler needs.
 
     Returns:
         A function of the kind of ``fns``, each call one of every factor.
 
     Raises:
         ValueError: ``fns`` is empty or ``weights`` is not one finite number for each; or, at a
-            call, if the factors return different shapes, or a level is given without ``annealed``.
+            call, if the factors return different shapes, or a noise level is given without
+            ``annealed``.
 
     Example:
         >>> energy_fn = product([lambda x: x**2, lambda x: (x - 1.0) ** 2])
@@ -84,8 +85,8 @@ def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: b
         if args and not annealed:
             raise ValueError(
                 "the product of noised densities is not the noised product, so this sum, called "
-                "with a noise level, is no score for a diffusion sampler: compose the energies or "
-                "scores with annealed=True and sample them by Markov chains at each level, e.g. "
+                "with a noise level, is not the score that a diffusion sampler needs: compose the "
+                "energies or scores with annealed=True and sample them by Markov chains at each level, e.g. "
                 "samplers.annealed_langevin."
             )
         terms = _same_shape([fn(x, *args) for fn in fns])
@@ -107,8 +108,8 @@ def temper(fn: _Fn, *, inverse_temperature: ArrayLike, annealed: bool = False) -
         A function of the kind of ``fn``: ``inverse_temperature`` times its value.
 
     Raises:
-        ValueError: ``inverse_temperature`` is not one finite number; or, at a call, a level is
-            given without ``annealed``.
+        ValueError: ``inverse_temperature`` is not one finite number; or, at a call, a noise level
+            is given without ``annealed``.
 
     Example:
         >>> print(temper(lambda x: -x, inverse_temperature=2.0)(jnp.array([3.0])))
@@ -141,7 +142,7 @@ def divide(fn: _Fn, other: _Fn, *, strength: ArrayLike, annealed: bool = False) 
 
     Raises:
         ValueError: ``strength`` is not a positive scalar; or, at a call, if the two return
-            different shapes, or a level is given without ``annealed``.
+            different shapes, or a noise level is given without ``annealed``.
 
     Example:
         >>> print(divide(lambda x: -x, lambda x: 1.0 - x, strength=0.5)(jnp.array([2.0])))
@@ -166,7 +167,7 @@ def mixture(
 
     With ``w`` divided by its sum, ``E = -log sum_i exp(log w_i - log Z_i - E_i)``. It is exact with
     a noise level too, if the energies are those of noised densities and their normalizers do not
-    change with the level.
+    change with the noise level.
 
     Args:
         energy_fns: ``K`` energies ``(x [B, ...], *args) -> [B]``.

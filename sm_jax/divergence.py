@@ -56,7 +56,7 @@ __all__ = [
     "sphere",
 ]
 
-# Up to so many products are written out rather than looped over. For few the loop costs more than
+# Up to this many products are written out rather than looped over. For few the loop costs more than
 # the memory that it saves; and on CPU, XLA runs convolutions within loops tens of times slower, so
 # events with several axes, as convolutional networks have them, write out more.
 _UNROLLED, _UNROLLED_IMAGES = 3, 16

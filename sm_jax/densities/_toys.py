@@ -34,7 +34,7 @@ def two_moons(*, noise: float = 0.1, num_nodes: int | None = None) -> GaussianMi
 
     Args:
         noise: standard deviation of the blur, in units of the scaled data, in (0, 1).
-        num_nodes: quadrature nodes per moon; by default as many as the noise asks for.
+        num_nodes: quadrature nodes per moon; by default enough for the noise.
 
     Raises:
         ValueError: ``noise`` outside (0, 1).
@@ -58,7 +58,7 @@ def swiss_roll(*, noise: float = 0.1, num_nodes: int | None = None) -> GaussianM
 
     Args:
         noise: standard deviation of the blur, in units of the scaled data, in (0, 1).
-        num_nodes: quadrature nodes; by default as many as the noise asks for.
+        num_nodes: quadrature nodes; by default enough for the noise.
 
     Raises:
         ValueError: ``noise`` outside (0, 1).
@@ -82,7 +82,7 @@ def rings(*, noise: float = 0.1, num_nodes: int | None = None) -> GaussianMixtur
     Args:
         noise: standard deviation of the blur, in units of the scaled data, in (0, 1).
         num_nodes: equally spaced nodes on the outer ring, 2/3 and 1/3 of them on the others; by
-            default as many as the noise asks for.
+            default enough for the noise.
 
     Raises:
         ValueError: ``noise`` outside (0, 1).
@@ -109,7 +109,7 @@ def pinwheel(*, noise: float = 0.1, num_nodes: int | None = None) -> GaussianMix
 
     Args:
         noise: standard deviation of the blur, in units of the scaled data, in (0, 1).
-        num_nodes: quadrature nodes per arm; by default as many as the noise asks for.
+        num_nodes: quadrature nodes per arm; by default enough for the noise.
 
     Raises:
         ValueError: ``noise`` outside (0, 1).

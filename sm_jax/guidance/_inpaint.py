@@ -13,7 +13,7 @@ steps are repeated: noise is added to go back up from ``q`` to ``r``,
     y <- y + sqrt(r^2 - q^2) z'',                                                      (3)
 
 and the steps down are made again, so that the unknown part comes to terms with the known one at
-each level before the noise falls.
+each noise level before the noise falls.
 
 Reference: Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865
 """

@@ -12,7 +12,7 @@ hold a classifier between them. Guidance takes that gradient ``w`` times,
 
 ``s_u`` being the score without and ``s_c`` with the label. ``w = 0`` ignores the label and
 ``w = 1`` is the conditional score. For other ``w``, (2) is the score of ``p_t(x) p_t(c | x)^w``
-at each level, but these densities are not noised versions of one another: a diffusion sampler
+at each noise level, but these densities are not noised versions of one another: a diffusion sampler
 then has a sharper and shifted result, not samples of ``p_0(x) p_0(c | x)^w``.
 
 References: Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233; Ho & Salimans 2022,

@@ -100,8 +100,8 @@ def adaptive_log_prob(
 
     Raises:
         ImportError: diffrax is not installed.
-        TypeError: ``x`` is not floating, the score has another dtype, or ``solver`` is no explicit
-            Runge-Kutta method.
+        TypeError: ``x`` is not floating, the score has another dtype, or ``solver`` is not an
+            explicit Runge-Kutta method.
         ValueError: ``x`` is empty, the score has another shape, ``sigma_data`` or a tolerance is
             not positive, a count is below 1, or ``num_estimates`` is above 1 without a key.
 

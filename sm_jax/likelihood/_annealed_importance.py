@@ -11,9 +11,9 @@ weight whose mean is ``Z``, whatever the mixing of ``T_k``:
 
 By Jensen's inequality ``E[log mean(w)] <= log Z``, and ``log mean(w)`` exceeds ``log Z`` by ``c``
 nats with a probability of at most ``exp(-c)``. The same chain run backwards, from exact draws of
-the model down to the base, has a weight ``w'``, the sum (2) along its path, of which the mean of
-``1 / w'`` is ``1 / Z``: ``-log mean(1 / w')`` is an upper bound in the same sense. Here ``T_k`` is
-MALA (sm_jax.samplers), which is reversible, as the way back needs.
+the model down to the base, has a weight ``w'``, the sum (2) along its path. The mean of
+``1 / w'`` is ``1 / Z``, so ``-log mean(1 / w')`` is an upper bound in the same sense. Here ``T_k``
+is MALA (sm_jax.samplers), which is reversible, as the way back needs.
 
 References: Neal 2001, https://arxiv.org/abs/physics/9803008; the way back, Grosse, Ghahramani &
 Adams 2015, https://arxiv.org/abs/1511.02543

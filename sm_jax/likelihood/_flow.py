@@ -20,7 +20,7 @@ The divergence is the expensive part, so it is taken only at the times of the gr
 trapezoidal rule on (3); between them, (2) takes several cheap steps of Heun's method.
 
 The result is the density of the data at noise level ``sigma(t_min)``. It is exact for the model up
-to the error of the solver, even where the model is no gradient.
+to the error of the solver, even where the model is not a gradient.
 
 Reference: Song et al. 2021, section 4.3 and appendix D.2, https://arxiv.org/abs/2011.13456
 """

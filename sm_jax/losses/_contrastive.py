@@ -191,8 +191,8 @@ def noise_contrastive(
     Raises:
         TypeError: ``x`` is not floating.
         ValueError: ``x`` is empty, the energy or the log-density of the noise is not one number per
-            example, ``num_noise < 1``, ``log_normalizer`` is no scalar, or the draws of the noise
-            are of other shapes than the data.
+            example, ``num_noise < 1``, ``log_normalizer`` is not a scalar, or the draws of the
+            noise are of other shapes than the data.
 
     Example:
         >>> from sm_jax import densities

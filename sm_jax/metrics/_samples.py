@@ -45,7 +45,7 @@ def sliced_wasserstein(
         finite.
 
     Raises:
-        TypeError: ``x`` or ``y`` is not floating, or ``num_projections`` is no integer.
+        TypeError: ``x`` or ``y`` is not floating, or ``num_projections`` is not an integer.
         ValueError: ``x`` or ``y`` is empty, their event shapes differ, ``num_projections < 1``, or
             ``p`` is not one finite number of at least 1.
 

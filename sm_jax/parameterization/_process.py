@@ -26,7 +26,7 @@ def change_process(
         score_fn: ``(x_t [B, ...], t [B]) -> [B, ...]`` under ``source``.
         source: the process that the score was trained for.
         target: the process to sample or evaluate likelihoods with. Its ratios must lie within
-            those of ``source``, outside of which the network knows nothing.
+            those of ``source``: outside, the network was not trained.
 
     Returns:
         A score function ``(x_t [B, ...], t [B]) -> [B, ...]`` under ``target``: for an

@@ -4,8 +4,8 @@ Data of mean ``m`` noised to ``t_max`` and the prior of a process of mean ``m'``
 
     KL = |alpha (m - m')|^2 / (2 sigma^2)    at t_max,                                   (1)
 
-besides what the spread of the data makes of it. By so many nats likelihoods are too small, and by
-``sqrt(2 KL)`` standard deviations of the prior samples start at the wrong place.
+besides the effect of the spread of the data. Likelihoods are too small by this number of nats, and
+samples start ``sqrt(2 KL)`` standard deviations of the prior away from where they should.
 """
 
 import warnings

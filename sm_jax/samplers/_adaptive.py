@@ -136,8 +136,8 @@ def adaptive_ode(
 
     Raises:
         ImportError: diffrax is not installed.
-        TypeError: ``x`` is not floating, the score has another dtype, or ``solver`` is no explicit
-            Runge-Kutta method.
+        TypeError: ``x`` is not floating, the score has another dtype, or ``solver`` is not an
+            explicit Runge-Kutta method.
         ValueError: ``x`` is empty, the score has another shape, ``rtol``, ``sigma_data`` or a count
             is not positive, ``atol`` is negative, or the times are not strictly decreasing or leave
             the range of the process.

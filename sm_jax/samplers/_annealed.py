@@ -128,7 +128,7 @@ def consistent_annealed(
     ``processes.VE`` with the share ``beta / sqrt(1 - gamma^2)`` of the ancestral noise.
 
     After every step the noise left in ``x`` is that of the level, as the network was trained,
-    which `annealed_langevin` exceeds: so there is no second step count to tune, and the ladder can
+    which `annealed_langevin` exceeds. Hence it needs no second step count, and the ladder can
     be as fine as one likes. First order in the logarithm of the ratio of levels. Prefer it for
     networks trained on a ladder; with a process, the diffusion samplers get further on the same
     budget. It fails on coarse ladders, where the score of one level serves too long a step.

@@ -193,7 +193,7 @@ def mclmc(
         energy_fn: ``x [B, ...] -> [B]``.
         x: starting points of the chains ``[B, ...]``, of events with at least two numbers.
         key: a random key.
-        num_samples: steps of each chain, all of which are returned.
+        num_samples: steps of each chain; all are returned.
         num_warmup: steps of the tuning of step size, metric and decoherence length, about a third
             for each, which are discarded.
 
@@ -267,8 +267,8 @@ def smc(
 
     Particles from the base are weighed, resampled and moved by Hamiltonian Monte Carlo, through
     ``base^(1 - b) exp(-b E)``, each ``b`` as far from the last as the effective sample size allows.
-    Prefer it for several modes, and for ``log Z``, of which `sm_jax.likelihood.annealed_importance`
-    gives a bracket. It fails where the base does not cover the model, or the particles are too few
+    Prefer it for several modes, and for ``log Z``; `sm_jax.likelihood.annealed_importance` gives a
+    bracket of it. It fails where the base does not cover the model, or the particles are too few
     to hold every mode.
 
     The energy may be infinite, for data behind walls: the base is then cut to what is inside, by

@@ -74,7 +74,7 @@ class Source(NamedTuple):
 
 def is_stream(data: Any) -> bool:
     """Return whether the data has a method ``at(step)``, rather than being arrays."""
-    return callable(getattr(data, "at", None))  # `at` of a jax.Array is no method
+    return callable(getattr(data, "at", None))  # `at` of a jax.Array is a property
 
 
 def batch_like(data: Any, batch_size: int | None) -> Any:
