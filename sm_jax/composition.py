@@ -86,8 +86,8 @@ def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: b
             raise ValueError(
                 "the product of noised densities is not the noised product, so this sum, called "
                 "with a noise level, is not the score that a diffusion sampler needs: compose the "
-                "energies or scores with annealed=True and sample them by Markov chains at each level, e.g. "
-                "samplers.annealed_langevin."
+                "energies or scores with annealed=True and sample them by Markov chains at each "
+                "noise level, e.g. samplers.annealed_langevin."
             )
         terms = _same_shape([fn(x, *args) for fn in fns])
         total = sum(w * _arrays.accumulated(term) for w, term in zip(weights, terms, strict=True))
