@@ -6,16 +6,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+
+from sm_jax.typing import ArrayOrList
 
 
-def as_floating(value: ArrayLike) -> jax.Array:
+def as_floating(value: ArrayOrList) -> jax.Array:
     """Return ``value`` as an array, integers in the default floating dtype."""
     value = jnp.asarray(value)
     return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
 
 
-def concrete(value: ArrayLike) -> np.ndarray | None:
+def concrete(value: ArrayOrList) -> np.ndarray | None:
     """Return ``value`` as a NumPy array, or None where it is traced or no number."""
     if isinstance(value, jax.core.Tracer):
         return None

@@ -33,7 +33,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax.typing import EnergyFn, NoiseScoreFn, ScoreFn
+from sm_jax.typing import ArrayOrList, EnergyFn, NoiseScoreFn, ScoreFn
 
 __all__ = ["divide", "mixture", "mixture_score", "product", "temper"]
 
@@ -41,7 +41,9 @@ __all__ = ["divide", "mixture", "mixture_score", "product", "temper"]
 _Fn = Callable[..., jax.Array]
 
 
-def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: bool = False) -> _Fn:
+def product(
+    fns: Sequence[_Fn], *, weights: ArrayOrList | None = None, annealed: bool = False
+) -> _Fn:
     """Return the energy, or the score, of the product ``prod_i p_i^w_i`` of densities.
 
     It is the weighted sum of its factors: of energies ``E = sum_i w_i E_i``, of scores
@@ -159,8 +161,8 @@ def divide(fn: _Fn, other: _Fn, *, strength: ArrayLike, annealed: bool = False) 
 def mixture(
     energy_fns: Sequence[EnergyFn],
     *,
-    weights: ArrayLike | None = None,
-    log_normalizers: ArrayLike | None = None,
+    weights: ArrayOrList | None = None,
+    log_normalizers: ArrayOrList | None = None,
 ) -> EnergyFn:
     """Return the energy of the mixture ``sum_i w_i p_i`` of densities ``p_i = exp(-E_i) / Z_i``.
 
@@ -204,8 +206,8 @@ def mixture_score(
     score_fns: Sequence[ScoreFn | NoiseScoreFn],
     energy_fns: Sequence[EnergyFn],
     *,
-    weights: ArrayLike | None = None,
-    log_normalizers: ArrayLike | None = None,
+    weights: ArrayOrList | None = None,
+    log_normalizers: ArrayOrList | None = None,
 ) -> ScoreFn | NoiseScoreFn:
     """Return the score of the mixture ``sum_i w_i p_i`` of densities ``p_i = exp(-E_i) / Z_i``.
 
@@ -259,7 +261,7 @@ def mixture_score(
     return score_fn
 
 
-def _check_finite(name: str, value: ArrayLike) -> None:
+def _check_finite(name: str, value: ArrayOrList) -> None:
     """Raise unless every (concrete) entry of ``value`` is finite."""
     known = _arrays.concrete(value)
     if known is not None and not np.all(np.isfinite(known)):
@@ -311,7 +313,7 @@ def _densities(energies, shares, log_normalizers):
 
 
 def _components(
-    num: int, weights: ArrayLike | None, log_normalizers: ArrayLike | None
+    num: int, weights: ArrayOrList | None, log_normalizers: ArrayOrList | None
 ) -> tuple[jax.Array, jax.Array]:
     """Return the weights divided by their sum and ``log Z``, ``[K]`` each."""
     weights = jnp.ones(num) if weights is None else jnp.asarray(weights, float)

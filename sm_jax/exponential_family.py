@@ -36,10 +36,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
+from sm_jax.typing import ArrayOrList
 
 __all__ = ["ExponentialFamilyFit", "fit_exponential_family"]
 
@@ -62,7 +62,7 @@ class ExponentialFamilyFit(NamedTuple):
 
 def fit_exponential_family(
     statistics: Callable[[jax.Array], jax.Array],
-    x: ArrayLike,
+    x: ArrayOrList,
     *,
     weight: Callable[[jax.Array], jax.Array] | None = None,
 ) -> ExponentialFamilyFit:

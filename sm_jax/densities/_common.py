@@ -7,17 +7,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax.typing import ProcessLike
+from sm_jax.typing import ArrayOrList, ProcessLike
 
 MAX_ELEMENTS = 2**22  # of a temporary array: 16 MB in float32
 
 
 def apply_rows(
-    fn: Callable, x: ArrayLike, event_shape: tuple[int, ...], dtype: DTypeLike, row_size: int
+    fn: Callable, x: ArrayOrList, event_shape: tuple[int, ...], dtype: DTypeLike, row_size: int
 ):
     """Apply ``fn``, a function of one flat event ``[D]``, to each row of ``x [B, *event_shape]``.
 
@@ -38,7 +38,7 @@ def apply_rows(
 
 
 def scale_and_noise(
-    process: ProcessLike, t: ArrayLike, dtype: DTypeLike
+    process: ProcessLike, t: ArrayOrList, dtype: DTypeLike
 ) -> tuple[jax.Array, jax.Array]:
     """Return ``alpha(t), sigma(t)`` as scalars of ``dtype``."""
     if np.ndim(t) != 0:
@@ -50,7 +50,7 @@ def scale_and_noise(
     return alpha, sigma
 
 
-def log_normalized(weights: ArrayLike, num: int, dtype: DTypeLike) -> jax.Array:
+def log_normalized(weights: ArrayOrList, num: int, dtype: DTypeLike) -> jax.Array:
     """Return ``log(weights / sum(weights))``, checked to be ``num`` weights."""
     if np.shape(weights) != (num,):
         raise ValueError(

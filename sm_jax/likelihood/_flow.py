@@ -47,7 +47,7 @@ from sm_jax.processes import (
     solver_grid,
     warn_off_center,
 )
-from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike, ScoreFn
+from sm_jax.typing import ArrayOrList, DivergenceFn, NoiseScoreFn, ProcessLike, ScoreFn
 
 _FACTOR = 10.0  # by which sigma_data may be off
 _MANY = 128  # steps that suffice if it is
@@ -70,7 +70,7 @@ class LogProb(NamedTuple):
 
 def log_prob(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array | None = None,
     *,
     process: ProcessLike,
@@ -79,7 +79,7 @@ def log_prob(
     sigma_data: ArrayLike = 1.0,
     num_steps: int | None = None,
     num_substeps: int = 3,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
 ) -> LogProb:
     """Return the log-density of ``x`` under the probability-flow ODE, on a fixed grid.
 
@@ -208,7 +208,7 @@ def log_prob(
     return LogProb(values.mean(axis=0), standard_error(values, keys), num_evaluations)
 
 
-def _grid(process: ProcessLike, num_steps: int | None, times: ArrayLike | None) -> jax.Array:
+def _grid(process: ProcessLike, num_steps: int | None, times: ArrayOrList | None) -> jax.Array:
     """Return the times of the solver, from ``t_max`` to ``t_min``."""
     grid = solver_grid(process, num_steps, times=times, default=32, rho=20.0)
     ends = [_arrays.concrete(end) for end in (process.t_max, process.t_min)]
@@ -266,7 +266,7 @@ def standard_error(values: jax.Array, keys: jax.Array | None) -> jax.Array:
     return error_of_mean(values)
 
 
-def bits_per_dim(log_prob: ArrayLike, num_dims: int, *, log_det: ArrayLike = 0.0) -> jax.Array:
+def bits_per_dim(log_prob: ArrayOrList, num_dims: int, *, log_det: ArrayLike = 0.0) -> jax.Array:
     """Return the negative log-density in bits per dimension, ``-(log p + log_det) / (d log 2)``.
 
     Args:

@@ -44,7 +44,7 @@ from sm_jax.processes import (
     time_grid,
 )
 from sm_jax.samplers import mala
-from sm_jax.typing import EnergyFn, ProcessLike
+from sm_jax.typing import ArrayOrList, EnergyFn, ProcessLike
 
 
 class NormalizerPath(NamedTuple):
@@ -66,12 +66,12 @@ class NormalizerPath(NamedTuple):
 
 def thermodynamic_integration(
     energy_fn: EnergyFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,
     num_levels: int | None = None,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     step_size: ArrayLike = 0.5,
     steps_per_level: int = 10,
     sigma_data: ArrayLike = 1.0,
@@ -170,10 +170,10 @@ def thermodynamic_integration(
 
 def thermodynamic_integration_from_samples(
     energy_fn: EnergyFn,
-    samples: ArrayLike,
+    samples: ArrayOrList,
     *,
     process: ProcessLike,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     sigma_data: ArrayLike = 1.0,
     log_normalizer: ArrayLike | None = None,
 ) -> NormalizerPath:

@@ -31,10 +31,10 @@ from jax.typing import ArrayLike, DTypeLike
 from sm_jax import _arrays, _checks
 from sm_jax.losses._denoising import lost_in_rounding, noise_error
 from sm_jax.processes import diffusion_squared, noise_ratio
-from sm_jax.typing import NoiseScoreFn, ProcessLike, RandomFn, TimeSampler, WeightFn
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike, RandomFn, TimeSampler, WeightFn
 
 
-def unit_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
+def unit_weight(process: ProcessLike, t: ArrayOrList) -> jax.Array:
     """Return 1: the weight that treats all noise levels alike.
 
     Args:
@@ -53,7 +53,7 @@ def unit_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
     return jnp.ones_like(_arrays.as_floating(t))
 
 
-def likelihood_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
+def likelihood_weight(process: ProcessLike, t: ArrayOrList) -> jax.Array:
     """Return ``g(t)^2 / sigma(t)^2 = 2 (log r)'``: the loss then bounds the log-likelihood.
 
     Args:
@@ -75,7 +75,7 @@ def likelihood_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
     return diffusion_squared(process, t) / process.sigma(t) ** 2
 
 
-def edm_weight(process: ProcessLike, t: ArrayLike, *, sigma_data: ArrayLike) -> jax.Array:
+def edm_weight(process: ProcessLike, t: ArrayOrList, *, sigma_data: ArrayLike) -> jax.Array:
     """Return ``1 + r^2 / d^2``: the error of the preconditioned network has weight one.
 
     ``r = sigma / alpha`` and ``d = sigma_data``.
@@ -245,7 +245,7 @@ def likelihood_times(
 
 def diffusion(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.typing import NoiseScoreFn, ScoreFn
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ScoreFn
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class EnergyScore:
                 f"energy_fn must be callable, x [B, ...] -> [B], got {self.energy_fn!r}."
             )
 
-    def __call__(self, x: ArrayLike, *args: ArrayLike) -> jax.Array:
+    def __call__(self, x: ArrayOrList, *args: ArrayLike) -> jax.Array:
         """Return ``-grad_x E(x, *args)``, ``[B, ...]``."""
         x = _checks.check_data(x)
         energy, pull_back = jax.vjp(lambda y: self.energy_fn(y, *args), x)
         return pull_back(-jnp.ones_like(_checks.check_energy(energy, x)))[0]
 
-    def at(self, t: ArrayLike) -> "EnergyScore":
+    def at(self, t: ArrayOrList) -> "EnergyScore":
         """Return the score of the energy ``x -> E(x, t)`` at a fixed noise level ``t``.
 
         Args:
@@ -81,7 +81,7 @@ class EnergyScore:
         return EnergyScore(lambda x: self.energy_fn(x, t))
 
 
-def at_time(score_fn: NoiseScoreFn, t: ArrayLike) -> ScoreFn:
+def at_time(score_fn: NoiseScoreFn, t: ArrayOrList) -> ScoreFn:
     """Return the score function ``x -> s(x, t)`` of a noise-conditional score at a fixed time.
 
     Args:

@@ -12,12 +12,12 @@ from jax.typing import ArrayLike, DTypeLike
 
 from sm_jax import _arrays, _checks
 from sm_jax.processes._location import data_mean
-from sm_jax.typing import ProcessLike, RandomFn
+from sm_jax.typing import ArrayOrList, ProcessLike, RandomFn
 
 _USUAL_SPAN = 12.0  # of log r, for which the default numbers of steps are made
 
 
-def noise_ratio(process: ProcessLike, t: ArrayLike) -> jax.Array:
+def noise_ratio(process: ProcessLike, t: ArrayOrList) -> jax.Array:
     """Return ``r(t) = sigma(t) / alpha(t)``, the noise per unit of signal.
 
     Args:
@@ -35,7 +35,7 @@ def noise_ratio(process: ProcessLike, t: ArrayLike) -> jax.Array:
     return process.sigma(t) / process.alpha(t)
 
 
-def marginal_std(process: ProcessLike, t: ArrayLike, sigma_data: ArrayLike) -> jax.Array:
+def marginal_std(process: ProcessLike, t: ArrayOrList, sigma_data: ArrayLike) -> jax.Array:
     """Return ``sqrt(alpha(t)^2 sigma_data^2 + sigma(t)^2)``, the standard deviation of ``x_t``.
 
     It is that of the noised data where ``sigma_data`` is that of the data. The squares neither
@@ -62,8 +62,8 @@ def marginal_std(process: ProcessLike, t: ArrayLike, sigma_data: ArrayLike) -> j
 
 def perturb(
     process: ProcessLike,
-    x0: ArrayLike,
-    t: ArrayLike,
+    x0: ArrayOrList,
+    t: ArrayOrList,
     key: jax.Array,
     *,
     noise: RandomFn = jax.random.normal,
@@ -104,7 +104,7 @@ def _log_derivative(function, t: jax.Array) -> jax.Array:
     return slope / value
 
 
-def drift(process: ProcessLike, x: ArrayLike, t: ArrayLike) -> jax.Array:
+def drift(process: ProcessLike, x: ArrayOrList, t: ArrayOrList) -> jax.Array:
     """Return the drift ``f(t) x``, ``f = alpha' / alpha``, of the forward process.
 
     Args:
@@ -125,7 +125,7 @@ def drift(process: ProcessLike, x: ArrayLike, t: ArrayLike) -> jax.Array:
     return (_arrays.expand_like(rate, x) * x).astype(x.dtype)
 
 
-def diffusion_squared(process: ProcessLike, t: ArrayLike) -> jax.Array:
+def diffusion_squared(process: ProcessLike, t: ArrayOrList) -> jax.Array:
     """Return ``g(t)^2``, the variance of the noise that is added per unit of time.
 
         g^2 = 2 sigma^2 (sigma' / sigma - alpha' / alpha)
@@ -177,7 +177,7 @@ def prior_sample(
     return (center[None] + sigma * jax.random.normal(key, shape, wide)).astype(dtype)
 
 
-def prior_log_prob(process: ProcessLike, x: ArrayLike) -> jax.Array:
+def prior_log_prob(process: ProcessLike, x: ArrayOrList) -> jax.Array:
     """Return the log-density of the prior ``N(alpha(t_max) mean, sigma(t_max)^2 I)``.
 
         -1/2 |x - alpha mean|^2 / sigma^2 - D log(sigma sqrt(2 pi))    at t_max
@@ -269,7 +269,7 @@ def solver_grid(
     process: ProcessLike,
     num_steps: int | None = None,
     *,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     default: int = 64,
     rho: float = 7.0,
 ) -> jax.Array:
@@ -323,7 +323,7 @@ def _stretch(process: ProcessLike) -> jax.Array:
     return jnp.where(jnp.isfinite(factor), factor, 1.0)
 
 
-def check_times(process: ProcessLike, times: ArrayLike) -> jax.Array:
+def check_times(process: ProcessLike, times: ArrayOrList) -> jax.Array:
     """Return solver times as an array, or raise unless they are a decreasing grid of the process.
 
     Args:

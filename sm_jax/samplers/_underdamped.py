@@ -25,13 +25,13 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax._scan import wide
-from sm_jax.typing import ScoreFn
+from sm_jax.typing import ArrayOrList, ScoreFn
 
 
 @overload
 def underdamped(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     step_size: ArrayLike,
@@ -48,13 +48,13 @@ def underdamped(*args: Any, **options: Any) -> tuple[jax.Array, ...]: ...
 
 def underdamped(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     step_size: ArrayLike,
     num_steps: int,
     friction: ArrayLike = 1.0,
-    velocity: ArrayLike | None = None,
+    velocity: ArrayOrList | None = None,
     trajectory: bool = False,
 ) -> jax.Array | tuple[jax.Array, ...]:
     """Run underdamped Langevin dynamics by the BAOAB splitting, with ``h = step_size``, a time.

@@ -7,14 +7,14 @@ from jax.typing import ArrayLike
 from sm_jax import _checks
 from sm_jax.processes import noise_ratio
 from sm_jax.samplers.steps._common import arguments, normal, score
-from sm_jax.typing import NoiseScoreFn, ProcessLike
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike
 
 
 def heun(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
-    t: ArrayLike,
-    t_next: ArrayLike,
+    x: ArrayOrList,
+    t: ArrayOrList,
+    t_next: ArrayOrList,
     key: jax.Array | None = None,
     *,
     process: ProcessLike,

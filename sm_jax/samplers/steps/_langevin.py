@@ -8,12 +8,12 @@ from sm_jax import _arrays, _checks
 from sm_jax._scan import at_time
 from sm_jax.samplers.steps._common import arguments, normal
 from sm_jax.samplers.steps._reverse import reverse_diffusion
-from sm_jax.typing import NoiseScoreFn, ProcessLike, ScoreFn, StepFn
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike, ScoreFn, StepFn
 
 
 def langevin(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     step_size: ArrayLike,
@@ -57,9 +57,9 @@ def langevin(
 
 def corrector(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
-    t: ArrayLike,
-    t_next: ArrayLike,
+    x: ArrayOrList,
+    t: ArrayOrList,
+    t_next: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,
@@ -106,9 +106,9 @@ def corrector(
 
 def predictor_corrector(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
-    t: ArrayLike,
-    t_next: ArrayLike,
+    x: ArrayOrList,
+    t: ArrayOrList,
+    t_next: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,

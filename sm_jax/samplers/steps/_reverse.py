@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax.processes import diffusion_squared, drift, noise_ratio
 from sm_jax.samplers.steps._common import arguments, normal, score
-from sm_jax.typing import NoiseScoreFn, ProcessLike
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike
 
 
 def _transition(process: ProcessLike, t: jax.Array, t_next: jax.Array) -> tuple:
@@ -18,9 +18,9 @@ def _transition(process: ProcessLike, t: jax.Array, t_next: jax.Array) -> tuple:
 
 def euler_maruyama(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
-    t: ArrayLike,
-    t_next: ArrayLike,
+    x: ArrayOrList,
+    t: ArrayOrList,
+    t_next: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,
@@ -63,9 +63,9 @@ def euler_maruyama(
 
 def reverse_diffusion(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
-    t: ArrayLike,
-    t_next: ArrayLike,
+    x: ArrayOrList,
+    t: ArrayOrList,
+    t_next: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,
@@ -111,9 +111,9 @@ def reverse_diffusion(
 
 def ancestral(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
-    t: ArrayLike,
-    t_next: ArrayLike,
+    x: ArrayOrList,
+    t: ArrayOrList,
+    t_next: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,
@@ -155,9 +155,9 @@ def ancestral(
 
 def ddim(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
-    t: ArrayLike,
-    t_next: ArrayLike,
+    x: ArrayOrList,
+    t: ArrayOrList,
+    t_next: ArrayOrList,
     key: jax.Array | None = None,
     *,
     process: ProcessLike,
