@@ -79,8 +79,8 @@ def check_key(name: str, key: jax.Array | None) -> None:
 
 def check_scalar(name: str, value: ArrayOrList) -> None:
     """Raise unless ``value`` is one number."""
-    if np.shape(value) != ():
-        raise ValueError(f"{name} must be one number, got shape {np.shape(value)}.")
+    if _arrays.shape(value) != ():
+        raise ValueError(f"{name} must be one number, got shape {_arrays.shape(value)}.")
 
 
 def check_positive(name: str, value: ArrayOrList) -> None:
@@ -128,10 +128,10 @@ def check_per_example(name: str, value: ArrayOrList, x: jax.Array) -> jax.Array:
 
 def check_interval(name: str, interval: tuple[ArrayLike, ArrayLike]) -> None:
     """Raise unless ``interval`` is (if concrete) two numbers ``low < high``."""
-    known = [_arrays.concrete(end) for end in interval]
-    if len(known) != 2:
+    known = _arrays.all_concrete(interval)
+    if len(interval) != 2:
         raise ValueError(f"{name} must be (low, high), got {interval}.")
-    if all(end is not None for end in known) and not known[0] < known[1]:
+    if known is not None and not known[0] < known[1]:
         raise ValueError(f"{name} must be (low, high) with low < high, got {interval}.")
 
 
@@ -146,7 +146,7 @@ def key_for(name: str, value: ArrayOrList, key: jax.Array | None) -> jax.Array |
 
 def check_levels(name: str, levels: ArrayOrList) -> jax.Array:
     """Return noise levels ``[L]``, or raise unless (if concrete) positive, strictly decreasing."""
-    shape = np.shape(levels)
+    shape = _arrays.shape(levels)
     if len(shape) != 1 or shape[0] == 0:
         raise ValueError(f"{name} must be a non-empty vector of noise levels, got shape {shape}.")
     check_positive(name, levels)

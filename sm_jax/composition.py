@@ -74,13 +74,13 @@ def product(
     Reference: Hinton 2002, https://doi.org/10.1162/089976602760128018
     """
     fns = _several("fns", fns)
-    weights = np.ones(len(fns)) if weights is None else weights
-    if np.shape(weights) != (len(fns),):
+    powers = jnp.ones(len(fns)) if weights is None else jnp.asarray(weights)
+    if powers.shape != (len(fns),):
         raise ValueError(
             f"weights must hold one number for each of the {len(fns)} factors, got shape "
-            f"{np.shape(weights)}."
+            f"{powers.shape}."
         )
-    _check_finite("weights", weights)
+    _check_finite("weights", powers)
 
     def composed(x: jax.Array, *args: jax.Array) -> jax.Array:
         if args and not annealed:
@@ -91,8 +91,8 @@ def product(
                 "samplers.annealed_langevin."
             )
         terms = _same_shape([fn(x, *args) for fn in fns])
-        total = sum(w * _arrays.accumulated(term) for w, term in zip(weights, terms, strict=True))
-        return total.astype(terms[0].dtype)
+        powered = [w * _arrays.accumulated(term) for w, term in zip(powers, terms, strict=True)]
+        return sum(powered[1:], powered[0]).astype(terms[0].dtype)
 
     return composed
 
@@ -252,7 +252,7 @@ def mixture_score(
         _, densities = _densities(energies, shares, log_normalizers)
         # A component without density at a point may have no score there: 0 times NaN, which reverse
         # mode would meet in the derivative by r too, were the product in the where.
-        total = 0.0
+        total = jnp.zeros(x.shape, densities.dtype)
         for share, s in zip(densities / densities.sum(axis=0, keepdims=True), scores, strict=True):
             r = _arrays.expand_like(share, x)
             total = total + r * jnp.where((r > 0.0) | jnp.isfinite(s), s, 0.0)

@@ -369,6 +369,7 @@ def estimate(
         >>> print(result.divergence, result.standard_error)
         [-6.] [0.]
     """
+    x = _checks.check_data(x)
     _checks.check_count("num_repeats", num_repeats, minimum=2)
     keys = jax.random.split(key, num_repeats)
     once = jax.vmap(lambda k: tuple(divergence(score_fn, x, k)), out_axes=(None, 0))

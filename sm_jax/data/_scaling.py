@@ -35,6 +35,7 @@ from sm_jax import _arrays, _checks
 from sm_jax.data._values import check_numbers
 from sm_jax.typing import ArrayOrList, RandomFn
 
+_Array = np.ndarray | jax.Array
 _NAMED = 5  # how many constant features a warning names
 
 
@@ -115,7 +116,7 @@ class Standardizer:
             _warn_constant(constant)
         return cls(mean, scale)
 
-    def __call__(self, x: ArrayOrList) -> np.ndarray | jax.Array:
+    def __call__(self, x: ArrayOrList) -> _Array:
         """Return ``(x - mean) / scale``.
 
         Args:
@@ -138,7 +139,7 @@ class Standardizer:
         y = (_arrays.accumulated(x) - mean) / scale - rest.astype(mean.dtype)[None]
         return y.astype(x.dtype)
 
-    def inverse(self, y: ArrayOrList) -> np.ndarray | jax.Array:
+    def inverse(self, y: ArrayOrList) -> _Array:
         """Return ``mean + scale y``, the inverse of the call.
 
         Args:
@@ -176,7 +177,7 @@ class Standardizer:
             raise ValueError(f"a Standardizer has keys 'mean' and 'scale', got {sorted(values)}.")
         return cls(np.asarray(values["mean"], float), np.asarray(values["scale"], float))
 
-    def _like(self, x: np.ndarray | jax.Array) -> tuple[ArrayLike, ArrayLike]:
+    def _like(self, x: _Array) -> tuple[_Array, _Array]:
         """Mean and scale with a batch axis, in NumPy or JAX as ``x`` is, in float32 at least."""
         if np.shape(x)[1:] != np.shape(self.mean) or np.ndim(x) == 0:
             raise ValueError(
@@ -185,11 +186,12 @@ class Standardizer:
             )
         if isinstance(x, np.ndarray):
             values = (self.mean, self.scale)
-            return tuple((v if isinstance(v, jax.Array) else np.asarray(v))[None] for v in values)
+            mean, scale = (v if isinstance(v, jax.Array) else np.asarray(v) for v in values)
+            return mean[None], scale[None]
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"x must have a floating dtype, got {x.dtype}: convert it first.")
         wide = _arrays.accumulator(x.dtype)
-        return tuple(jnp.asarray(value, wide)[None] for value in (self.mean, self.scale))
+        return jnp.asarray(self.mean, wide)[None], jnp.asarray(self.scale, wide)[None]
 
 
 def constant_features(x: ArrayOrList) -> np.ndarray:

@@ -24,6 +24,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax.densities import _common
@@ -80,7 +81,7 @@ class UniformBoxes:
         x = _checks.check_data(x)
         return self._rows(lambda row: self._log_prob_and_score(row)[1], x).astype(x.dtype)
 
-    def noised(self, process: ProcessLike, t: ArrayOrList) -> "UniformBoxes":
+    def noised(self, process: ProcessLike, t: ArrayLike) -> "UniformBoxes":
         """Return the density of ``alpha(t) x_0 + sigma(t) z``; ``t`` a scalar."""
         dtype = _arrays.accumulator(self.low.dtype)
         alpha, sigma = _common.scale_and_noise(process, t, dtype)

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
@@ -38,7 +38,7 @@ def apply_rows(
 
 
 def scale_and_noise(
-    process: ProcessLike, t: ArrayOrList, dtype: DTypeLike
+    process: ProcessLike, t: ArrayLike, dtype: DTypeLike
 ) -> tuple[jax.Array, jax.Array]:
     """Return ``alpha(t), sigma(t)`` as scalars of ``dtype``."""
     if np.ndim(t) != 0:
@@ -52,10 +52,10 @@ def scale_and_noise(
 
 def log_normalized(weights: ArrayOrList, num: int, dtype: DTypeLike) -> jax.Array:
     """Return ``log(weights / sum(weights))``, checked to be ``num`` weights."""
-    if np.shape(weights) != (num,):
+    if _arrays.shape(weights) != (num,):
         raise ValueError(
             f"weights must hold one number for each of the {num} components, got shape "
-            f"{np.shape(weights)}."
+            f"{_arrays.shape(weights)}."
         )
     _checks.check_not_negative("weights", weights)
     known = _arrays.concrete(weights)

@@ -22,6 +22,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax.densities import _common
@@ -79,7 +80,7 @@ class GaussianMixture:
         score = self._rows(lambda row: self._log_prob_and_score(row)[1], x)
         return score.reshape(x.shape).astype(x.dtype)
 
-    def noised(self, process: ProcessLike, t: ArrayOrList) -> "GaussianMixture":
+    def noised(self, process: ProcessLike, t: ArrayLike) -> "GaussianMixture":
         """Return the density of ``alpha(t) x_0 + sigma(t) z``, equation (3); ``t`` a scalar."""
         dtype = _arrays.accumulator(self.means.dtype)
         alpha, sigma = _common.scale_and_noise(process, t, dtype)
@@ -146,7 +147,7 @@ class Empirical:
         """Raise ``ValueError``: point masses have no score; noise them first."""
         raise ValueError(self._message("score"))
 
-    def noised(self, process: ProcessLike, t: ArrayOrList) -> GaussianMixture:
+    def noised(self, process: ProcessLike, t: ArrayLike) -> GaussianMixture:
         """Return the density of ``alpha(t) x_0 + sigma(t) z``: a mixture of ``N`` Gaussians."""
         dtype = _arrays.accumulator(self.points.dtype)
         alpha, sigma = _common.scale_and_noise(process, t, dtype)
@@ -219,7 +220,7 @@ def gaussian_mixture(
         raise ValueError(f"means must have shape [K, ...] and not be empty, got {means.shape}.")
     num, num_dims = means.shape[0], math.prod(means.shape[1:])
     log_weights = _common.log_normalized(weights, num, means.dtype)
-    shape = np.shape(covs)
+    shape = _arrays.shape(covs)
     if shape in ((), (num,)):
         _checks.check_positive("covs", covs)
         variances = jnp.asarray(covs, means.dtype).reshape(-1, 1)

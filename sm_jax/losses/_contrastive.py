@@ -36,7 +36,7 @@ def _energies(energy_fn: EnergyFn, x: jax.Array) -> jax.Array:
     return _arrays.accumulated(_checks.check_energy(energy_fn(x), x))
 
 
-def _negatives(energy_fn, x, key, step_size, num_steps):
+def _negatives(energy_fn: EnergyFn, x, key, step_size, num_steps) -> jax.Array:
     """Return the end of chains of MALA from ``x``, through which no gradient flows."""
     chain = mala(EnergyScore(energy_fn), x, key, step_size=step_size, num_steps=num_steps)
     return jax.lax.stop_gradient(chain.x)

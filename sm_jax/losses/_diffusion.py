@@ -72,6 +72,7 @@ def likelihood_weight(process: ProcessLike, t: ArrayOrList) -> jax.Array:
 
     Reference: Song et al. 2021, https://arxiv.org/abs/2101.09258
     """
+    t = _arrays.as_floating(t)
     return diffusion_squared(process, t) / process.sigma(t) ** 2
 
 
@@ -154,7 +155,7 @@ def uniform_times(
         [1. 1. 1. 1.]
     """
     u = uniform(key, shape, dtype)
-    t = process.t_min + (process.t_max - process.t_min) * u
+    t = jnp.subtract(process.t_max, process.t_min) * u + process.t_min
     return t.astype(dtype), jnp.ones(shape, dtype)
 
 
@@ -240,7 +241,7 @@ def likelihood_times(
     t = process.time_at(jnp.exp(low + (high - low) * uniform(key, shape, dtype)))
     t = jnp.clip(t, process.t_min, process.t_max).astype(dtype)
     density = 0.5 * likelihood_weight(process, t) / (high - low)
-    return t, (1.0 / (density * (process.t_max - process.t_min))).astype(dtype)
+    return t, (1.0 / (density * jnp.subtract(process.t_max, process.t_min))).astype(dtype)
 
 
 def diffusion(

@@ -158,7 +158,9 @@ def second_order_denoising_trace(
     return 0.5 * divergence(field, noised, key_divergence)[1] ** 2
 
 
-def _noise(x, key, sigma, noise):
+def _noise(
+    x: ArrayOrList, key: jax.Array, sigma: ArrayOrList, noise: RandomFn
+) -> tuple[jax.Array, ...]:
     """Return the data, ``sigma [B, 1, ...]``, the noised data, the noise, and a key for probes."""
     x = _checks.check_data(x)
     sigma = _checks.check_per_example("sigma", sigma, x)

@@ -354,12 +354,12 @@ def noise_levels_from_data(
     given = sigma_max is not None, sigma_min is not None
     points = _subset(x, key, max_points)
     num_dims = points.shape[1]
-    if not all(given):
+    if sigma_max is None or sigma_min is None:
         largest, nearest = _distances(points)
-    sigma_max = float(sigma_max) if given[0] else largest
-    sigma_min = (
-        float(sigma_min) if given[1] else float(np.median(nearest)) / 10 / math.sqrt(num_dims)
-    )
+    sigma_max = largest if sigma_max is None else float(sigma_max)
+    if sigma_min is None:
+        sigma_min = float(np.median(nearest)) / 10 / math.sqrt(num_dims)
+    sigma_min = float(sigma_min)
     _check_given(given, sigma_max, sigma_min)
     number = num_levels(
         sigma_max=sigma_max,

@@ -32,13 +32,14 @@ def _coefficients(
 ) -> tuple[jax.Array, jax.Array]:
     _checks.check_data(x)  # integers would cut the result, which has the dtype of x
     t = _checks.check_per_example("t", t, x)
-    return tuple(_arrays.expand_like(c(t), x) for c in (process.alpha, process.sigma))
+    return _arrays.expand_like(process.alpha(t), x), _arrays.expand_like(process.sigma(t), x)
 
 
 def _slopes(process: ProcessLike, x: jax.Array, t: ArrayOrList) -> tuple[jax.Array, jax.Array]:
     t = _checks.check_per_example("t", t, x)
-    slopes = (jax.jvp(c, (t,), (jnp.ones_like(t),))[1] for c in (process.alpha, process.sigma))
-    return tuple(_arrays.expand_like(slope, x) for slope in slopes)
+    _, alpha = jax.jvp(process.alpha, (t,), (jnp.ones_like(t),))
+    _, sigma = jax.jvp(process.sigma, (t,), (jnp.ones_like(t),))
+    return _arrays.expand_like(alpha, x), _arrays.expand_like(sigma, x)
 
 
 def eps_from_score(

@@ -64,7 +64,7 @@ class EnergyScore:
         energy, pull_back = jax.vjp(lambda y: self.energy_fn(y, *args), x)
         return pull_back(-jnp.ones_like(_checks.check_energy(energy, x)))[0]
 
-    def at(self, t: ArrayOrList) -> "EnergyScore":
+    def at(self, t: ArrayLike) -> "EnergyScore":
         """Return the score of the energy ``x -> E(x, t)`` at a fixed noise level ``t``.
 
         Args:
@@ -81,7 +81,7 @@ class EnergyScore:
         return EnergyScore(lambda x: self.energy_fn(x, t))
 
 
-def at_time(score_fn: NoiseScoreFn, t: ArrayOrList) -> ScoreFn:
+def at_time(score_fn: NoiseScoreFn, t: ArrayLike) -> ScoreFn:
     """Return the score function ``x -> s(x, t)`` of a noise-conditional score at a fixed time.
 
     Args:
@@ -95,4 +95,5 @@ def at_time(score_fn: NoiseScoreFn, t: ArrayOrList) -> ScoreFn:
         >>> print(at_time(lambda x, t: -x / t**2, 2.0)(jnp.ones((1, 2))))
         [[-0.25 -0.25]]
     """
+    t = jnp.asarray(t)
     return score_fn.at(t) if isinstance(score_fn, EnergyScore) else lambda x: score_fn(x, t)

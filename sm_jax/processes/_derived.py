@@ -32,6 +32,7 @@ def noise_ratio(process: ProcessLike, t: ArrayOrList) -> jax.Array:
         >>> print(noise_ratio(VE(), 2.0))
         2.0
     """
+    t = _arrays.as_floating(t)
     return process.sigma(t) / process.alpha(t)
 
 
@@ -54,6 +55,7 @@ def marginal_std(process: ProcessLike, t: ArrayOrList, sigma_data: ArrayLike) ->
         >>> print(marginal_std(VE(), 4.0, 3.0))
         5.0
     """
+    t = _arrays.as_floating(t)
     signal, sigma = process.alpha(t) * sigma_data, process.sigma(t)
     # Not by jnp.hypot, whose derivatives still divide by a square.
     unit = jax.lax.stop_gradient(jnp.maximum(signal, sigma))
@@ -211,7 +213,7 @@ def _prior(process, event_shape, dtype):
     return scale * data_mean(process, event_shape, dtype), sigma
 
 
-def time_grid(process: ProcessLike, num_steps: int, *, rho: float | None = None) -> jax.Array:
+def time_grid(process: ProcessLike, num_steps: int, *, rho: ArrayLike | None = None) -> jax.Array:
     """Return the times of a solver, from ``t_max`` down to ``t_min``, dense where noise is small.
 
     The noise ratios ``r = sigma / alpha`` are spaced as Karras et al. space their noise levels,
@@ -252,7 +254,7 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float | None = None)
     times = jnp.concatenate([ends[0][None], process.time_at(inner), ends[1][None]])
     known = _arrays.concrete(times)
     if known is not None and not np.all(np.isfinite(known)):
-        if np.isinf(_arrays.concrete(noise_ratio(process, process.t_max))):
+        if jnp.isinf(noise_ratio(process, process.t_max)):
             raise ValueError(f"alpha is 0 at t_max={process.t_max}, all noise: lower t_max.")
         raise ValueError(
             f"rho={rho} takes r^(1 / rho) out of the range of {times.dtype}: raise it."

@@ -35,10 +35,10 @@ def _pytree(process_type: type) -> type:
     return process_type
 
 
-def _check_mean(process: ProcessLike) -> None:
-    known = _arrays.concrete(process.mean)
+def _check_mean(mean: ArrayOrList) -> None:
+    known = _arrays.concrete(mean)
     if known is not None and not np.all(np.isfinite(known)):
-        raise ValueError(f"mean must be finite, got {process.mean}.")
+        raise ValueError(f"mean must be finite, got {mean}.")
 
 
 def _check_increasing(process: ProcessLike, low: str, high: str, *, equal: bool = False) -> None:
@@ -82,7 +82,7 @@ class VE:
     mean: ArrayOrList = 0.0
 
     def __post_init__(self):
-        _check_mean(self)
+        _check_mean(self.mean)
         _check_increasing(self, "sigma_min", "sigma_max")
 
     @property
@@ -152,7 +152,7 @@ class GeometricVE:
     mean: ArrayOrList = 0.0
 
     def __post_init__(self):
-        _check_mean(self)
+        _check_mean(self.mean)
         _check_increasing(self, "sigma_min", "sigma_max")
 
     @property
@@ -174,7 +174,7 @@ class GeometricVE:
 
     def sigma(self, t: ArrayOrList) -> jax.Array:
         """Return the noise level ``sigma_min (sigma_max / sigma_min)^t``."""
-        return self.sigma_min * jnp.exp(_arrays.as_floating(t) * self._log_growth())
+        return jnp.exp(_arrays.as_floating(t) * self._log_growth()) * self.sigma_min
 
     def time_at(self, ratio: ArrayOrList) -> jax.Array:
         """Return the time at which ``sigma / alpha`` equals ``ratio``."""
@@ -208,7 +208,7 @@ class VPLinear:
     mean: ArrayOrList = 0.0
 
     def __post_init__(self):
-        _check_mean(self)
+        _check_mean(self.mean)
         _check_increasing(self, "beta_min", "beta_max", equal=True)
         _check_increasing(self, "t_min", "t_max")
 
@@ -219,11 +219,12 @@ class VPLinear:
 
     def _integrated_rate(self, t: ArrayOrList) -> jax.Array:
         t = _arrays.as_floating(t)
-        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
+        slope = jnp.subtract(self.beta_max, self.beta_min)
+        return t * (self.beta_min + 0.5 * slope * t)
 
     def _time_of_integrated_rate(self, b: jax.Array) -> jax.Array:
         # The root of (beta_max - beta_min) t^2 / 2 + beta_min t - b that does not cancel.
-        slope = self.beta_max - self.beta_min
+        slope = jnp.subtract(self.beta_max, self.beta_min)
         return 2.0 * b / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * b))
 
     def alpha(self, t: ArrayOrList) -> jax.Array:
@@ -304,7 +305,7 @@ class Cosine:
     mean: ArrayOrList = 0.0
 
     def __post_init__(self):
-        _check_mean(self)
+        _check_mean(self.mean)
         _check_increasing(self, "t_min", "t_max")
         largest = _arrays.concrete(self.t_max)
         if largest is not None and largest >= 1.0:

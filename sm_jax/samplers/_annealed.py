@@ -187,7 +187,7 @@ def consistent_annealed(
 
 def _check_consistent(sigmas: ArrayOrList, step_size: ArrayLike) -> None:
     """Raise unless the levels are geometric and ``beta^2`` is positive, where they are concrete."""
-    if np.shape(sigmas)[0] < 2:
+    if _arrays.shape(sigmas)[0] < 2:
         raise ValueError(f"sigmas must hold at least two levels, got {sigmas}.")
     known, step = _arrays.concrete(sigmas), _arrays.concrete(step_size)
     if known is None:

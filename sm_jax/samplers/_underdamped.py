@@ -19,7 +19,6 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
@@ -110,8 +109,8 @@ def underdamped(
     _checks.check_count("num_steps", num_steps)
     _checks.check_not_negative("friction", friction)
     score_fn = wide(score_fn, x)
-    if velocity is not None and np.shape(velocity) != x.shape:
-        raise ValueError(f"velocity must have the shape of x, {x.shape}, got {np.shape(velocity)}.")
+    if velocity is not None and (shape := _arrays.shape(velocity)) != x.shape:
+        raise ValueError(f"velocity must have the shape of x, {x.shape}, got {shape}.")
     key_velocity, key_bath = jax.random.split(key)
     place = _arrays.accumulated(x)
     if velocity is None:

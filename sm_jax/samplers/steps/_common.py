@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._scan import at_time
@@ -9,7 +10,7 @@ from sm_jax.typing import ArrayOrList, NoiseScoreFn
 
 
 def arguments(
-    x: ArrayOrList, t: ArrayOrList, t_next: ArrayOrList
+    x: ArrayOrList, t: ArrayLike, t_next: ArrayLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return points and times as arrays, or raise unless ``t_next`` is (if concrete) below."""
     x = _checks.check_data(x)
@@ -22,7 +23,7 @@ def arguments(
     return x, jnp.asarray(t, dtype), jnp.asarray(t_next, dtype)
 
 
-def score(score_fn: NoiseScoreFn, x: jax.Array, t: ArrayOrList) -> jax.Array:
+def score(score_fn: NoiseScoreFn, x: jax.Array, t: ArrayLike) -> jax.Array:
     """Return the score at one time of all rows, checked, in float32 at least."""
     return _arrays.accumulated(_checks.check_score(at_time(score_fn, t)(x), x))
 

@@ -13,8 +13,8 @@ from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike
 def heun(
     score_fn: NoiseScoreFn,
     x: ArrayOrList,
-    t: ArrayOrList,
-    t_next: ArrayOrList,
+    t: ArrayLike,
+    t_next: ArrayLike,
     key: jax.Array | None = None,
     *,
     process: ProcessLike,

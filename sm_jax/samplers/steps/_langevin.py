@@ -58,8 +58,8 @@ def langevin(
 def corrector(
     score_fn: NoiseScoreFn,
     x: ArrayOrList,
-    t: ArrayOrList,
-    t_next: ArrayOrList,
+    t: ArrayLike,
+    t_next: ArrayLike,
     key: jax.Array,
     *,
     process: ProcessLike,
@@ -107,8 +107,8 @@ def corrector(
 def predictor_corrector(
     score_fn: NoiseScoreFn,
     x: ArrayOrList,
-    t: ArrayOrList,
-    t_next: ArrayOrList,
+    t: ArrayLike,
+    t_next: ArrayLike,
     key: jax.Array,
     *,
     process: ProcessLike,
@@ -158,7 +158,6 @@ def predictor_corrector(
     def correct(x, key):
         return corrector(score_fn, x, t, t_next, key, process=process, snr=snr), None
 
-    if num_corrector_steps:
-        keys = jax.random.split(key_corrector, num_corrector_steps)
-        x, _ = jax.lax.scan(correct, x, keys)
-    return x
+    if not num_corrector_steps:
+        return x
+    return jax.lax.scan(correct, x, jax.random.split(key_corrector, num_corrector_steps))[0]

@@ -19,8 +19,8 @@ def _transition(process: ProcessLike, t: jax.Array, t_next: jax.Array) -> tuple:
 def euler_maruyama(
     score_fn: NoiseScoreFn,
     x: ArrayOrList,
-    t: ArrayOrList,
-    t_next: ArrayOrList,
+    t: ArrayLike,
+    t_next: ArrayLike,
     key: jax.Array,
     *,
     process: ProcessLike,
@@ -64,8 +64,8 @@ def euler_maruyama(
 def reverse_diffusion(
     score_fn: NoiseScoreFn,
     x: ArrayOrList,
-    t: ArrayOrList,
-    t_next: ArrayOrList,
+    t: ArrayLike,
+    t_next: ArrayLike,
     key: jax.Array,
     *,
     process: ProcessLike,
@@ -112,8 +112,8 @@ def reverse_diffusion(
 def ancestral(
     score_fn: NoiseScoreFn,
     x: ArrayOrList,
-    t: ArrayOrList,
-    t_next: ArrayOrList,
+    t: ArrayLike,
+    t_next: ArrayLike,
     key: jax.Array,
     *,
     process: ProcessLike,
@@ -156,8 +156,8 @@ def ancestral(
 def ddim(
     score_fn: NoiseScoreFn,
     x: ArrayOrList,
-    t: ArrayOrList,
-    t_next: ArrayOrList,
+    t: ArrayLike,
+    t_next: ArrayLike,
     key: jax.Array | None = None,
     *,
     process: ProcessLike,
