@@ -1,21 +1,23 @@
 """Arithmetic that every module shares: dtypes of sums, sums over an event, concrete values."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import DTypeLike
+
+from sm_jax.typing import ArrayOrList
 
 
-def as_floating(value: ArrayLike) -> jax.Array:
+def as_floating(value: ArrayOrList) -> jax.Array:
     """Return ``value`` as an array, integers in the default floating dtype."""
     value = jnp.asarray(value)
     return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
 
 
-def concrete(value: ArrayLike) -> np.ndarray | None:
+def concrete(value: ArrayOrList) -> np.ndarray | None:
     """Return ``value`` as a NumPy array, or None where it is traced or no number."""
     if isinstance(value, jax.core.Tracer):
         return None
@@ -24,6 +26,18 @@ def concrete(value: ArrayLike) -> np.ndarray | None:
     except (TypeError, ValueError):
         return None
     return known if jnp.issubdtype(known.dtype, jnp.number) else None  # bfloat16 is one too
+
+
+def all_concrete(values: Iterable[ArrayOrList]) -> list[np.ndarray] | None:
+    """Return all ``values`` as NumPy arrays, or None where one of them is traced or no number."""
+    found = [concrete(value) for value in values]
+    known = [value for value in found if value is not None]
+    return known if len(known) == len(found) else None
+
+
+def shape(value: ArrayOrList) -> tuple[int, ...]:
+    """Return the shape of ``value``, traced or not."""
+    return np.shape(value)  # type: ignore[arg-type]  # NumPy's stubs name nested lists otherwise
 
 
 def spacing(x: jax.Array) -> np.ndarray | None:
@@ -51,7 +65,7 @@ def sum_data_axes(x: jax.Array) -> jax.Array:
     return jnp.sum(x, axis=tuple(range(1, x.ndim)), dtype=accumulator(x.dtype))
 
 
-def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+def accumulator(dtype: DTypeLike) -> jnp.dtype:
     """Return the dtype in which sums of ``dtype`` are kept: float32 at least."""
     return jnp.promote_types(dtype, jnp.float32)
 

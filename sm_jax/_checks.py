@@ -12,9 +12,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays
+from sm_jax.typing import ArrayOrList
 
 
-def check_data(x: ArrayLike, name: str = "x") -> jax.Array:
+def check_data(x: ArrayOrList, name: str = "x") -> jax.Array:
     """Return ``x`` as an array, or raise unless it is a non-empty floating batch ``[B, ...]``."""
     check_unmasked(x, name)
     x = jnp.asarray(x)
@@ -30,7 +31,7 @@ def check_data(x: ArrayLike, name: str = "x") -> jax.Array:
     return x
 
 
-def check_unmasked(x: ArrayLike, name: str = "x") -> None:
+def check_unmasked(x: ArrayOrList, name: str = "x") -> None:
     """Raise where ``x`` is an array of `numpy.ma` with masked values, which would lose its mask."""
     if np.ma.is_masked(x):
         raise ValueError(
@@ -76,27 +77,27 @@ def check_key(name: str, key: jax.Array | None) -> None:
         raise TypeError(f"{name} draws random numbers: pass a key, e.g. of jax.random.key(seed).")
 
 
-def check_scalar(name: str, value: ArrayLike) -> None:
+def check_scalar(name: str, value: ArrayOrList) -> None:
     """Raise unless ``value`` is one number."""
-    if np.shape(value) != ():
-        raise ValueError(f"{name} must be one number, got shape {np.shape(value)}.")
+    if _arrays.shape(value) != ():
+        raise ValueError(f"{name} must be one number, got shape {_arrays.shape(value)}.")
 
 
-def check_positive(name: str, value: ArrayLike) -> None:
+def check_positive(name: str, value: ArrayOrList) -> None:
     """Raise unless every (concrete) entry of ``value`` is finite and above zero."""
     known = _arrays.concrete(value)
     if known is not None and not (np.all(known > 0) and np.all(np.isfinite(known))):
         raise ValueError(f"{name} must be positive and finite, got {value}.")
 
 
-def check_not_negative(name: str, value: ArrayLike) -> None:
+def check_not_negative(name: str, value: ArrayOrList) -> None:
     """Raise unless every (concrete) entry of ``value`` is finite and at least zero."""
     known = _arrays.concrete(value)
     if known is not None and not (np.all(known >= 0) and np.all(np.isfinite(known))):
         raise ValueError(f"{name} must be finite and not negative, got {value}.")
 
 
-def check_fraction(name: str, value: ArrayLike) -> None:
+def check_fraction(name: str, value: ArrayOrList) -> None:
     """Raise unless ``value`` is one (if concrete) number strictly between 0 and 1."""
     check_scalar(name, value)
     known = _arrays.concrete(value)
@@ -114,7 +115,7 @@ def check_count(name: str, value: int, minimum: int = 1) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value}.")
 
 
-def check_per_example(name: str, value: ArrayLike, x: jax.Array) -> jax.Array:
+def check_per_example(name: str, value: ArrayOrList, x: jax.Array) -> jax.Array:
     """Return ``value`` as ``[B]``, float32 at least, or raise unless it is a scalar or ``[B]``."""
     value = jnp.asarray(value, _arrays.accumulator(x.dtype))
     if value.shape not in ((), x.shape[:1]):
@@ -127,14 +128,14 @@ def check_per_example(name: str, value: ArrayLike, x: jax.Array) -> jax.Array:
 
 def check_interval(name: str, interval: tuple[ArrayLike, ArrayLike]) -> None:
     """Raise unless ``interval`` is (if concrete) two numbers ``low < high``."""
-    known = [_arrays.concrete(end) for end in interval]
-    if len(known) != 2:
+    known = _arrays.all_concrete(interval)
+    if len(interval) != 2:
         raise ValueError(f"{name} must be (low, high), got {interval}.")
-    if all(end is not None for end in known) and not known[0] < known[1]:
+    if known is not None and not known[0] < known[1]:
         raise ValueError(f"{name} must be (low, high) with low < high, got {interval}.")
 
 
-def key_for(name: str, value: ArrayLike, key: jax.Array | None) -> jax.Array | None:
+def key_for(name: str, value: ArrayOrList, key: jax.Array | None) -> jax.Array | None:
     """Return the key if noise of size ``value`` is drawn, None if that is 0; raise without one."""
     if _arrays.concrete(value) == 0.0:  # a traced value may be any
         return None
@@ -143,9 +144,9 @@ def key_for(name: str, value: ArrayLike, key: jax.Array | None) -> jax.Array | N
     return key
 
 
-def check_levels(name: str, levels: ArrayLike) -> jax.Array:
+def check_levels(name: str, levels: ArrayOrList) -> jax.Array:
     """Return noise levels ``[L]``, or raise unless (if concrete) positive, strictly decreasing."""
-    shape = np.shape(levels)
+    shape = _arrays.shape(levels)
     if len(shape) != 1 or shape[0] == 0:
         raise ValueError(f"{name} must be a non-empty vector of noise levels, got shape {shape}.")
     check_positive(name, levels)

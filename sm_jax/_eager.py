@@ -185,9 +185,12 @@ def _while(eqn: JaxprEqn, body: Callable, values: list) -> list:
 
 
 def _scan(eqn: JaxprEqn, body: Callable, values: list) -> list:
+    def rank(variable) -> int:
+        return variable.aval.ndim
+
     program = eqn.params["jaxpr"]
     num_inputs, num_outputs = (  # those that have an axis more than within: the rest is carried
-        sum(a.aval.ndim > b.aval.ndim for a, b in zip(outside, inside, strict=True))
+        sum(rank(a) > rank(b) for a, b in zip(outside, inside, strict=True))
         for outside, inside in (
             (eqn.invars, _open(program).invars),
             (eqn.outvars, _open(program).outvars),

@@ -83,6 +83,7 @@ def evaluations(solution: diffrax.Solution, solver: diffrax.AbstractERK) -> jax.
 
     Methods that end a step where the next begins evaluate that point once.
     """
-    shared = int(solver.tableau.fsal)
+    tableau: Any = solver.tableau  # a ButcherTableau: those of several parts are not explicit
+    shared = int(tableau.fsal)
     steps = solution.stats["num_steps"]
-    return steps * (solver.tableau.num_stages - shared) + shared
+    return steps * (tableau.num_stages - shared) + shared

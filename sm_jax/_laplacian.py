@@ -131,8 +131,8 @@ def directional_derivatives(
 def _map_and_sum(along: Callable, seeds: jax.Array, chunk: int | None, unroll: bool):
     """Return the slopes of every vector, stacked, and the sum of their second-order terms."""
     if unroll:
-        slopes, curved = zip(*(along(seed) for seed in seeds), strict=True)
-        return jnp.stack(slopes), jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *curved)
+        rows, terms = zip(*(along(seed) for seed in seeds), strict=True)
+        return jnp.stack(rows), jax.tree.map(lambda *each: sum(each[1:], each[0]), *terms)
 
     size = min(chunk or 1, len(seeds))
     whole = len(seeds) // size * size
@@ -175,7 +175,7 @@ def _evaluate(jaxpr, consts: Sequence, arguments: Sequence, operations: list[_Op
         if equation.primitive.name in _CALLS:
             inner = equation.params[_CALLS[equation.primitive.name]]
             inner, consts = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
-            outputs = _evaluate(inner, consts, given, operations)
+            outputs: Sequence = _evaluate(inner, consts, given, operations)
         else:
             outputs = _operate(equation, given, operations)
         values.update(zip(equation.outvars, outputs, strict=True))

@@ -10,11 +10,10 @@ from typing import Any, ParamSpec, cast
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax.typing import Sampler
+from sm_jax.typing import ArrayOrList, Sampler
 
 _P = ParamSpec("_P")
 
@@ -32,7 +31,7 @@ def wide(score_fn: Callable, x: jax.Array) -> Callable:
     return lambda y, *t: _arrays.accumulated(checked(y.astype(x.dtype), *t))
 
 
-def at_time(score_fn: Callable, t: ArrayLike) -> Callable[[jax.Array], jax.Array]:
+def at_time(score_fn: Callable, t: ArrayOrList) -> Callable[[jax.Array], jax.Array]:
     """Return the score at one time of all rows, a function of the points alone."""
 
     def score_at(x):

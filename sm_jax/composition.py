@@ -33,7 +33,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax.typing import EnergyFn, NoiseScoreFn, ScoreFn
+from sm_jax.typing import ArrayOrList, EnergyFn, NoiseScoreFn, ScoreFn
 
 __all__ = ["divide", "mixture", "mixture_score", "product", "temper"]
 
@@ -41,7 +41,9 @@ __all__ = ["divide", "mixture", "mixture_score", "product", "temper"]
 _Fn = Callable[..., jax.Array]
 
 
-def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: bool = False) -> _Fn:
+def product(
+    fns: Sequence[_Fn], *, weights: ArrayOrList | None = None, annealed: bool = False
+) -> _Fn:
     """Return the energy, or the score, of the product ``prod_i p_i^w_i`` of densities.
 
     It is the weighted sum of its factors: of energies ``E = sum_i w_i E_i``, of scores
@@ -73,13 +75,13 @@ def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: b
     Reference: Hinton 2002, https://doi.org/10.1162/089976602760128018
     """
     fns = _several("fns", fns)
-    weights = np.ones(len(fns)) if weights is None else weights
-    if np.shape(weights) != (len(fns),):
+    powers = jnp.ones(len(fns)) if weights is None else jnp.asarray(weights)
+    if powers.shape != (len(fns),):
         raise ValueError(
             f"weights must hold one number for each of the {len(fns)} factors, got shape "
-            f"{np.shape(weights)}."
+            f"{powers.shape}."
         )
-    _check_finite("weights", weights)
+    _check_finite("weights", powers)
 
     def composed(x: jax.Array, *args: jax.Array) -> jax.Array:
         if args and not annealed:
@@ -90,8 +92,8 @@ def product(fns: Sequence[_Fn], *, weights: ArrayLike | None = None, annealed: b
                 "noise level, e.g. samplers.annealed_langevin."
             )
         terms = _same_shape([fn(x, *args) for fn in fns])
-        total = sum(w * _arrays.accumulated(term) for w, term in zip(weights, terms, strict=True))
-        return total.astype(terms[0].dtype)
+        powered = [w * _arrays.accumulated(term) for w, term in zip(powers, terms, strict=True)]
+        return sum(powered[1:], powered[0]).astype(terms[0].dtype)
 
     return composed
 
@@ -160,8 +162,8 @@ def divide(fn: _Fn, other: _Fn, *, strength: ArrayLike, annealed: bool = False) 
 def mixture(
     energy_fns: Sequence[EnergyFn],
     *,
-    weights: ArrayLike | None = None,
-    log_normalizers: ArrayLike | None = None,
+    weights: ArrayOrList | None = None,
+    log_normalizers: ArrayOrList | None = None,
 ) -> EnergyFn:
     """Return the energy of the mixture ``sum_i w_i p_i`` of densities ``p_i = exp(-E_i) / Z_i``.
 
@@ -205,8 +207,8 @@ def mixture_score(
     score_fns: Sequence[ScoreFn | NoiseScoreFn],
     energy_fns: Sequence[EnergyFn],
     *,
-    weights: ArrayLike | None = None,
-    log_normalizers: ArrayLike | None = None,
+    weights: ArrayOrList | None = None,
+    log_normalizers: ArrayOrList | None = None,
 ) -> ScoreFn | NoiseScoreFn:
     """Return the score of the mixture ``sum_i w_i p_i`` of densities ``p_i = exp(-E_i) / Z_i``.
 
@@ -251,7 +253,7 @@ def mixture_score(
         _, densities = _densities(energies, shares, log_normalizers)
         # A component without density at a point may have no score there: 0 times NaN, which reverse
         # mode would meet in the derivative by r too, were the product in the where.
-        total = 0.0
+        total = jnp.zeros(x.shape, densities.dtype)
         for share, s in zip(densities / densities.sum(axis=0, keepdims=True), scores, strict=True):
             r = _arrays.expand_like(share, x)
             total = total + r * jnp.where((r > 0.0) | jnp.isfinite(s), s, 0.0)
@@ -260,7 +262,7 @@ def mixture_score(
     return score_fn
 
 
-def _check_finite(name: str, value: ArrayLike) -> None:
+def _check_finite(name: str, value: ArrayOrList) -> None:
     """Raise unless every (concrete) entry of ``value`` is finite."""
     known = _arrays.concrete(value)
     if known is not None and not np.all(np.isfinite(known)):
@@ -312,7 +314,7 @@ def _densities(energies, shares, log_normalizers):
 
 
 def _components(
-    num: int, weights: ArrayLike | None, log_normalizers: ArrayLike | None
+    num: int, weights: ArrayOrList | None, log_normalizers: ArrayOrList | None
 ) -> tuple[jax.Array, jax.Array]:
     """Return the weights divided by their sum and ``log Z``, ``[K]`` each."""
     weights = jnp.ones(num) if weights is None else jnp.asarray(weights, float)

@@ -35,14 +35,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax._laplacian import directional_derivatives
 from sm_jax._probes import draw_probes, probe_source
 from sm_jax.parameterization import EnergyScore
-from sm_jax.typing import Divergence, DivergenceFn, RandomFn, ScoreFn
+from sm_jax.typing import ArrayOrList, Divergence, DivergenceFn, RandomFn, ScoreFn
 
 __all__ = [
     "DivergenceEstimate",
@@ -77,7 +76,7 @@ class DivergenceEstimate(NamedTuple):
 
 
 def exact(
-    score_fn: ScoreFn, x: ArrayLike, key: jax.Array | None = None, *, chunk: int | None = None
+    score_fn: ScoreFn, x: ArrayOrList, key: jax.Array | None = None, *, chunk: int | None = None
 ) -> Divergence:
     """Return the score and its exact divergence, ``sum_i d s_i / d x_i``.
 
@@ -118,7 +117,7 @@ def exact(
 
 def laplacian(
     energy_score: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array | None = None,
     *,
     chunk: int | None = None,
@@ -174,7 +173,7 @@ def laplacian(
 
 
 def diagonal(
-    score_fn: ScoreFn, x: ArrayLike, key: jax.Array | None = None, *, chunk: int | None = None
+    score_fn: ScoreFn, x: ArrayOrList, key: jax.Array | None = None, *, chunk: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Return the score and the diagonal of its Jacobian, ``d s_i / d x_i``.
 
@@ -214,7 +213,7 @@ def diagonal(
 
 def hutchinson(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     num_probes: int = 1,
@@ -270,7 +269,7 @@ def hutchinson(
 
 def hutchpp(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     num_products: int = 6,
@@ -341,7 +340,7 @@ def hutchpp(
 
 def estimate(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     divergence: DivergenceFn = hutchinson,
@@ -370,6 +369,7 @@ def estimate(
         >>> print(result.divergence, result.standard_error)
         [-6.] [0.]
     """
+    x = _checks.check_data(x)
     _checks.check_count("num_repeats", num_repeats, minimum=2)
     keys = jax.random.split(key, num_repeats)
     once = jax.vmap(lambda k: tuple(divergence(score_fn, x, k)), out_axes=(None, 0))
@@ -398,7 +398,7 @@ def sphere(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Arr
     return v * _arrays.expand_like(jax.lax.rsqrt(mean_square), v).astype(dtype)
 
 
-def rows_are_independent(score_fn: ScoreFn, x: ArrayLike, key: jax.Array) -> jax.Array:
+def rows_are_independent(score_fn: ScoreFn, x: ArrayOrList, key: jax.Array) -> jax.Array:
     """Return whether each row of the score depends on its own row of ``x`` only.
 
     The losses and divergences assume this: ``d s_i / d x_j = 0`` for rows ``i != j``. The test

@@ -31,15 +31,16 @@ https://www.jmlr.org/papers/v20/18-278.html
 
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
+from sm_jax.typing import ArrayOrList
 
 __all__ = ["ExponentialFamilyFit", "fit_exponential_family"]
 
@@ -62,7 +63,7 @@ class ExponentialFamilyFit(NamedTuple):
 
 def fit_exponential_family(
     statistics: Callable[[jax.Array], jax.Array],
-    x: ArrayLike,
+    x: ArrayOrList,
     *,
     weight: Callable[[jax.Array], jax.Array] | None = None,
 ) -> ExponentialFamilyFit:
@@ -139,11 +140,9 @@ def fit_exponential_family(
         return (*jax.jvp(slope, (x,), (e,)), *picked)
 
     tables = compiled(partial(jax.lax.map, along), jnp.arange(_arrays.num_dims(x)))
-    known = [_arrays.concrete(table) for table in tables]
-    if any(table is None for table in known):
-        xp, tables = jnp, [table.astype(float) for table in tables]
-    else:
-        xp, tables = np, [table.astype(np.float64) for table in known]
+    known = _arrays.all_concrete(tables)
+    xp: ModuleType = jnp if known is None else np
+    tables = [table.astype(float) for table in (tables if known is None else known)]
     with jax.default_matmul_precision("highest"):
         fit = _solve(xp, *tables, precision=float(jnp.finfo(x.dtype).eps))
     return ExponentialFamilyFit(*(jnp.asarray(value, x.dtype) for value in fit))

@@ -31,7 +31,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax.processes import data_mean, marginal_std, noise_ratio
-from sm_jax.typing import NoiseScoreFn, ProcessLike
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike
 
 __all__ = ["eps_from_logits", "precondition", "uniform_bin_edges"]
 
@@ -65,7 +65,12 @@ def uniform_bin_edges(num_values: int) -> jax.Array:
 
 
 def eps_from_logits(
-    logits: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike, bin_edges: ArrayLike
+    logits: ArrayOrList,
+    x: ArrayOrList,
+    t: ArrayOrList,
+    *,
+    process: ProcessLike,
+    bin_edges: ArrayOrList,
 ) -> jax.Array:
     """Return the noise prediction ``eps = E[z | x_t]`` of data with given weights of their values.
 
@@ -124,7 +129,7 @@ def precondition(
     network: Callable[[jax.Array, jax.Array], jax.Array],
     *,
     process: ProcessLike,
-    bin_edges: ArrayLike,
+    bin_edges: ArrayOrList,
     sigma_data: ArrayLike,
 ) -> NoiseScoreFn:
     """Return the score function of a network that predicts log-weights of values, for any process.
@@ -177,7 +182,7 @@ def precondition(
     return score_fn
 
 
-def _check_edges(bin_edges: ArrayLike) -> jax.Array:
+def _check_edges(bin_edges: ArrayOrList) -> jax.Array:
     bin_edges = _arrays.as_floating(bin_edges)
     known = _arrays.concrete(bin_edges)
     if bin_edges.ndim != 1 or bin_edges.shape[0] < 2:

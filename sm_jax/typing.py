@@ -23,10 +23,12 @@ import jax
 from jax.typing import ArrayLike, DTypeLike
 
 __all__ = [
+    "ArrayOrList",
     "DensityLike",
     "Divergence",
     "DivergenceFn",
     "EnergyFn",
+    "NestedList",
     "NoiseEnergyFn",
     "NoiseScoreFn",
     "ProcessLike",
@@ -37,6 +39,22 @@ __all__ = [
     "TimeSampler",
     "WeightFn",
 ]
+
+
+class NestedList(Protocol):
+    """Numbers in lists or tuples, nested to any depth; a string does not count as one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> "ArrayLike | NestedList": ...
+
+    # The method that tells a list from a string, in which only strings can be looked up.
+    def __contains__(self, value: object, /) -> bool: ...
+
+
+# What is converted by `jax.numpy.asarray`: vectors and data come as lists, too. A parameter that
+# holds one number is a `jax.typing.ArrayLike`.
+ArrayOrList = ArrayLike | NestedList
 
 
 class ScoreFn(Protocol):

@@ -103,7 +103,7 @@ def _check_step(step: ArrayLike) -> jax.Array:
         raise ValueError(f"step must be a scalar, got {step!r}: use jax.vmap over steps.")
     known = _arrays.concrete(step)
     if known is None:
-        return step.astype(jnp.uint32)
+        return jnp.asarray(step, jnp.uint32)
     if not 0 <= known < 2**32:
         raise ValueError(f"step must lie in 0 to 2**32 - 1, got {step}.")
     return jnp.asarray(known, jnp.uint32)

@@ -8,6 +8,7 @@ import pathlib
 import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) -> 
             values.extend(_numbers(row, path, reader.line_num, names))
             lines.append(reader.line_num)
     x = np.array(values).reshape(len(lines), len(first))
-    if indexed and len(x) and _is_index(x[:, 0]):
+    if names is not None and indexed and len(x) and _is_index(x[:, 0]):
         if header is None and any(map(_is_number, names)) and not _counts(x[:, 0]):
             raise ValueError(
                 f"{str(path)!r}, line 1 may name the columns by numbers, or be a row whose first "
@@ -87,8 +88,8 @@ def _encoding(path: pathlib.Path) -> str:
     return "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
-def _rows(reader: Iterator[list[str]], path: pathlib.Path) -> Iterator[list[str]]:
-    """Yield the lines that are not blank."""
+def _rows(reader: Any, path: pathlib.Path) -> Iterator[list[str]]:
+    """Yield the lines of a ``csv.reader`` that are not blank."""
     try:
         for row in reader:
             if len(row) > 1 or "".join(row).strip():

@@ -33,8 +33,9 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax.data._values import check_numbers
-from sm_jax.typing import RandomFn
+from sm_jax.typing import ArrayOrList, RandomFn
 
+_Array = np.ndarray | jax.Array
 _NAMED = 5  # how many constant features a warning names
 
 
@@ -79,7 +80,7 @@ class Standardizer:
             _checks.check_positive("scale", scale)
 
     @classmethod
-    def fit(cls, x: ArrayLike) -> "Standardizer":
+    def fit(cls, x: ArrayOrList) -> "Standardizer":
         """Fit the mean and the standard deviation (``1/N``) of every feature, in float64.
 
         A feature that is constant up to rounding (see ``constant_features``) gets scale 1, hence
@@ -115,7 +116,7 @@ class Standardizer:
             _warn_constant(constant)
         return cls(mean, scale)
 
-    def __call__(self, x: ArrayLike) -> np.ndarray | jax.Array:
+    def __call__(self, x: ArrayOrList) -> _Array:
         """Return ``(x - mean) / scale``.
 
         Args:
@@ -138,7 +139,7 @@ class Standardizer:
         y = (_arrays.accumulated(x) - mean) / scale - rest.astype(mean.dtype)[None]
         return y.astype(x.dtype)
 
-    def inverse(self, y: ArrayLike) -> np.ndarray | jax.Array:
+    def inverse(self, y: ArrayOrList) -> _Array:
         """Return ``mean + scale y``, the inverse of the call.
 
         Args:
@@ -176,7 +177,7 @@ class Standardizer:
             raise ValueError(f"a Standardizer has keys 'mean' and 'scale', got {sorted(values)}.")
         return cls(np.asarray(values["mean"], float), np.asarray(values["scale"], float))
 
-    def _like(self, x: np.ndarray | jax.Array) -> tuple[ArrayLike, ArrayLike]:
+    def _like(self, x: _Array) -> tuple[_Array, _Array]:
         """Mean and scale with a batch axis, in NumPy or JAX as ``x`` is, in float32 at least."""
         if np.shape(x)[1:] != np.shape(self.mean) or np.ndim(x) == 0:
             raise ValueError(
@@ -185,14 +186,15 @@ class Standardizer:
             )
         if isinstance(x, np.ndarray):
             values = (self.mean, self.scale)
-            return tuple((v if isinstance(v, jax.Array) else np.asarray(v))[None] for v in values)
+            mean, scale = (v if isinstance(v, jax.Array) else np.asarray(v) for v in values)
+            return mean[None], scale[None]
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"x must have a floating dtype, got {x.dtype}: convert it first.")
         wide = _arrays.accumulator(x.dtype)
-        return tuple(jnp.asarray(value, wide)[None] for value in (self.mean, self.scale))
+        return jnp.asarray(self.mean, wide)[None], jnp.asarray(self.scale, wide)[None]
 
 
-def constant_features(x: ArrayLike) -> np.ndarray:
+def constant_features(x: ArrayOrList) -> np.ndarray:
     """Return which features have one value, up to its rounding: ``max - min <= 4 eps max |x|``.
 
     ``eps`` is the relative spacing of the floating dtype of ``x``; features of whole numbers, which
@@ -234,7 +236,7 @@ def _warn_constant(constant: np.ndarray) -> None:
 
 
 def dequantize(
-    x: ArrayLike, key: jax.Array, *, num_values: int, noise: RandomFn = jax.random.uniform
+    x: ArrayOrList, key: jax.Array, *, num_values: int, noise: RandomFn = jax.random.uniform
 ) -> jax.Array:
     """Spread integer values uniformly over ``[-1, 1)``: ``2 (x + u) / num_values - 1``.
 
@@ -269,7 +271,7 @@ def dequantize(
     return (x + noise(key, x.shape, x.dtype)) / num_values * 2 - 1
 
 
-def quantize(y: ArrayLike, *, num_values: int) -> jax.Array:
+def quantize(y: ArrayOrList, *, num_values: int) -> jax.Array:
     """Return the integer value of each number, ``floor((y + 1) num_values / 2)``.
 
     The inverse of ``dequantize``.
@@ -334,7 +336,7 @@ def dequantize_log_det(num_values: int, num_dims: int) -> float:
     return num_dims * math.log(2 / num_values)
 
 
-def _check_values(x: ArrayLike, num_values: int) -> None:
+def _check_values(x: ArrayOrList, num_values: int) -> None:
     known = _arrays.concrete(x)
     if known is None:
         return

@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax.densities import _common
-from sm_jax.typing import ProcessLike
+from sm_jax.typing import ArrayOrList, ProcessLike
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _FAR, _TERMS = 5.0, 16  # Mills' ratio beyond 5 by 16 terms of its continued fraction
@@ -72,11 +72,11 @@ class UniformBoxes:
             return x
         return x + self.std * jax.random.normal(key_noise, (n, num_dims), dtype)
 
-    def log_prob(self, x: ArrayLike) -> jax.Array:
+    def log_prob(self, x: ArrayOrList) -> jax.Array:
         """Return ``log p(x)`` in nats, ``[B]``; ``-inf`` outside the boxes before noising."""
         return self._rows(lambda row: self._log_prob_and_score(row)[0], x)
 
-    def score(self, x: ArrayLike) -> jax.Array:
+    def score(self, x: ArrayOrList) -> jax.Array:
         """Return ``grad log p(x)``, ``[B, D]``; before noising 0 inside, NaN outside the boxes."""
         x = _checks.check_data(x)
         return self._rows(lambda row: self._log_prob_and_score(row)[1], x).astype(x.dtype)

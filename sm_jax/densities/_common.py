@@ -11,13 +11,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax.typing import ProcessLike
+from sm_jax.typing import ArrayOrList, ProcessLike
 
 MAX_ELEMENTS = 2**22  # of a temporary array: 16 MB in float32
 
 
 def apply_rows(
-    fn: Callable, x: ArrayLike, event_shape: tuple[int, ...], dtype: DTypeLike, row_size: int
+    fn: Callable, x: ArrayOrList, event_shape: tuple[int, ...], dtype: DTypeLike, row_size: int
 ):
     """Apply ``fn``, a function of one flat event ``[D]``, to each row of ``x [B, *event_shape]``.
 
@@ -50,12 +50,12 @@ def scale_and_noise(
     return alpha, sigma
 
 
-def log_normalized(weights: ArrayLike, num: int, dtype: DTypeLike) -> jax.Array:
+def log_normalized(weights: ArrayOrList, num: int, dtype: DTypeLike) -> jax.Array:
     """Return ``log(weights / sum(weights))``, checked to be ``num`` weights."""
-    if np.shape(weights) != (num,):
+    if _arrays.shape(weights) != (num,):
         raise ValueError(
             f"weights must hold one number for each of the {num} components, got shape "
-            f"{np.shape(weights)}."
+            f"{_arrays.shape(weights)}."
         )
     _checks.check_not_negative("weights", weights)
     known = _arrays.concrete(weights)

@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax.densities import _common
-from sm_jax.typing import ProcessLike
+from sm_jax.typing import ArrayOrList, ProcessLike
 
 _HIGHEST = jax.lax.Precision.HIGHEST  # accelerators would otherwise multiply in lower precision
 
@@ -70,11 +70,11 @@ class GaussianMixture:
             z = jnp.matmul(axes, z[:, :, None], precision=_HIGHEST)[:, :, 0]
         return self.means[k] + z.reshape(n, *self.means.shape[1:])
 
-    def log_prob(self, x: ArrayLike) -> jax.Array:
+    def log_prob(self, x: ArrayOrList) -> jax.Array:
         """Return ``log p(x)`` in nats, ``[B]``, for ``x [B, ...]``."""
         return self._rows(lambda row: self._log_prob_and_score(row)[0], x)
 
-    def score(self, x: ArrayLike) -> jax.Array:
+    def score(self, x: ArrayOrList) -> jax.Array:
         """Return ``grad log p(x)``, equation (2), of the shape and dtype of ``x [B, ...]``."""
         x = _checks.check_data(x)
         score = self._rows(lambda row: self._log_prob_and_score(row)[1], x)
@@ -139,11 +139,11 @@ class Empirical:
         _checks.check_count("n", n)
         return self.points[jax.random.randint(key, (n,), 0, len(self.points))]
 
-    def log_prob(self, x: ArrayLike) -> jax.Array:
+    def log_prob(self, x: ArrayOrList) -> jax.Array:
         """Raise ``ValueError``: point masses have no density; noise them first."""
         raise ValueError(self._message("log_prob"))
 
-    def score(self, x: ArrayLike) -> jax.Array:
+    def score(self, x: ArrayOrList) -> jax.Array:
         """Raise ``ValueError``: point masses have no score; noise them first."""
         raise ValueError(self._message("score"))
 
@@ -166,7 +166,7 @@ class Empirical:
         )
 
 
-def gaussian(mean: ArrayLike, cov: ArrayLike) -> GaussianMixture:
+def gaussian(mean: ArrayOrList, cov: ArrayOrList) -> GaussianMixture:
     """Return the Gaussian ``N(mean, cov)``.
 
     Args:
@@ -189,7 +189,9 @@ def gaussian(mean: ArrayLike, cov: ArrayLike) -> GaussianMixture:
     return gaussian_mixture([1.0], jnp.asarray(mean)[None], cov if cov.ndim == 0 else cov[None])
 
 
-def gaussian_mixture(weights: ArrayLike, means: ArrayLike, covs: ArrayLike) -> GaussianMixture:
+def gaussian_mixture(
+    weights: ArrayOrList, means: ArrayOrList, covs: ArrayOrList
+) -> GaussianMixture:
     """Return the mixture ``sum_k w_k N(m_k, C_k)``.
 
     Args:
@@ -218,7 +220,7 @@ def gaussian_mixture(weights: ArrayLike, means: ArrayLike, covs: ArrayLike) -> G
         raise ValueError(f"means must have shape [K, ...] and not be empty, got {means.shape}.")
     num, num_dims = means.shape[0], math.prod(means.shape[1:])
     log_weights = _common.log_normalized(weights, num, means.dtype)
-    shape = np.shape(covs)
+    shape = _arrays.shape(covs)
     if shape in ((), (num,)):
         _checks.check_positive("covs", covs)
         variances = jnp.asarray(covs, means.dtype).reshape(-1, 1)
@@ -250,7 +252,7 @@ def _principal_axes(covs):
     return variances, axes
 
 
-def empirical(points: ArrayLike) -> Empirical:
+def empirical(points: ArrayOrList) -> Empirical:
     """Return the empirical distribution of ``points``: mass ``1 / N`` at each.
 
     Once noised it is the exact optimum of denoising score matching on a finite set: what a

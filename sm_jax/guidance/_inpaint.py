@@ -21,27 +21,26 @@ Reference: Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._scan import at_time, run, sampler, wide
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import noise_ratio, perturb, solver_grid
 from sm_jax.samplers import steps
-from sm_jax.typing import NoiseScoreFn, NoTrajectory, ProcessLike
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, NoTrajectory, ProcessLike
 
 
 @sampler
 def inpaint(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,
-    known: ArrayLike,
-    mask: ArrayLike,
+    known: ArrayOrList,
+    mask: ArrayOrList,
     num_steps: int | None = None,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     num_resamples: int = 10,
     jump_length: int = 1,
     denoise: bool = True,
@@ -140,7 +139,7 @@ def inpaint(
     return run(step, x, inputs, finish if denoise else None, trajectory)
 
 
-def _event(name: str, value: ArrayLike, x: jax.Array) -> jax.Array:
+def _event(name: str, value: ArrayOrList, x: jax.Array) -> jax.Array:
     """Return ``value`` in the shape of ``x``, or raise unless it has that of ``x`` or a row."""
     value = jnp.asarray(value)
     if value.shape not in (x.shape, x.shape[1:]):

@@ -42,7 +42,7 @@ from sm_jax import _arrays, _checks
 from sm_jax.guidance._solvers import conjugate_residuals
 from sm_jax.parameterization import eps_from_score, x0_from_eps
 from sm_jax.processes import marginal_std
-from sm_jax.typing import NoiseScoreFn, ProcessLike
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike
 
 Operator = Callable[[jax.Array], jax.Array]
 
@@ -55,7 +55,7 @@ def dps(
     *,
     process: ProcessLike,
     operator: Operator,
-    observation: ArrayLike,
+    observation: ArrayOrList,
     noise_std: ArrayLike,
     scale: ArrayLike = 1.0,
 ) -> NoiseScoreFn:
@@ -115,7 +115,7 @@ def pigdm(
     *,
     process: ProcessLike,
     operator: Operator,
-    observation: ArrayLike,
+    observation: ArrayOrList,
     noise_std: ArrayLike = 0.0,
     sigma_data: ArrayLike = 1.0,
     num_iterations: int = 10,
@@ -189,7 +189,7 @@ def mmps(
     *,
     process: ProcessLike,
     operator: Operator,
-    observation: ArrayLike,
+    observation: ArrayOrList,
     noise_std: ArrayLike = 0.0,
     num_iterations: int = 10,
     solve: Solver = conjugate_residuals,
@@ -268,7 +268,7 @@ class _Observed(NamedTuple):
     pull: Callable[[jax.Array], jax.Array]  # u -> A' u
     pull_denoiser: Callable[[jax.Array], jax.Array]  # v -> J' v
 
-    def per_row(self, name: str, value: ArrayLike) -> jax.Array:
+    def per_row(self, name: str, value: ArrayOrList) -> jax.Array:
         """Return a scalar or ``[B]`` with the rank of the residual."""
         value = _checks.check_per_example(name, value, self.score)
         return _arrays.expand_like(value, self.residual)

@@ -172,7 +172,7 @@ def drop_labels(cond: Any, key: jax.Array, *, rate: ArrayLike, null: Any) -> Any
     Reference: Ho & Salimans 2022, algorithm 1, https://arxiv.org/abs/2207.12598
     """
     leaves, tree = jax.tree.flatten(cond)
-    if tree != jax.tree.structure(null):
+    if tree != jax.tree.structure(null):  # type: ignore[operator]  # not in the stubs of JAX
         raise ValueError(
             f"null must have the structure of cond, {tree}, got {jax.tree.structure(null)}."
         )

@@ -33,9 +33,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
+from sm_jax.typing import ArrayOrList
 
 Matrix = Callable[[jax.Array], jax.Array]
 
@@ -46,7 +46,7 @@ _NOISE = 4.0
 _PROGRESS = 0.9
 
 
-def conjugate_residuals(matrix: Matrix, b: ArrayLike, *, num_iterations: int) -> jax.Array:
+def conjugate_residuals(matrix: Matrix, b: ArrayOrList, *, num_iterations: int) -> jax.Array:
     """Solve ``M u = b`` for a symmetric, positive semidefinite ``M`` by conjugate residuals.
 
         u = argmin |b - M u|,    u in span(b, M b, ..., M^(n - 1) b),    n = num_iterations,
@@ -86,7 +86,7 @@ def conjugate_residuals(matrix: Matrix, b: ArrayLike, *, num_iterations: int) ->
     return _minimal_residuals(matrix, b, num_iterations, symmetric=True)
 
 
-def gmres(matrix: Matrix, b: ArrayLike, *, num_iterations: int) -> jax.Array:
+def gmres(matrix: Matrix, b: ArrayOrList, *, num_iterations: int) -> jax.Array:
     """Solve ``M u = b`` for any square ``M`` by generalized minimal residuals (GMRES).
 
         u = argmin |b - M u|,    u in span(b, M b, ..., M^(n - 1) b),    n = num_iterations,

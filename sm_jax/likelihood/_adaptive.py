@@ -33,12 +33,12 @@ from sm_jax.processes import (
     prior_log_prob,
     warn_off_center,
 )
-from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike
+from sm_jax.typing import ArrayOrList, DivergenceFn, NoiseScoreFn, ProcessLike
 
 
 def adaptive_log_prob(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array | None = None,
     *,
     process: ProcessLike,

@@ -31,7 +31,7 @@ from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.likelihood._log_weights import error_of_mean, log_mean
 from sm_jax.samplers import Point, log_prob_and_score, metropolis_step
-from sm_jax.typing import DensityLike, EnergyFn
+from sm_jax.typing import ArrayOrList, DensityLike, EnergyFn
 
 
 class Bound(NamedTuple):
@@ -72,9 +72,9 @@ def annealed_importance(
     step_size: ArrayLike,
     num_chains: int = 1024,
     num_temperatures: int | None = None,
-    inverse_temperatures: ArrayLike | None = None,
+    inverse_temperatures: ArrayOrList | None = None,
     steps_per_temperature: int = 1,
-    samples: ArrayLike | None = None,
+    samples: ArrayOrList | None = None,
 ) -> NormalizerBracket:
     """Bracket ``log Z = log int exp(-E(x)) dx`` by annealed importance sampling.
 
@@ -165,7 +165,7 @@ def annealed_importance(
     return NormalizerBracket(lower, inverse._replace(value=-inverse.value))
 
 
-def _schedule(num_temperatures: int | None, inverse_temperatures: ArrayLike | None) -> jax.Array:
+def _schedule(num_temperatures: int | None, inverse_temperatures: ArrayOrList | None) -> jax.Array:
     """Return ``b_0 .. b_K``."""
     if inverse_temperatures is not None and num_temperatures is not None:
         raise ValueError(

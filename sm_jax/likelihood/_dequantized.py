@@ -23,10 +23,10 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
+from sm_jax.typing import ArrayOrList
 
 
 class Dequantizer(Protocol):
@@ -37,7 +37,7 @@ class Dequantizer(Protocol):
         ...
 
 
-def uniform_dequantizer(x: ArrayLike, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def uniform_dequantizer(x: ArrayOrList, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return uniform noise in ``[0, 1)`` and its log-density, 0.
 
     Args:
@@ -98,7 +98,7 @@ def logit_normal_dequantizer(
 
 def discrete_log_prob(
     log_prob_fn: Callable[[jax.Array], jax.Array],
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     num_values: int,

@@ -29,18 +29,17 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.likelihood._flow import LogProb, standard_error
 from sm_jax.processes import data_mean, noise_ratio, perturb, time_grid, warn_off_center
-from sm_jax.typing import NoiseScoreFn, ProcessLike
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike
 
 
 def elbo(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,

@@ -36,7 +36,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax.divergence import Divergence, exact
+from sm_jax.divergence import exact
 from sm_jax.likelihood._log_weights import error_of_mean
 from sm_jax.parameterization import at_time
 from sm_jax.processes import (
@@ -47,7 +47,7 @@ from sm_jax.processes import (
     solver_grid,
     warn_off_center,
 )
-from sm_jax.typing import DivergenceFn, NoiseScoreFn, ProcessLike, ScoreFn
+from sm_jax.typing import ArrayOrList, DivergenceFn, NoiseScoreFn, ProcessLike, ScoreFn
 
 _FACTOR = 10.0  # by which sigma_data may be off
 _MANY = 128  # steps that suffice if it is
@@ -70,7 +70,7 @@ class LogProb(NamedTuple):
 
 def log_prob(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array | None = None,
     *,
     process: ProcessLike,
@@ -79,7 +79,7 @@ def log_prob(
     sigma_data: ArrayLike = 1.0,
     num_steps: int | None = None,
     num_substeps: int = 3,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
 ) -> LogProb:
     """Return the log-density of ``x`` under the probability-flow ODE, on a fixed grid.
 
@@ -208,17 +208,17 @@ def log_prob(
     return LogProb(values.mean(axis=0), standard_error(values, keys), num_evaluations)
 
 
-def _grid(process: ProcessLike, num_steps: int | None, times: ArrayLike | None) -> jax.Array:
+def _grid(process: ProcessLike, num_steps: int | None, times: ArrayOrList | None) -> jax.Array:
     """Return the times of the solver, from ``t_max`` to ``t_min``."""
     grid = solver_grid(process, num_steps, times=times, default=32, rho=20.0)
-    ends = [_arrays.concrete(end) for end in (process.t_max, process.t_min)]
-    known = _arrays.concrete(times)
-    if times is None or known is None or any(end is None for end in ends):
+    known = None if times is None else _arrays.all_concrete((times, process.t_max, process.t_min))
+    if known is None:
         return grid
-    if not np.allclose(known[[0, -1]], ends, rtol=1e-5, atol=0.0):
+    given, *ends = known
+    if not np.allclose(given[[0, -1]], ends, rtol=1e-5, atol=0.0):
         raise ValueError(
             f"times must go from t_max={ends[0]} to t_min={ends[1]}, where the prior and the data "
-            f"are, got {known[0]} to {known[-1]}."
+            f"are, got {given[0]} to {given[-1]}."
         )
     return grid
 
@@ -229,12 +229,13 @@ def _warn_scale(process: ProcessLike, x: jax.Array, sigma_data: ArrayLike, num_s
     Only what lies between the smallest and the largest noise ratio matters. Says nothing of fewer
     than four rows, or equal ones, and of anything traced.
     """
-    known = [_arrays.concrete(noise_ratio(process, t)) for t in (process.t_min, process.t_max)]
-    given, rows = _arrays.concrete(sigma_data), _arrays.concrete(x)
-    if num_steps >= _MANY or len(x) < 4 or any(v is None for v in (*known, given, rows)):
+    ratios = (noise_ratio(process, t) for t in (process.t_min, process.t_max))
+    known = _arrays.all_concrete((*ratios, sigma_data, x))
+    if num_steps >= _MANY or len(x) < 4 or known is None:
         return
+    low, high, given, rows = known
     spread = np.sqrt(np.var(rows.astype(np.float64), axis=0, ddof=1).mean())
-    off = np.log(np.clip(spread, *known) / np.clip(given, *known))
+    off = np.log(np.clip(spread, low, high) / np.clip(given, low, high))
     if spread > 0 and abs(off) > np.log(_FACTOR):
         warnings.warn(
             f"x has the standard deviation {spread:.3g}, and sigma_data={given:.3g}: {num_steps} "
@@ -251,10 +252,9 @@ def score_and_traces(
         score, trace = divergence(score_at, x, None)
         return score, trace[None]
     # The score is the same for every key, and is computed once.
-    once = jax.vmap(
-        lambda key: Divergence(*divergence(score_at, x, key)), out_axes=Divergence(None, 0)
-    )
-    return tuple(once(keys))
+    once = jax.vmap(lambda key: tuple(divergence(score_at, x, key)), out_axes=(None, 0))
+    score, traces = once(keys)
+    return score, traces
 
 
 def standard_error(values: jax.Array, keys: jax.Array | None) -> jax.Array:
@@ -266,7 +266,7 @@ def standard_error(values: jax.Array, keys: jax.Array | None) -> jax.Array:
     return error_of_mean(values)
 
 
-def bits_per_dim(log_prob: ArrayLike, num_dims: int, *, log_det: ArrayLike = 0.0) -> jax.Array:
+def bits_per_dim(log_prob: ArrayOrList, num_dims: int, *, log_det: ArrayLike = 0.0) -> jax.Array:
     """Return the negative log-density in bits per dimension, ``-(log p + log_det) / (d log 2)``.
 
     Args:

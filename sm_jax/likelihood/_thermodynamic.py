@@ -44,7 +44,7 @@ from sm_jax.processes import (
     time_grid,
 )
 from sm_jax.samplers import mala
-from sm_jax.typing import EnergyFn, ProcessLike
+from sm_jax.typing import ArrayOrList, NoiseEnergyFn, ProcessLike
 
 
 class NormalizerPath(NamedTuple):
@@ -65,13 +65,13 @@ class NormalizerPath(NamedTuple):
 
 
 def thermodynamic_integration(
-    energy_fn: EnergyFn,
-    x: ArrayLike,
+    energy_fn: NoiseEnergyFn,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,
     num_levels: int | None = None,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     step_size: ArrayLike = 0.5,
     steps_per_level: int = 10,
     sigma_data: ArrayLike = 1.0,
@@ -164,16 +164,16 @@ def thermodynamic_integration(
     if log_normalizer is None:  # eq. (3)
         first = log_mean(-compiled(energy_at, x, times[0]) - prior_log_prob(process, x))
     else:
-        first = jnp.asarray(log_normalizer), 0.0
+        first = jnp.asarray(log_normalizer), jnp.asarray(0.0)
     return NormalizerPath(times, *_integrated(*first, back, forth), accepted)
 
 
 def thermodynamic_integration_from_samples(
-    energy_fn: EnergyFn,
-    samples: ArrayLike,
+    energy_fn: NoiseEnergyFn,
+    samples: ArrayOrList,
     *,
     process: ProcessLike,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     sigma_data: ArrayLike = 1.0,
     log_normalizer: ArrayLike | None = None,
 ) -> NormalizerPath:
@@ -259,7 +259,7 @@ def thermodynamic_integration_from_samples(
         value, influence = log_mean(log_ratio)
         first = -value, -influence
     else:
-        first = jnp.asarray(log_normalizer), 0.0
+        first = jnp.asarray(log_normalizer), jnp.asarray(0.0)
     return NormalizerPath(times, *_integrated(*first, back, forth), None)
 
 

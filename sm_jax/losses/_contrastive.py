@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax.parameterization import EnergyScore
 from sm_jax.samplers import mala
-from sm_jax.typing import DensityLike, EnergyFn
+from sm_jax.typing import ArrayOrList, DensityLike, EnergyFn
 
 
 def _energies(energy_fn: EnergyFn, x: jax.Array) -> jax.Array:
@@ -36,7 +36,7 @@ def _energies(energy_fn: EnergyFn, x: jax.Array) -> jax.Array:
     return _arrays.accumulated(_checks.check_energy(energy_fn(x), x))
 
 
-def _negatives(energy_fn, x, key, step_size, num_steps):
+def _negatives(energy_fn: EnergyFn, x, key, step_size, num_steps) -> jax.Array:
     """Return the end of chains of MALA from ``x``, through which no gradient flows."""
     chain = mala(EnergyScore(energy_fn), x, key, step_size=step_size, num_steps=num_steps)
     return jax.lax.stop_gradient(chain.x)
@@ -44,7 +44,7 @@ def _negatives(energy_fn, x, key, step_size, num_steps):
 
 def contrastive_divergence(
     energy_fn: EnergyFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     step_size: ArrayLike,
@@ -102,10 +102,10 @@ class PersistentContrastiveDivergence(NamedTuple):
 
 def persistent_contrastive_divergence(
     energy_fn: EnergyFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
-    chains: ArrayLike,
+    chains: ArrayOrList,
     step_size: ArrayLike,
     num_steps: int,
 ) -> PersistentContrastiveDivergence:
@@ -157,7 +157,7 @@ def persistent_contrastive_divergence(
 
 def noise_contrastive(
     energy_fn: EnergyFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     noise_density: DensityLike,

@@ -30,18 +30,17 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax.typing import RandomFn, ScoreFn
+from sm_jax.typing import ArrayOrList, RandomFn, ScoreFn
 
 
 def denoising(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
-    sigma: ArrayLike,
+    sigma: ArrayOrList,
     noise: RandomFn = jax.random.normal,
     control_variate: bool = False,
 ) -> jax.Array:
@@ -101,13 +100,13 @@ def noise_error(
     return _arrays.sum_data_axes(0.5 * scaled**2 + z * change) + 0.5 * _arrays.num_dims(center)
 
 
-def check_above_spacing(name: str, sigma: ArrayLike, x: jax.Array) -> None:
+def check_above_spacing(name: str, sigma: ArrayOrList, x: jax.Array) -> None:
     """Raise if the (concrete) ``sigma``, a scalar or ``[B]``, is lost in the rounding of ``x``."""
     if (lost := lost_in_rounding(sigma, x)) is not None:
         raise ValueError(f"{name} {lost}")
 
 
-def lost_in_rounding(sigma: ArrayLike, x: jax.Array) -> str | None:
+def lost_in_rounding(sigma: ArrayOrList, x: jax.Array) -> str | None:
     """Return words on (concrete) noise levels below half the spacing of ``x``, or None."""
     spacing, known = _arrays.spacing(x), _arrays.concrete(sigma)
     if spacing is None or known is None or np.all(known >= 0.5 * spacing):

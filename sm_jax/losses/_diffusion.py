@@ -31,10 +31,10 @@ from jax.typing import ArrayLike, DTypeLike
 from sm_jax import _arrays, _checks
 from sm_jax.losses._denoising import lost_in_rounding, noise_error
 from sm_jax.processes import diffusion_squared, noise_ratio
-from sm_jax.typing import NoiseScoreFn, ProcessLike, RandomFn, TimeSampler, WeightFn
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike, RandomFn, TimeSampler, WeightFn
 
 
-def unit_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
+def unit_weight(process: ProcessLike, t: ArrayOrList) -> jax.Array:
     """Return 1: the weight that treats all noise levels alike.
 
     Args:
@@ -53,7 +53,7 @@ def unit_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
     return jnp.ones_like(_arrays.as_floating(t))
 
 
-def likelihood_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
+def likelihood_weight(process: ProcessLike, t: ArrayOrList) -> jax.Array:
     """Return ``g(t)^2 / sigma(t)^2 = 2 (log r)'``: the loss then bounds the log-likelihood.
 
     Args:
@@ -72,10 +72,11 @@ def likelihood_weight(process: ProcessLike, t: ArrayLike) -> jax.Array:
 
     Reference: Song et al. 2021, https://arxiv.org/abs/2101.09258
     """
+    t = _arrays.as_floating(t)
     return diffusion_squared(process, t) / process.sigma(t) ** 2
 
 
-def edm_weight(process: ProcessLike, t: ArrayLike, *, sigma_data: ArrayLike) -> jax.Array:
+def edm_weight(process: ProcessLike, t: ArrayOrList, *, sigma_data: ArrayLike) -> jax.Array:
     """Return ``1 + r^2 / d^2``: the error of the preconditioned network has weight one.
 
     ``r = sigma / alpha`` and ``d = sigma_data``.
@@ -154,7 +155,7 @@ def uniform_times(
         [1. 1. 1. 1.]
     """
     u = uniform(key, shape, dtype)
-    t = process.t_min + (process.t_max - process.t_min) * u
+    t = jnp.subtract(process.t_max, process.t_min) * u + process.t_min
     return t.astype(dtype), jnp.ones(shape, dtype)
 
 
@@ -240,12 +241,12 @@ def likelihood_times(
     t = process.time_at(jnp.exp(low + (high - low) * uniform(key, shape, dtype)))
     t = jnp.clip(t, process.t_min, process.t_max).astype(dtype)
     density = 0.5 * likelihood_weight(process, t) / (high - low)
-    return t, (1.0 / (density * (process.t_max - process.t_min))).astype(dtype)
+    return t, (1.0 / (density * jnp.subtract(process.t_max, process.t_min))).astype(dtype)
 
 
 def diffusion(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,

@@ -12,14 +12,13 @@ Reference: Hyvarinen 2005, https://www.jmlr.org/papers/v6/hyvarinen05a.html
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax.divergence import exact
-from sm_jax.typing import DivergenceFn, ScoreFn
+from sm_jax.typing import ArrayOrList, DivergenceFn, ScoreFn
 
 
-def explicit(score_fn: ScoreFn, x: ArrayLike, target_score: ArrayLike) -> jax.Array:
+def explicit(score_fn: ScoreFn, x: ArrayOrList, target_score: ArrayOrList) -> jax.Array:
     """Return ``1/2 |s(x) - s*(x)|^2``, the loss of eq. (1), where the true score is known.
 
     Args:
@@ -52,7 +51,7 @@ def explicit(score_fn: ScoreFn, x: ArrayLike, target_score: ArrayLike) -> jax.Ar
 
 def implicit(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array | None = None,
     *,
     divergence: DivergenceFn = exact,

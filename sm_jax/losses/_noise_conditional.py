@@ -8,21 +8,20 @@ Reference: Song & Ermon 2019 (NCSN), https://arxiv.org/abs/1907.05600
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax.losses._denoising import check_above_spacing, noise_error
 from sm_jax.losses._sliced import sliced
 from sm_jax.parameterization import at_time
-from sm_jax.typing import NoiseScoreFn, RandomFn
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, RandomFn
 
 
 def multiscale_denoising(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
-    sigmas: ArrayLike,
+    sigmas: ArrayOrList,
     noise: RandomFn = jax.random.normal,
     control_variate: bool = False,
 ) -> jax.Array:
@@ -67,10 +66,10 @@ def multiscale_denoising(
 
 def noise_conditional(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
-    sigmas: ArrayLike,
+    sigmas: ArrayOrList,
     noise: RandomFn = jax.random.normal,
     control_variate: bool = False,
 ) -> jax.Array:
@@ -113,10 +112,10 @@ def noise_conditional(
 
 def noise_conditional_sliced(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
-    sigmas: ArrayLike,
+    sigmas: ArrayOrList,
     noise: RandomFn = jax.random.normal,
     num_probes: int = 1,
     probe: RandomFn = jax.random.rademacher,
@@ -174,12 +173,12 @@ def noise_conditional_sliced(
     return sigma**2 * loss
 
 
-def _random_levels(key: jax.Array, x: jax.Array, sigmas: ArrayLike) -> jax.Array:
+def _random_levels(key: jax.Array, x: jax.Array, sigmas: ArrayOrList) -> jax.Array:
     """Return one noise level per example, drawn uniformly from the ladder: ``[B]``."""
     return jax.random.choice(key, _check_sigmas(sigmas, x), x.shape[:1])
 
 
-def _check_sigmas(sigmas: ArrayLike, x: jax.Array) -> jax.Array:
+def _check_sigmas(sigmas: ArrayOrList, x: jax.Array) -> jax.Array:
     """Return the ladder ``[L]``, float32 at least, or raise unless it decreases and stays above."""
     sigmas = _checks.check_levels("sigmas", sigmas).astype(_arrays.accumulator(x.dtype))
     check_above_spacing("the smallest of sigmas", sigmas[-1], x)

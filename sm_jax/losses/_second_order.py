@@ -26,22 +26,21 @@ https://arxiv.org/abs/2206.08265 (eqs. 11 to 15)
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._probes import draw_probes
 from sm_jax.divergence import exact, hutchpp
 from sm_jax.losses._denoising import check_above_spacing
 from sm_jax.parameterization import EnergyScore
-from sm_jax.typing import DivergenceFn, RandomFn, ScoreFn
+from sm_jax.typing import ArrayOrList, DivergenceFn, RandomFn, ScoreFn
 
 
 def second_order_denoising(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
-    sigma: ArrayLike,
+    sigma: ArrayOrList,
     noise: RandomFn = jax.random.normal,
     num_probes: int = 1,
     probe: RandomFn = jax.random.rademacher,
@@ -95,10 +94,10 @@ def second_order_denoising(
 
 def second_order_denoising_trace(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
-    sigma: ArrayLike,
+    sigma: ArrayOrList,
     noise: RandomFn = jax.random.normal,
     divergence: DivergenceFn = exact,
 ) -> jax.Array:
@@ -159,7 +158,9 @@ def second_order_denoising_trace(
     return 0.5 * divergence(field, noised, key_divergence)[1] ** 2
 
 
-def _noise(x, key, sigma, noise):
+def _noise(
+    x: ArrayOrList, key: jax.Array, sigma: ArrayOrList, noise: RandomFn
+) -> tuple[jax.Array, ...]:
     """Return the data, ``sigma [B, 1, ...]``, the noised data, the noise, and a key for probes."""
     x = _checks.check_data(x)
     sigma = _checks.check_per_example("sigma", sigma, x)

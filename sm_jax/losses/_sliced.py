@@ -33,12 +33,12 @@ from sm_jax import _arrays, _checks
 from sm_jax._probes import draw_probes, probe_source
 from sm_jax.divergence import hutchinson
 from sm_jax.parameterization import EnergyScore
-from sm_jax.typing import EnergyFn, RandomFn, ScoreFn
+from sm_jax.typing import ArrayOrList, EnergyFn, RandomFn, ScoreFn
 
 
 def sliced(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     num_probes: int = 1,
@@ -95,7 +95,7 @@ def sliced(
 
 def finite_difference_sliced(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     epsilon: ArrayLike,

@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
+from sm_jax.typing import ArrayOrList
 
 
 def _blackjax():
@@ -53,7 +53,7 @@ class ChainDiagnostics(NamedTuple):
     acceptance_rate: jax.Array
 
 
-def chain_diagnostics(trajectory: ArrayLike) -> ChainDiagnostics:
+def chain_diagnostics(trajectory: ArrayOrList) -> ChainDiagnostics:
     """Return effective sample size, split R-hat and acceptance of chains, by blackjax.
 
     Args:

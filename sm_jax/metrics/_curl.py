@@ -16,12 +16,11 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax._probes import draw_probes
-from sm_jax.typing import RandomFn, ScoreFn
+from sm_jax.typing import ArrayOrList, RandomFn, ScoreFn
 
 
 class Curl(NamedTuple):
@@ -41,7 +40,7 @@ class Curl(NamedTuple):
 
 def curl(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     num_probes: int = 1,

@@ -19,13 +19,13 @@ Reference: Bonneel et al. 2015, https://doi.org/10.1007/s10851-014-0506-3
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
+from sm_jax.typing import ArrayOrList
 
 
 def sliced_wasserstein(
-    x: ArrayLike, y: ArrayLike, key: jax.Array, *, num_projections: int = 128, p: float = 2.0
+    x: ArrayOrList, y: ArrayOrList, key: jax.Array, *, num_projections: int = 128, p: float = 2.0
 ) -> jax.Array:
     """Return the sliced Wasserstein distance ``SW_p`` of two sets of samples, eq. (2).
 

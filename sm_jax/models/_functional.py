@@ -45,12 +45,12 @@ def functional(module: nnx.Module) -> tuple[Callable[..., Any], dict[str, Any]]:
             f"functional takes a flax.nnx.Module, not a {type(module).__name__}; a Linen, Equinox "
             "or Haiku network already has its own apply function"
         )
-    graphdef, variables, constants = nnx.split(module, nnx.Param, ...)
+    graphdef, variables, *rest = nnx.split(module, nnx.Param, ...)
     # Plain arrays, not nnx.Variable: a Variable made outside a transformation is closed to it.
-    constants = nnx.as_pure(constants)
-    variables = dict(nnx.to_flat_state(nnx.as_pure(variables)))
-    paths = {tuple(map(str, path)): path for path in variables}
-    params = traverse_util.unflatten_dict({name: variables[paths[name]] for name in paths})
+    constants = nnx.as_pure(rest[0])
+    flat = dict(nnx.to_flat_state(nnx.as_pure(variables)))
+    paths = {tuple(map(str, path)): path for path in flat}
+    params = traverse_util.unflatten_dict({name: flat[paths[name]] for name in paths})
 
     def apply(params, *args, key: jax.Array | None = None, **kwargs):
         arrays = traverse_util.flatten_dict(params)

@@ -18,6 +18,7 @@ any size will do. Every block on the way up sees the output of its counterpart o
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -263,7 +264,7 @@ class UNet(nnx.Module):
         embed_dims = 4 * channels
         widths = [channels * multiplier for multiplier in multipliers]
         attends = [i >= len(widths) - attention_resolutions for i in range(len(widths))]
-        common = {"dtype": dtype, "rngs": rngs}
+        common: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
 
         def block(inputs, outputs, attention):
             return _Block(

@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.stats
-from jax.typing import ArrayLike
 
 from sm_jax import _checks
 from sm_jax.noise_levels._ladders import check_ends, geometric
+from sm_jax.typing import ArrayOrList
 
 _LARGEST_RATIO = 1.5
 _CHUNK = 2**22  # distances held at once
 
 
-def largest_sigma(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> float:
+def largest_sigma(x: ArrayOrList, key: jax.Array, *, max_points: int = 2000) -> float:
     """Return the largest Euclidean distance between two examples: Technique 1, for ``sigma_1``.
 
     Exact for up to ``max_points`` examples. Of more, it is that of a random subset, hence a little
@@ -49,7 +49,7 @@ def largest_sigma(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> fl
     return _distances(_subset(x, key, max_points))[0]
 
 
-def smallest_sigma(x: ArrayLike, key: jax.Array, *, max_points: int = 2000) -> float:
+def smallest_sigma(x: ArrayOrList, key: jax.Array, *, max_points: int = 2000) -> float:
     """Return a tenth of the typical distance to a neighbor per root dimension, for ``sigma_L``.
 
         sigma_L = 1/10 median_n min_m |x_n - x_m| / sqrt(D),    over x_m != x_n.
@@ -184,7 +184,7 @@ def langevin_variance(relative_step: float, ratio: float, steps_per_level: int) 
     return (1 - relative_step) ** (2 * steps_per_level) * (ratio**2 - stationary) + stationary
 
 
-def langevin_step_size(sigmas: ArrayLike, *, steps_per_level: int) -> float:
+def langevin_step_size(sigmas: ArrayOrList, *, steps_per_level: int) -> float:
     """Return the step size of annealed Langevin dynamics by Technique 4 of NCSNv2.
 
     It is ``e = h sigma_L^2`` for the update ``x <- x + a_i s(x) + sqrt(2 a_i) z`` at noise level
@@ -303,7 +303,7 @@ class NoiseLevels(NamedTuple):
 
 
 def noise_levels_from_data(
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     sigma_min: float | None = None,
@@ -354,12 +354,12 @@ def noise_levels_from_data(
     given = sigma_max is not None, sigma_min is not None
     points = _subset(x, key, max_points)
     num_dims = points.shape[1]
-    if not all(given):
+    if sigma_max is None or sigma_min is None:
         largest, nearest = _distances(points)
-    sigma_max = float(sigma_max) if given[0] else largest
-    sigma_min = (
-        float(sigma_min) if given[1] else float(np.median(nearest)) / 10 / math.sqrt(num_dims)
-    )
+    sigma_max = largest if sigma_max is None else float(sigma_max)
+    if sigma_min is None:
+        sigma_min = float(np.median(nearest)) / 10 / math.sqrt(num_dims)
+    sigma_min = float(sigma_min)
     _check_given(given, sigma_max, sigma_min)
     number = num_levels(
         sigma_max=sigma_max,

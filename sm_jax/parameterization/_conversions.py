@@ -22,26 +22,28 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax.typing import NoiseScoreFn, ProcessLike
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike
 
 
-def _coefficients(process: ProcessLike, x: jax.Array, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
+def _coefficients(
+    process: ProcessLike, x: jax.Array, t: ArrayOrList
+) -> tuple[jax.Array, jax.Array]:
     _checks.check_data(x)  # integers would cut the result, which has the dtype of x
     t = _checks.check_per_example("t", t, x)
-    return tuple(_arrays.expand_like(c(t), x) for c in (process.alpha, process.sigma))
+    return _arrays.expand_like(process.alpha(t), x), _arrays.expand_like(process.sigma(t), x)
 
 
-def _slopes(process: ProcessLike, x: jax.Array, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
+def _slopes(process: ProcessLike, x: jax.Array, t: ArrayOrList) -> tuple[jax.Array, jax.Array]:
     t = _checks.check_per_example("t", t, x)
-    slopes = (jax.jvp(c, (t,), (jnp.ones_like(t),))[1] for c in (process.alpha, process.sigma))
-    return tuple(_arrays.expand_like(slope, x) for slope in slopes)
+    _, alpha = jax.jvp(process.alpha, (t,), (jnp.ones_like(t),))
+    _, sigma = jax.jvp(process.sigma, (t,), (jnp.ones_like(t),))
+    return _arrays.expand_like(alpha, x), _arrays.expand_like(sigma, x)
 
 
 def eps_from_score(
-    score: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
+    score: ArrayOrList, x: ArrayOrList, t: ArrayOrList, *, process: ProcessLike
 ) -> jax.Array:
     """Return the noise prediction of a score, ``eps = -sigma s``.
 
@@ -66,7 +68,7 @@ def eps_from_score(
 
 
 def score_from_eps(
-    eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
+    eps: ArrayOrList, x: ArrayOrList, t: ArrayOrList, *, process: ProcessLike
 ) -> jax.Array:
     """Return the score of a noise prediction, ``s = -eps / sigma``.
 
@@ -90,7 +92,9 @@ def score_from_eps(
     return (-eps / sigma).astype(x.dtype)
 
 
-def eps_from_x0(x0: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
+def eps_from_x0(
+    x0: ArrayOrList, x: ArrayOrList, t: ArrayOrList, *, process: ProcessLike
+) -> jax.Array:
     """Return the noise prediction of predicted clean data, ``eps = (x_t - alpha x0) / sigma``.
 
     Args:
@@ -113,7 +117,9 @@ def eps_from_x0(x0: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLi
     return ((x - alpha * x0) / sigma).astype(x.dtype)
 
 
-def x0_from_eps(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
+def x0_from_eps(
+    eps: ArrayOrList, x: ArrayOrList, t: ArrayOrList, *, process: ProcessLike
+) -> jax.Array:
     """Return the predicted clean data, ``x0 = (x_t - sigma eps) / alpha``.
 
     Args:
@@ -136,7 +142,9 @@ def x0_from_eps(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessL
     return ((x - sigma * eps) / alpha).astype(x.dtype)
 
 
-def eps_from_v(v: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
+def eps_from_v(
+    v: ArrayOrList, x: ArrayOrList, t: ArrayOrList, *, process: ProcessLike
+) -> jax.Array:
     """Return the noise prediction of ``v``, ``eps = (alpha v + sigma x_t) / (alpha^2 + sigma^2)``.
 
     Args:
@@ -159,7 +167,9 @@ def eps_from_v(v: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
     return ((alpha * v + sigma * x) / (alpha**2 + sigma**2)).astype(x.dtype)
 
 
-def v_from_eps(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike) -> jax.Array:
+def v_from_eps(
+    eps: ArrayOrList, x: ArrayOrList, t: ArrayOrList, *, process: ProcessLike
+) -> jax.Array:
     """Return the v-prediction, ``v = alpha eps - sigma x0``, ``x0 = (x_t - sigma eps) / alpha``.
 
     Args:
@@ -183,7 +193,7 @@ def v_from_eps(eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLi
 
 
 def eps_from_velocity(
-    velocity: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
+    velocity: ArrayOrList, x: ArrayOrList, t: ArrayOrList, *, process: ProcessLike
 ) -> jax.Array:
     """Return the noise prediction of a velocity ``u``.
 
@@ -212,7 +222,7 @@ def eps_from_velocity(
 
 
 def velocity_from_eps(
-    eps: ArrayLike, x: ArrayLike, t: ArrayLike, *, process: ProcessLike
+    eps: ArrayOrList, x: ArrayOrList, t: ArrayOrList, *, process: ProcessLike
 ) -> jax.Array:
     """Return the velocity of the probability flow, ``u = alpha' x0 + sigma' eps``.
 

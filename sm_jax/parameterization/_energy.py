@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _checks
-from sm_jax.typing import NoiseScoreFn, ScoreFn
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ScoreFn
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class EnergyScore:
                 f"energy_fn must be callable, x [B, ...] -> [B], got {self.energy_fn!r}."
             )
 
-    def __call__(self, x: ArrayLike, *args: ArrayLike) -> jax.Array:
+    def __call__(self, x: ArrayOrList, *args: ArrayLike) -> jax.Array:
         """Return ``-grad_x E(x, *args)``, ``[B, ...]``."""
         x = _checks.check_data(x)
         energy, pull_back = jax.vjp(lambda y: self.energy_fn(y, *args), x)
@@ -95,4 +95,5 @@ def at_time(score_fn: NoiseScoreFn, t: ArrayLike) -> ScoreFn:
         >>> print(at_time(lambda x, t: -x / t**2, 2.0)(jnp.ones((1, 2))))
         [[-0.25 -0.25]]
     """
+    t = jnp.asarray(t)
     return score_fn.at(t) if isinstance(score_fn, EnergyScore) else lambda x: score_fn(x, t)

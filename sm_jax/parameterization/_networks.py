@@ -30,7 +30,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax.processes import data_mean, marginal_std, noise_ratio
-from sm_jax.typing import EnergyFn, NoiseScoreFn, ProcessLike
+from sm_jax.typing import NoiseEnergyFn, NoiseScoreFn, ProcessLike
 
 
 def _centered(x: jax.Array, alpha: jax.Array, process: ProcessLike) -> jax.Array:
@@ -92,7 +92,7 @@ def precondition(
         inputs = _centered(x, alpha, process) / total
         output = network(inputs.astype(x.dtype), 0.25 * jnp.log(ratio).astype(t.dtype))
         # (alpha D - x) / sigma^2 as in the last form of (2), where nothing cancels.
-        return ((sigma_data / total * output - r / total * inputs) / sigma).astype(x.dtype)
+        return ((output * (sigma_data / total) - r / total * inputs) / sigma).astype(x.dtype)
 
     return score_fn
 
@@ -102,7 +102,7 @@ def precondition_energy(
     *,
     process: ProcessLike,
     sigma_data: ArrayLike,
-) -> EnergyFn:
+) -> NoiseEnergyFn:
     """Return the noise-conditional energy of a scalar network ``e``, preconditioned as in EDM.
 
     With ``y = x_t / alpha - m``, ``r = sigma / alpha`` and ``d = sigma_data``,

@@ -48,19 +48,18 @@ def change_process(
     Reference: Karras et al. 2022, appendix B.1, https://arxiv.org/abs/2206.00364
     """
     with jax.ensure_compile_time_eval():  # the ratios are known under jit too
-        inner, outer = (
-            [_arrays.concrete(noise_ratio(p, t)) for t in (p.t_min, p.t_max)]
-            for p in (source, target)
+        known = _arrays.all_concrete(
+            noise_ratio(p, t) for p in (source, target) for t in (p.t_min, p.t_max)
         )
     slack = 1e-3  # of the ratio; rounding alone moves small ones by this much
-    if not any(ratio is None for ratio in (*inner, *outer)) and (
-        outer[0] < inner[0] * (1.0 - slack) or outer[1] > inner[1] * (1.0 + slack)
-    ):
-        raise ValueError(
-            f"the score knows noise ratios sigma / alpha from {inner[0]:.4g} to {inner[1]:.4g}, "
-            f"those of the source, but the target has {outer[0]:.4g} to {outer[1]:.4g}: raise "
-            "t_min or sigma_min of the target, or lower its t_max, sigma_max or beta_max."
-        )
+    if known is not None:
+        least, most, low, high = known
+        if low < least * (1.0 - slack) or high > most * (1.0 + slack):
+            raise ValueError(
+                f"the score knows noise ratios sigma / alpha from {least:.4g} to {most:.4g}, those "
+                f"of the source, but the target has {low:.4g} to {high:.4g}: raise t_min or "
+                "sigma_min of the target, or lower its t_max, sigma_max or beta_max."
+            )
 
     def at_source(x, t):
         """Return ``c``, the point ``c x`` and ``t'``."""

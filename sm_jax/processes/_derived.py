@@ -12,12 +12,12 @@ from jax.typing import ArrayLike, DTypeLike
 
 from sm_jax import _arrays, _checks
 from sm_jax.processes._location import data_mean
-from sm_jax.typing import ProcessLike, RandomFn
+from sm_jax.typing import ArrayOrList, ProcessLike, RandomFn
 
 _USUAL_SPAN = 12.0  # of log r, for which the default numbers of steps are made
 
 
-def noise_ratio(process: ProcessLike, t: ArrayLike) -> jax.Array:
+def noise_ratio(process: ProcessLike, t: ArrayOrList) -> jax.Array:
     """Return ``r(t) = sigma(t) / alpha(t)``, the noise per unit of signal.
 
     Args:
@@ -32,10 +32,11 @@ def noise_ratio(process: ProcessLike, t: ArrayLike) -> jax.Array:
         >>> print(noise_ratio(VE(), 2.0))
         2.0
     """
+    t = _arrays.as_floating(t)
     return process.sigma(t) / process.alpha(t)
 
 
-def marginal_std(process: ProcessLike, t: ArrayLike, sigma_data: ArrayLike) -> jax.Array:
+def marginal_std(process: ProcessLike, t: ArrayOrList, sigma_data: ArrayLike) -> jax.Array:
     """Return ``sqrt(alpha(t)^2 sigma_data^2 + sigma(t)^2)``, the standard deviation of ``x_t``.
 
     It is that of the noised data where ``sigma_data`` is that of the data. The squares neither
@@ -54,6 +55,7 @@ def marginal_std(process: ProcessLike, t: ArrayLike, sigma_data: ArrayLike) -> j
         >>> print(marginal_std(VE(), 4.0, 3.0))
         5.0
     """
+    t = _arrays.as_floating(t)
     signal, sigma = process.alpha(t) * sigma_data, process.sigma(t)
     # Not by jnp.hypot, whose derivatives still divide by a square.
     unit = jax.lax.stop_gradient(jnp.maximum(signal, sigma))
@@ -62,8 +64,8 @@ def marginal_std(process: ProcessLike, t: ArrayLike, sigma_data: ArrayLike) -> j
 
 def perturb(
     process: ProcessLike,
-    x0: ArrayLike,
-    t: ArrayLike,
+    x0: ArrayOrList,
+    t: ArrayOrList,
     key: jax.Array,
     *,
     noise: RandomFn = jax.random.normal,
@@ -104,7 +106,7 @@ def _log_derivative(function, t: jax.Array) -> jax.Array:
     return slope / value
 
 
-def drift(process: ProcessLike, x: ArrayLike, t: ArrayLike) -> jax.Array:
+def drift(process: ProcessLike, x: ArrayOrList, t: ArrayOrList) -> jax.Array:
     """Return the drift ``f(t) x``, ``f = alpha' / alpha``, of the forward process.
 
     Args:
@@ -125,7 +127,7 @@ def drift(process: ProcessLike, x: ArrayLike, t: ArrayLike) -> jax.Array:
     return (_arrays.expand_like(rate, x) * x).astype(x.dtype)
 
 
-def diffusion_squared(process: ProcessLike, t: ArrayLike) -> jax.Array:
+def diffusion_squared(process: ProcessLike, t: ArrayOrList) -> jax.Array:
     """Return ``g(t)^2``, the variance of the noise that is added per unit of time.
 
         g^2 = 2 sigma^2 (sigma' / sigma - alpha' / alpha)
@@ -177,7 +179,7 @@ def prior_sample(
     return (center[None] + sigma * jax.random.normal(key, shape, wide)).astype(dtype)
 
 
-def prior_log_prob(process: ProcessLike, x: ArrayLike) -> jax.Array:
+def prior_log_prob(process: ProcessLike, x: ArrayOrList) -> jax.Array:
     """Return the log-density of the prior ``N(alpha(t_max) mean, sigma(t_max)^2 I)``.
 
         -1/2 |x - alpha mean|^2 / sigma^2 - D log(sigma sqrt(2 pi))    at t_max
@@ -211,7 +213,7 @@ def _prior(process, event_shape, dtype):
     return scale * data_mean(process, event_shape, dtype), sigma
 
 
-def time_grid(process: ProcessLike, num_steps: int, *, rho: float | None = None) -> jax.Array:
+def time_grid(process: ProcessLike, num_steps: int, *, rho: ArrayLike | None = None) -> jax.Array:
     """Return the times of a solver, from ``t_max`` down to ``t_min``, dense where noise is small.
 
     The noise ratios ``r = sigma / alpha`` are spaced as Karras et al. space their noise levels,
@@ -252,7 +254,7 @@ def time_grid(process: ProcessLike, num_steps: int, *, rho: float | None = None)
     times = jnp.concatenate([ends[0][None], process.time_at(inner), ends[1][None]])
     known = _arrays.concrete(times)
     if known is not None and not np.all(np.isfinite(known)):
-        if np.isinf(_arrays.concrete(noise_ratio(process, process.t_max))):
+        if jnp.isinf(noise_ratio(process, process.t_max)):
             raise ValueError(f"alpha is 0 at t_max={process.t_max}, all noise: lower t_max.")
         raise ValueError(
             f"rho={rho} takes r^(1 / rho) out of the range of {times.dtype}: raise it."
@@ -269,7 +271,7 @@ def solver_grid(
     process: ProcessLike,
     num_steps: int | None = None,
     *,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     default: int = 64,
     rho: float = 7.0,
 ) -> jax.Array:
@@ -323,7 +325,7 @@ def _stretch(process: ProcessLike) -> jax.Array:
     return jnp.where(jnp.isfinite(factor), factor, 1.0)
 
 
-def check_times(process: ProcessLike, times: ArrayLike) -> jax.Array:
+def check_times(process: ProcessLike, times: ArrayOrList) -> jax.Array:
     """Return solver times as an array, or raise unless they are a decreasing grid of the process.
 
     Args:

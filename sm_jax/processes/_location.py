@@ -74,15 +74,16 @@ def warn_off_center(process: ProcessLike, x: jax.Array, name: str) -> None:
         >>> str(caught[0].message)[:31]
         'the mean of the data is 50 (roo'
     """
-    rows = None if np.shape(x)[0] < _FEW else _arrays.concrete(x)
-    ends = [_arrays.concrete(c(process.t_max)) for c in (process.alpha, process.sigma)]
-    center = _arrays.concrete(data_mean(process, np.shape(x)[1:]))
-    if rows is None or center is None or any(end is None for end in ends):
+    end = process.t_max
+    prior = data_mean(process, x.shape[1:]), process.alpha(end), process.sigma(end)
+    known = _arrays.all_concrete((x, *prior))
+    if len(x) < _FEW or known is None:
         return
+    rows, center, *ends = known
     rows = rows.astype(np.float64)
     mean, spread = rows.mean(axis=0), np.linalg.norm(rows.std(axis=0, ddof=1))
     away = np.linalg.norm(mean - center) - _ERRORS * spread / np.sqrt(len(rows))
-    scale, sigma = (float(end) for end in ends)
+    scale, sigma = map(float, ends)
     nats = 0.5 * (scale * max(away, 0.0) / sigma) ** 2
     if nats > _NATS:
         warnings.warn(

@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax.typing import ProcessLike
+from sm_jax.typing import ArrayOrList, ProcessLike
 
 
 def _pytree(process_type: type) -> type:
@@ -35,10 +35,10 @@ def _pytree(process_type: type) -> type:
     return process_type
 
 
-def _check_mean(process: ProcessLike) -> None:
-    known = _arrays.concrete(process.mean)
+def _check_mean(mean: ArrayOrList) -> None:
+    known = _arrays.concrete(mean)
     if known is not None and not np.all(np.isfinite(known)):
-        raise ValueError(f"mean must be finite, got {process.mean}.")
+        raise ValueError(f"mean must be finite, got {mean}.")
 
 
 def _check_increasing(process: ProcessLike, low: str, high: str, *, equal: bool = False) -> None:
@@ -79,10 +79,10 @@ class VE:
 
     sigma_min: ArrayLike = 0.01
     sigma_max: ArrayLike = 50.0
-    mean: ArrayLike = 0.0
+    mean: ArrayOrList = 0.0
 
     def __post_init__(self):
-        _check_mean(self)
+        _check_mean(self.mean)
         _check_increasing(self, "sigma_min", "sigma_max")
 
     @property
@@ -95,15 +95,15 @@ class VE:
         """The largest time, ``sigma_max``."""
         return self.sigma_max
 
-    def alpha(self, t: ArrayLike) -> jax.Array:
+    def alpha(self, t: ArrayOrList) -> jax.Array:
         """Return the scale of the data, 1."""
         return jnp.ones_like(_arrays.as_floating(t))
 
-    def sigma(self, t: ArrayLike) -> jax.Array:
+    def sigma(self, t: ArrayOrList) -> jax.Array:
         """Return the noise level, ``t`` itself."""
         return _arrays.as_floating(t)
 
-    def time_at(self, ratio: ArrayLike) -> jax.Array:
+    def time_at(self, ratio: ArrayOrList) -> jax.Array:
         """Return the time at which ``sigma / alpha`` equals ``ratio``: ``ratio`` itself."""
         return _arrays.as_floating(ratio)
 
@@ -149,10 +149,10 @@ class GeometricVE:
 
     sigma_min: ArrayLike = 0.01
     sigma_max: ArrayLike = 50.0
-    mean: ArrayLike = 0.0
+    mean: ArrayOrList = 0.0
 
     def __post_init__(self):
-        _check_mean(self)
+        _check_mean(self.mean)
         _check_increasing(self, "sigma_min", "sigma_max")
 
     @property
@@ -168,15 +168,15 @@ class GeometricVE:
     def _log_growth(self) -> jax.Array:
         return jnp.log(self.sigma_max / self.sigma_min)
 
-    def alpha(self, t: ArrayLike) -> jax.Array:
+    def alpha(self, t: ArrayOrList) -> jax.Array:
         """Return the scale of the data, 1."""
         return jnp.ones_like(_arrays.as_floating(t))
 
-    def sigma(self, t: ArrayLike) -> jax.Array:
+    def sigma(self, t: ArrayOrList) -> jax.Array:
         """Return the noise level ``sigma_min (sigma_max / sigma_min)^t``."""
-        return self.sigma_min * jnp.exp(_arrays.as_floating(t) * self._log_growth())
+        return jnp.exp(_arrays.as_floating(t) * self._log_growth()) * self.sigma_min
 
-    def time_at(self, ratio: ArrayLike) -> jax.Array:
+    def time_at(self, ratio: ArrayOrList) -> jax.Array:
         """Return the time at which ``sigma / alpha`` equals ``ratio``."""
         return jnp.log(_arrays.as_floating(ratio) / self.sigma_min) / self._log_growth()
 
@@ -205,10 +205,10 @@ class VPLinear:
     beta_min: ArrayLike = 0.1
     beta_max: ArrayLike = 20.0
     t_min: ArrayLike = 1e-5
-    mean: ArrayLike = 0.0
+    mean: ArrayOrList = 0.0
 
     def __post_init__(self):
-        _check_mean(self)
+        _check_mean(self.mean)
         _check_increasing(self, "beta_min", "beta_max", equal=True)
         _check_increasing(self, "t_min", "t_max")
 
@@ -217,24 +217,25 @@ class VPLinear:
         """The largest time, 1."""
         return 1.0
 
-    def _integrated_rate(self, t: ArrayLike) -> jax.Array:
+    def _integrated_rate(self, t: ArrayOrList) -> jax.Array:
         t = _arrays.as_floating(t)
-        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
+        slope = jnp.subtract(self.beta_max, self.beta_min)
+        return t * (self.beta_min + 0.5 * slope * t)
 
     def _time_of_integrated_rate(self, b: jax.Array) -> jax.Array:
         # The root of (beta_max - beta_min) t^2 / 2 + beta_min t - b that does not cancel.
-        slope = self.beta_max - self.beta_min
+        slope = jnp.subtract(self.beta_max, self.beta_min)
         return 2.0 * b / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * b))
 
-    def alpha(self, t: ArrayLike) -> jax.Array:
+    def alpha(self, t: ArrayOrList) -> jax.Array:
         """Return the scale of the data, ``exp(-b(t) / 2)``."""
         return jnp.exp(-0.5 * self._integrated_rate(t))
 
-    def sigma(self, t: ArrayLike) -> jax.Array:
+    def sigma(self, t: ArrayOrList) -> jax.Array:
         """Return the noise level, ``sqrt(1 - exp(-b(t)))``."""
         return jnp.sqrt(-jnp.expm1(-self._integrated_rate(t)))
 
-    def time_at(self, ratio: ArrayLike) -> jax.Array:
+    def time_at(self, ratio: ArrayOrList) -> jax.Array:
         """Return the time at which ``sigma / alpha = sqrt(exp(b) - 1)`` equals ``ratio``."""
         ratio = _arrays.as_floating(ratio)
         is_small = ratio < 1.0
@@ -266,11 +267,11 @@ class SubVP(VPLinear):
         True
     """
 
-    def sigma(self, t: ArrayLike) -> jax.Array:
+    def sigma(self, t: ArrayOrList) -> jax.Array:
         """Return the noise level, ``1 - exp(-b(t))``."""
         return -jnp.expm1(-self._integrated_rate(t))
 
-    def time_at(self, ratio: ArrayLike) -> jax.Array:
+    def time_at(self, ratio: ArrayOrList) -> jax.Array:
         """Return the time at which ``sigma / alpha = 2 sinh(b / 2)`` equals ``ratio``."""
         return self._time_of_integrated_rate(2.0 * jnp.arcsinh(0.5 * _arrays.as_floating(ratio)))
 
@@ -301,24 +302,24 @@ class Cosine:
 
     t_min: ArrayLike = 1e-4
     t_max: ArrayLike = 0.999
-    mean: ArrayLike = 0.0
+    mean: ArrayOrList = 0.0
 
     def __post_init__(self):
-        _check_mean(self)
+        _check_mean(self.mean)
         _check_increasing(self, "t_min", "t_max")
         largest = _arrays.concrete(self.t_max)
         if largest is not None and largest >= 1.0:
             raise ValueError(f"t_max must be below 1, where alpha is zero, got {self.t_max}.")
 
-    def alpha(self, t: ArrayLike) -> jax.Array:
+    def alpha(self, t: ArrayOrList) -> jax.Array:
         """Return the scale of the data, ``cos(pi t / 2)``."""
         t = _arrays.as_floating(t)  # pi t / 2 is rounded too coarsely where its cosine vanishes
         return jnp.where(t < 0.5, jnp.cos(0.5 * jnp.pi * t), jnp.sin(0.5 * jnp.pi * (1.0 - t)))
 
-    def sigma(self, t: ArrayLike) -> jax.Array:
+    def sigma(self, t: ArrayOrList) -> jax.Array:
         """Return the noise level, ``sin(pi t / 2)``."""
         return jnp.sin(0.5 * jnp.pi * _arrays.as_floating(t))
 
-    def time_at(self, ratio: ArrayLike) -> jax.Array:
+    def time_at(self, ratio: ArrayOrList) -> jax.Array:
         """Return the time at which ``sigma / alpha = tan(pi t / 2)`` equals ``ratio``."""
         return jnp.arctan(_arrays.as_floating(ratio)) * (2.0 / jnp.pi)

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax.samplers._metropolis import metropolis_step, target
-from sm_jax.typing import EnergyFn, ScoreFn
+from sm_jax.typing import ArrayOrList, EnergyFn, ScoreFn
 
 
 class AdaptedStep(NamedTuple):
@@ -41,7 +41,7 @@ class AdaptedStep(NamedTuple):
 
 def adapt_step_size(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     step_size: ArrayLike,

@@ -47,7 +47,7 @@ from sm_jax.processes import (
     warn_off_center,
 )
 from sm_jax.samplers._solve import last_move
-from sm_jax.typing import NoiseScoreFn, ProcessLike
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike
 
 # Steps of the SDE, in l: a step to no noise at all would find no error, for D = y there.
 _FIRST, _LONGEST = 0.1, 0.5
@@ -71,12 +71,12 @@ class AdaptiveSample(NamedTuple):
 
 def adaptive_ode(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array | None = None,
     *,
     process: ProcessLike,
     num_steps: int | None = None,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     rtol: float = 1e-3,
     atol: float = 0.0,
     sigma_data: ArrayLike = 1.0,
@@ -234,11 +234,11 @@ def _closed(score_fn, process, t, x, num_evaluations, finished, denoise) -> Adap
 
 def adaptive_sde(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     rtol: ArrayLike = 0.05,
     atol: ArrayLike = 0.0,
     max_steps: int = 1000,

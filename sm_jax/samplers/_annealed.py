@@ -27,16 +27,16 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._scan import at_time, run, sampler, wide
 from sm_jax.samplers import steps
-from sm_jax.typing import NoiseScoreFn, NoTrajectory
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, NoTrajectory
 
 
 @sampler
 def annealed_langevin(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
-    sigmas: ArrayLike,
+    sigmas: ArrayOrList,
     step_size: ArrayLike,
     steps_per_level: int,
     denoise: bool = True,
@@ -107,10 +107,10 @@ def annealed_langevin(
 @sampler
 def consistent_annealed(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
-    sigmas: ArrayLike,
+    sigmas: ArrayOrList,
     step_size: ArrayLike,
     denoise: bool = True,
     trajectory: NoTrajectory = False,
@@ -185,9 +185,9 @@ def consistent_annealed(
     return run(step, x, inputs, finish if denoise else None, trajectory)
 
 
-def _check_consistent(sigmas: ArrayLike, step_size: ArrayLike) -> None:
+def _check_consistent(sigmas: ArrayOrList, step_size: ArrayLike) -> None:
     """Raise unless the levels are geometric and ``beta^2`` is positive, where they are concrete."""
-    if np.shape(sigmas)[0] < 2:
+    if _arrays.shape(sigmas)[0] < 2:
         raise ValueError(f"sigmas must hold at least two levels, got {sigmas}.")
     known, step = _arrays.concrete(sigmas), _arrays.concrete(step_size)
     if known is None:

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax.typing import DensityLike, EnergyFn
+from sm_jax.typing import ArrayOrList, DensityLike, EnergyFn
 
 
 class Draws(NamedTuple):
@@ -100,7 +100,7 @@ def _wide_log_density(energy_fn: EnergyFn, x: jax.Array) -> Callable[[jax.Array]
 
 def nuts(
     energy_fn: EnergyFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     num_samples: int,
@@ -175,7 +175,7 @@ def nuts(
 
 def mclmc(
     energy_fn: EnergyFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     num_samples: int,

@@ -30,18 +30,18 @@ from sm_jax._scan import sampler
 from sm_jax.processes import solver_grid
 from sm_jax.samplers import steps
 from sm_jax.samplers._solve import solve
-from sm_jax.typing import NoiseScoreFn, NoTrajectory, ProcessLike
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, NoTrajectory, ProcessLike
 
 
 @sampler
 def euler_maruyama(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,
     num_steps: int | None = None,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     denoise: bool = True,
     trajectory: NoTrajectory = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
@@ -95,12 +95,12 @@ def euler_maruyama(
 @sampler
 def reverse_diffusion(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,
     num_steps: int | None = None,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     denoise: bool = True,
     trajectory: NoTrajectory = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
@@ -154,12 +154,12 @@ def reverse_diffusion(
 @sampler
 def ancestral(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,
     num_steps: int | None = None,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     denoise: bool = True,
     trajectory: NoTrajectory = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
@@ -213,12 +213,12 @@ def ancestral(
 @sampler
 def ddim(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array | None = None,
     *,
     process: ProcessLike,
     num_steps: int | None = None,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     eta: ArrayLike = 0.0,
     denoise: bool = True,
     trajectory: NoTrajectory = False,
@@ -276,12 +276,12 @@ def ddim(
 @sampler
 def heun(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array | None = None,
     *,
     process: ProcessLike,
     num_steps: int | None = None,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     churn: ArrayLike = 0.0,
     churn_interval: tuple[ArrayLike, ArrayLike] | None = None,
     churn_noise: ArrayLike = 1.0,

@@ -31,7 +31,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
@@ -39,7 +38,7 @@ from sm_jax._scan import at_time, sampler, wide
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import noise_ratio, solver_grid, warn_off_center
 from sm_jax.samplers._solve import last_move
-from sm_jax.typing import NoiseScoreFn, NoTrajectory, ProcessLike
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, NoTrajectory, ProcessLike
 
 _RHO = 100.0  # of the default grid: steps nearly equal in l, which suits multistep methods
 
@@ -65,11 +64,11 @@ def _weights(ratios: jax.Array, rate: float, order: int) -> jax.Array:
 
 def _solve(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array | None,
     process: ProcessLike,
     num_steps: int | None,
-    times: ArrayLike | None,
+    times: ArrayOrList | None,
     default: int,
     order: int,
     denoise: bool,
@@ -118,12 +117,12 @@ def _solve(
 @sampler
 def dpm_solver_pp(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array | None = None,
     *,
     process: ProcessLike,
     num_steps: int | None = None,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     order: int = 2,
     denoise: bool = True,
     trajectory: NoTrajectory = False,
@@ -183,12 +182,12 @@ def dpm_solver_pp(
 @sampler
 def dpm_solver_pp_sde(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,
     num_steps: int | None = None,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     denoise: bool = True,
     trajectory: NoTrajectory = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:

@@ -23,13 +23,13 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax._scan import run, sampler, wide
 from sm_jax.samplers import steps
-from sm_jax.typing import NoTrajectory, ScoreFn
+from sm_jax.typing import ArrayOrList, NoTrajectory, ScoreFn
 
 
 @sampler
 def langevin(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     step_size: ArrayLike,
@@ -85,10 +85,10 @@ def langevin(
 @sampler
 def tempered_langevin(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
-    inverse_temperatures: ArrayLike,
+    inverse_temperatures: ArrayOrList,
     step_size: ArrayLike,
     steps_per_temperature: int,
     trajectory: NoTrajectory = False,
@@ -160,7 +160,7 @@ def tempered_langevin(
 @sampler
 def gradient_ascent(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     *,
     step_size: ArrayLike,
     num_steps: int,

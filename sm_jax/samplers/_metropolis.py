@@ -38,7 +38,7 @@ from sm_jax._eager import compiled
 from sm_jax._scan import wide
 from sm_jax.parameterization import EnergyScore
 from sm_jax.samplers import steps
-from sm_jax.typing import EnergyFn, ScoreFn
+from sm_jax.typing import ArrayOrList, EnergyFn, ScoreFn
 
 _LARGEST_DIFFERENCE = 0.3  # in nats, of the two rules for the same line integral
 
@@ -209,7 +209,7 @@ def metropolis_step(
 
 def mala(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     step_size: ArrayLike,

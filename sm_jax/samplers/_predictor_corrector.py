@@ -12,18 +12,18 @@ from sm_jax._scan import sampler
 from sm_jax.processes import solver_grid
 from sm_jax.samplers import steps
 from sm_jax.samplers._solve import solve
-from sm_jax.typing import NoiseScoreFn, NoTrajectory, ProcessLike, StepFn
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, NoTrajectory, ProcessLike, StepFn
 
 
 @sampler
 def predictor_corrector(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     process: ProcessLike,
     num_steps: int | None = None,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     predictor: StepFn = steps.reverse_diffusion,
     num_corrector_steps: int = 1,
     snr: ArrayLike = 0.16,

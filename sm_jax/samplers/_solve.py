@@ -1,13 +1,12 @@
 """The loop around the steps of a diffusion sampler, from the first time of a grid to the last."""
 
 import jax
-from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._scan import at_time, run, sampler, wide
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import solver_grid, warn_off_center
-from sm_jax.typing import NoiseScoreFn, NoTrajectory, ProcessLike, StepFn
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, NoTrajectory, ProcessLike, StepFn
 
 
 def last_move(score_fn: NoiseScoreFn, process: ProcessLike, t: jax.Array, denoise: bool):
@@ -19,12 +18,12 @@ def last_move(score_fn: NoiseScoreFn, process: ProcessLike, t: jax.Array, denois
 def solve(
     step: StepFn,
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array | None = None,
     *,
     process: ProcessLike,
     num_steps: int | None = None,
-    times: ArrayLike | None = None,
+    times: ArrayOrList | None = None,
     denoise: bool = True,
     trajectory: NoTrajectory = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:

@@ -19,19 +19,18 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
 from sm_jax._scan import wide
-from sm_jax.typing import ScoreFn
+from sm_jax.typing import ArrayOrList, ScoreFn
 
 
 @overload
 def underdamped(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     step_size: ArrayLike,
@@ -48,13 +47,13 @@ def underdamped(*args: Any, **options: Any) -> tuple[jax.Array, ...]: ...
 
 def underdamped(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     step_size: ArrayLike,
     num_steps: int,
     friction: ArrayLike = 1.0,
-    velocity: ArrayLike | None = None,
+    velocity: ArrayOrList | None = None,
     trajectory: bool = False,
 ) -> jax.Array | tuple[jax.Array, ...]:
     """Run underdamped Langevin dynamics by the BAOAB splitting, with ``h = step_size``, a time.
@@ -110,8 +109,8 @@ def underdamped(
     _checks.check_count("num_steps", num_steps)
     _checks.check_not_negative("friction", friction)
     score_fn = wide(score_fn, x)
-    if velocity is not None and np.shape(velocity) != x.shape:
-        raise ValueError(f"velocity must have the shape of x, {x.shape}, got {np.shape(velocity)}.")
+    if velocity is not None and (shape := _arrays.shape(velocity)) != x.shape:
+        raise ValueError(f"velocity must have the shape of x, {x.shape}, got {shape}.")
     key_velocity, key_bath = jax.random.split(key)
     place = _arrays.accumulated(x)
     if velocity is None:

@@ -95,7 +95,7 @@ class RunLog:
         first = jax.process_index() == 0
         self._loggers, self._bar = loggers, None
         self._num_steps, self._log_every = num_steps, log_every
-        self._window = []
+        self._window: list[tuple[float, float]] = []
         self._clock = self._last_line = time.monotonic()
         if progress is None:
             progress = sys.stderr.isatty()

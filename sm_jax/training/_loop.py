@@ -170,7 +170,7 @@ def fit(
             progress=progress,
         )
         stack.enter_context(contextlib.closing(log))
-        if checkpoints is not None:
+        if checkpoints is not None and directory is not None:
             manager = files.open_manager(
                 directory,
                 keep=checkpoints.keep,
@@ -189,15 +189,15 @@ def fit(
             unread = (step, metrics)
             step = end
 
-            saves = manager is not None and _due(step, checkpoints.every, num_steps)
-            looks = evaluate is not None and _due(step, evaluation.every, num_steps)
+            saves = checkpoints is not None and _due(step, checkpoints.every, num_steps)
+            looks = evaluation is not None and _due(step, evaluation.every, num_steps)
             looks = looks or (saves and best_metric is not None)
             if not (saves or looks):
                 continue
             _read(log, *unread, manager)
             unread = None
-            values = {}
-            if looks:
+            values: dict[str, float] = {}
+            if looks and evaluate is not None:
                 values, record = evaluate(jax.tree.map(jnp.copy, state.ema), step)
                 log.record(step, record)
             if saves:
@@ -258,7 +258,7 @@ def _resume_or_start(
     """Return the state of the newest checkpoint, or start a run with the state given."""
     if files.has_checkpoints(directory):
         files.check_metadata(files.read_metadata(directory), state, config)
-        state = files.restore(directory, state)
+        state = files.restore(directory, state) or state
         if state.step > num_steps:
             raise ValueError(
                 f"the run in {directory} is at step {state.step}, beyond num_steps={num_steps}: "

@@ -26,8 +26,8 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
         >>> data_mesh().axis_names
         ('batch',)
     """
-    devices = np.asarray(jax.devices() if devices is None else devices)
-    return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
+    array = np.asarray(jax.devices() if devices is None else devices)
+    return Mesh(array, (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

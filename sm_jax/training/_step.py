@@ -107,7 +107,7 @@ def make_step(
         grads = mean(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        rate = 1 - ema_decay
+        rate: Array | float = 1 - ema_decay
         if ema_warmup:
             rate = jnp.maximum(rate, 9 / (10 + state.step))
         state = State(

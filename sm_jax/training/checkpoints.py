@@ -378,9 +378,7 @@ def _metrics(directory: pathlib.Path, step: int) -> dict[str, float]:
         return reader.restore(path)
 
 
-def _best_first(
-    directory: pathlib.Path, steps: list[int], best: Mapping[str, str | None]
-) -> list[int]:
+def _best_first(directory: pathlib.Path, steps: list[int], best: Mapping[str, Any]) -> list[int]:
     """Return the steps with the metric, the best first; warns where it cannot be read."""
     if best["metric"] is None:
         raise ValueError(f"the run in {directory} kept no best checkpoint: it had no best_metric")
@@ -396,7 +394,7 @@ def _best_first(
                 f"be the best: {error!r}",
                 stacklevel=3,
             )
-    return sorted(values, key=values.get, reverse=True)
+    return sorted(values, key=values.__getitem__, reverse=True)
 
 
 def _score(metrics: Mapping[str, float], metric: str, mode: str) -> float:

@@ -6,11 +6,11 @@ from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
 from sm_jax._scan import at_time
-from sm_jax.typing import NoiseScoreFn
+from sm_jax.typing import ArrayOrList, NoiseScoreFn
 
 
 def arguments(
-    x: ArrayLike, t: ArrayLike, t_next: ArrayLike
+    x: ArrayOrList, t: ArrayLike, t_next: ArrayLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return points and times as arrays, or raise unless ``t_next`` is (if concrete) below."""
     x = _checks.check_data(x)

@@ -7,12 +7,12 @@ from jax.typing import ArrayLike
 from sm_jax import _checks
 from sm_jax.processes import noise_ratio
 from sm_jax.samplers.steps._common import arguments, normal, score
-from sm_jax.typing import NoiseScoreFn, ProcessLike
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike
 
 
 def heun(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     t: ArrayLike,
     t_next: ArrayLike,
     key: jax.Array | None = None,

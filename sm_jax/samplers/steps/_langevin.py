@@ -8,12 +8,12 @@ from sm_jax import _arrays, _checks
 from sm_jax._scan import at_time
 from sm_jax.samplers.steps._common import arguments, normal
 from sm_jax.samplers.steps._reverse import reverse_diffusion
-from sm_jax.typing import NoiseScoreFn, ProcessLike, ScoreFn, StepFn
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike, ScoreFn, StepFn
 
 
 def langevin(
     score_fn: ScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     key: jax.Array,
     *,
     step_size: ArrayLike,
@@ -57,7 +57,7 @@ def langevin(
 
 def corrector(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     t: ArrayLike,
     t_next: ArrayLike,
     key: jax.Array,
@@ -106,7 +106,7 @@ def corrector(
 
 def predictor_corrector(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     t: ArrayLike,
     t_next: ArrayLike,
     key: jax.Array,
@@ -158,7 +158,6 @@ def predictor_corrector(
     def correct(x, key):
         return corrector(score_fn, x, t, t_next, key, process=process, snr=snr), None
 
-    if num_corrector_steps:
-        keys = jax.random.split(key_corrector, num_corrector_steps)
-        x, _ = jax.lax.scan(correct, x, keys)
-    return x
+    if not num_corrector_steps:
+        return x
+    return jax.lax.scan(correct, x, jax.random.split(key_corrector, num_corrector_steps))[0]

@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 from sm_jax import _arrays, _checks
 from sm_jax.processes import diffusion_squared, drift, noise_ratio
 from sm_jax.samplers.steps._common import arguments, normal, score
-from sm_jax.typing import NoiseScoreFn, ProcessLike
+from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike
 
 
 def _transition(process: ProcessLike, t: jax.Array, t_next: jax.Array) -> tuple:
@@ -18,7 +18,7 @@ def _transition(process: ProcessLike, t: jax.Array, t_next: jax.Array) -> tuple:
 
 def euler_maruyama(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     t: ArrayLike,
     t_next: ArrayLike,
     key: jax.Array,
@@ -63,7 +63,7 @@ def euler_maruyama(
 
 def reverse_diffusion(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     t: ArrayLike,
     t_next: ArrayLike,
     key: jax.Array,
@@ -111,7 +111,7 @@ def reverse_diffusion(
 
 def ancestral(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     t: ArrayLike,
     t_next: ArrayLike,
     key: jax.Array,
@@ -155,7 +155,7 @@ def ancestral(
 
 def ddim(
     score_fn: NoiseScoreFn,
-    x: ArrayLike,
+    x: ArrayOrList,
     t: ArrayLike,
     t_next: ArrayLike,
     key: jax.Array | None = None,
