@@ -128,9 +128,9 @@ def check_per_example(name: str, value: ArrayOrList, x: jax.Array) -> jax.Array:
 
 def check_interval(name: str, interval: tuple[ArrayLike, ArrayLike]) -> None:
     """Raise unless ``interval`` is (if concrete) two numbers ``low < high``."""
-    known = _arrays.all_concrete(interval)
     if len(interval) != 2:
         raise ValueError(f"{name} must be (low, high), got {interval}.")
+    known = _arrays.all_concrete(interval)
     if known is not None and not known[0] < known[1]:
         raise ValueError(f"{name} must be (low, high) with low < high, got {interval}.")
 

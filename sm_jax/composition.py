@@ -75,13 +75,14 @@ def product(
     Reference: Hinton 2002, https://doi.org/10.1162/089976602760128018
     """
     fns = _several("fns", fns)
-    powers = jnp.ones(len(fns)) if weights is None else jnp.asarray(weights)
+    weights = [1.0] * len(fns) if weights is None else weights
+    powers = jnp.asarray(weights)
     if powers.shape != (len(fns),):
         raise ValueError(
             f"weights must hold one number for each of the {len(fns)} factors, got shape "
             f"{powers.shape}."
         )
-    _check_finite("weights", powers)
+    _check_finite("weights", weights)
 
     def composed(x: jax.Array, *args: jax.Array) -> jax.Array:
         if args and not annealed:

@@ -4,6 +4,9 @@ Everything is batched: axis 0 counts examples, the rest is one event of any rank
 output depends on row i of the input only*. Parameters, labels and dropout keys live in the closure
 of the callable. An unbatched model enters through one ``jax.vmap``.
 
+What callers pass as data or a vector is an ``ArrayOrList``, which functions convert to an array.
+The library calls their functions with arrays only.
+
 Symbols used throughout: ``B`` examples, ``D`` numbers in one event, ``t`` a noise level or a time
 ``[B]`` (or a scalar), ``s = grad_x log p`` the score, ``E`` an energy with ``p ∝ exp(-E)``.
 """
@@ -42,18 +45,22 @@ __all__ = [
 
 
 class NestedList(Protocol):
-    """Numbers in lists or tuples, nested to any depth; a string does not count as one."""
+    """Numbers in lists or tuples, nested to any depth."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the length of the first axis."""
+        ...
 
-    def __getitem__(self, index: int, /) -> "ArrayLike | NestedList": ...
+    def __getitem__(self, index: int, /) -> "ArrayLike | NestedList":
+        """Return a number, or a list of them."""
+        ...
 
-    # The method that tells a list from a string, in which only strings can be looked up.
-    def __contains__(self, value: object, /) -> bool: ...
+    def __contains__(self, value: object, /) -> bool:
+        """Return whether ``value`` is in it: of any type, which sets lists apart from strings."""
+        ...
 
 
-# What is converted by `jax.numpy.asarray`: vectors and data come as lists, too. A parameter that
-# holds one number is a `jax.typing.ArrayLike`.
+# Vectors and data, which may come as lists; one number is a `jax.typing.ArrayLike`.
 ArrayOrList = ArrayLike | NestedList
 
 
