@@ -58,14 +58,14 @@ def verdict(results: dict[str, Any]) -> list[str]:
     if repeated := results.get("num_repeated"):
         said.append(
             f"{repeated} of {results['num_examples']} held-out examples are also among those to "
-            "train on: all likelihoods are too high, unless such rows repeat by chance, as integers "
-            "may. Leave each row or image in the data once"
+            "train on: all likelihoods are too high, unless such rows repeat by chance. Leave each "
+            "row or image in the data once"
         )
     if unforeseen := results.get("num_unforeseen"):
         said.append(
             f"{unforeseen} of {results['num_examples']} held-out examples have likelihood zero, "
             "minus infinity nats: they differ where all training examples are the same. What is "
-            "reported is of the other columns only. Leave constant columns out of the data"
+            "reported is of the other numbers only. Leave constants out of the data"
         )
     for name, more in results.get("more_than_baselines", {}).items():
         nats, error, num = more["nats"], more["standard_error"], results["num_examples"]

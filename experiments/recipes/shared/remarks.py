@@ -51,7 +51,7 @@ def far_off(parts: list[np.ndarray]) -> list[str]:
 
     Those are the extremes of a feature, or of all numbers of images, which are more than three
     times the range of most of its numbers beyond them, 20 standard deviations of 1,000 Gaussian
-    ones. Most are what the three widest gaps leave together, at least half of all.
+    ones. Most are what the three widest gaps leave together, at least three quarters of all.
     """
     found, example = [], None
     for column in integers.columns(parts):
@@ -64,7 +64,7 @@ def far_off(parts: list[np.ndarray]) -> list[str]:
         most, count = max(pieces, key=lambda piece: piece[1].sum())
         low, high = most[0] - 3 * np.ptp(most), most[-1] + 3 * np.ptp(most)
         codes = values[(values < low) | (values > high)]
-        found.append(len(most) > 1 and count.sum() >= len(column) / 2 and len(codes) > 0)
+        found.append(len(most) > 1 and count.sum() >= 0.75 * len(column) and len(codes) > 0)
         if found[-1] and example is None:
             example = codes[np.argmax(abs(codes))]
     if example is None:
@@ -72,7 +72,8 @@ def far_off(parts: list[np.ndarray]) -> list[str]:
     which = integers.names(np.array(found)) if parts[0].ndim == 2 else "the data"
     return [
         f"{which}: values lie far from all others, such as {example:.10g}. Is it a code for "
-        "missing values? Leave these rows out, or fill in: the others are hardly resolved beside it"
+        "missing values? Leave these rows out, or fill in. Otherwise take logarithms: the others "
+        "are hardly resolved beside it"
     ]
 
 
