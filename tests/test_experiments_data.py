@@ -87,6 +87,7 @@ LATTICES = {
     "thousands": (np.round(10 * Z).astype(int) * 1000, 1000),
     "integers": (np.round(10 * Z).astype(int), 1),
     "real numbers": (Z, 0),
+    "real numbers of large units": (1e20 * Z, 0),
     "real numbers, repeated": (np.repeat(Z[:700], 4), 0),
     "mostly zero": (np.where(Z > 0.7, Z, 0.0), 0),
     "three values": (np.choose(np.arange(3000) % 3, [0.0, 1.0, np.pi]), 0),
@@ -219,7 +220,7 @@ def test_constant_pixels_stay(tmp_path):
     assert "integers" not in said
 
 
-@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("unit", [1e-20, 1.0, 1e20])
 def test_constant_pixels_in_any_unit(unit, tmp_path, getkey):
     """They are noise of density 1 in any unit; held-out images that differ there are told of."""
     x = np.random.default_rng(0).normal(size=(60, 4, 4))
@@ -245,6 +246,19 @@ def test_constant_pixels_in_any_unit(unit, tmp_path, getkey):
     run = saved.Run(tmp_path, None, None, problem, None, None)
     assert "Likelihoods leave out 4 of 16 numbers, constant" in evaluation._units(run, examples)
     assert "multiples" not in evaluation._units(run, examples)
+
+
+def test_the_checksum_is_of_all_that_was_read():
+    """Also of held-out rows, of constant columns, and of the type."""
+    x = np.arange(24.0).reshape(8, 3)
+    examples = Examples(x[:4], x[4:6], validation=x[6:]), Examples(x[:4], x[4:6], None, *x[:2, :2])
+    for some in examples:
+        found = {saved.checksum(some)}
+        for name, value in some._asdict().items():
+            if value is not None:
+                found.add(saved.checksum(some._replace(**{name: value + (value == value.max())})))
+        assert len(found) == 1 + sum(value is not None for value in some)
+        assert saved.checksum(some._replace(train=some.train.astype(int))) not in found
 
 
 def test_problems_of_earlier_versions(tmp_path):

@@ -89,7 +89,11 @@ def _step(x: np.ndarray) -> float:
     if len(x) > 1e6 and x.dtype.kind == "f" and not _step(x[:100_000]):
         return 0.0  # and it is not worth sorting them all
     values = np.unique(x)
-    if x.dtype.kind in "biu" or (values == np.floor(values)).all():
+    whole = x.dtype.kind in "biu" or (
+        (values == np.floor(values)).all()
+        and max(-values[0], values[-1]) <= _LARGEST  # beyond it all floats are whole
+    )
+    if whole:
         return float(math.gcd(*(int(value) - int(values[0]) for value in values)) or 1)
     return 0.0 if len(values) > len(x) / 2 else _step_of_reals(values)
 
@@ -131,7 +135,7 @@ def of(x: np.ndarray, step: np.ndarray) -> Integers | None:
     if not where.any():
         return None
     low, high = np.min(x, axis=0).astype(float), np.max(x, axis=0).astype(float)
-    too_large = where & (np.maximum(abs(low), abs(high)) > _LARGEST)
+    too_large = where & (low < high) & (np.maximum(abs(low), abs(high)) > _LARGEST)
     if too_large.any():
         raise ValueError(
             f"{names(too_large)} of the data: integers beyond 2**52 cannot be dequantized. "
