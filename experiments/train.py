@@ -73,7 +73,7 @@ def prepare(recipe: Recipe, config: Any) -> tuple["Run", "Examples", dict[str, A
     model = recipe.build(config, problem)
     facts = {
         "recipe": recipe.name,
-        "checksum": saved.checksum(problem, examples),
+        "checksum": saved.checksum(examples),
         **configuration.decisive(recipe, config),
     }
     if config.run.resume:

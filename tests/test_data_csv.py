@@ -68,7 +68,31 @@ def test_a_feature_without_a_name_is_kept(tmp_path):
     ],
 )
 def test_numbers_that_are_no_names(text, rows, tmp_path):
-    assert len(load(write(tmp_path, text))) == rows
+    delimiter = "," if "," in text else None  # as two columns of integers may be one of 1,5
+    assert len(load(write(tmp_path, text), delimiter=delimiter)) == rows
+
+
+@pytest.mark.parametrize("text", ["1,5\n2,25\n-3,125\n", "1,234\n22,050\n"])
+def test_one_number_or_two(text, tmp_path):
+    """Decimal commas, and marks of thousands, in a single column without a name."""
+    file = write(tmp_path, text)
+    with pytest.raises(ValueError, match=r"decimal commas .* '1,.*--delimiter ,"):
+        load(file)
+    for options in ({"delimiter": ","}, {"header": True}):
+        assert load(file, **options).shape[1] == 2
+    for other in ("a,b\n" + text, text + "1,-5\n", text + "1,0.5\n", text.replace(",", "\t")):
+        assert load(write(tmp_path, other)).shape[1] == 2
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_column_that_counts_is_told_of(first, step, tmp_path):
+    count = np.arange(first, first + 20)[::step]
+    file = write(tmp_path, "id,a\n" + "".join(f"{i},{i * i % 7}\n" for i in count))
+    with pytest.warns(UserWarning, match="'id'. counts the rows and is kept as a feature"):
+        assert load(file).shape == (20, 2)
+    file = write(tmp_path, "id,a\n" + "".join(f"{i},{i * i % 7}\n" for i in count + 2))
+    assert load(file).shape == (20, 2)  # without a warning
 
 
 def test_names_that_are_numbers(tmp_path):
@@ -176,6 +200,10 @@ def test_real_csv(color, rows, data_dir):
         ("\n # units: cm; kg\na,b\n1,2\n", {}, "line 2 is a comment, '# units: cm; kg': remove"),
         ("# x y\n1.0 2.0\n", {}, "line 1 is a comment, '# x y'.*--header yes"),
         ("# x y\n1.0 2.0\n", {"delimiter": " ", "header": False}, "line 1 is a comment"),
+        ("sep=;\na;b\n1;2\n", {}, "line 1 is 'sep=;', which is for Excel.*remove it.*';'"),
+        ('"sep=,"\r\na,b\r\n1,2\r\n', {}, "which is for Excel .*delimiter=','"),
+        ('"a" "b c"\n"1" 1.5 2\n', {}, "separated by ' '.*write.csv, or write.table"),
+        ('"a","b"\n"1",1.5,2\n', {}, "line 2 has 3 columns.*write.csv, or write.table"),
         ("1,2\ninf,nan\n", {}, r"2 NaN .* among 4.*\(inf\) at line 2, column 1:"),
         ("", {}, "is empty"),
         ("\n\n", {}, "is empty"),

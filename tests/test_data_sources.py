@@ -125,6 +125,7 @@ def test_a_folder_of_grey_images_in_the_order_of_names(tmp_path):
     for i, name in enumerate(["b.png", "a.bmp", "c.PNG"]):
         save_image(tmp_path / name, GRAY + i)
     (tmp_path / "notes.txt").touch()
+    (tmp_path / "._a.png").write_bytes(b"of macOS")
     (tmp_path / "sub").mkdir()
     found = load(tmp_path)
     expected = np.stack([GRAY + 1, GRAY, GRAY + 2])[..., None]

@@ -76,6 +76,9 @@ LATTICES = {
     "the same in float32": (np.round(36.8 + 0.5 * Z, 1).astype(np.float32), 0.1),
     "fifths": (np.round(Z / 0.2) * 0.2, 0.2),
     "halves": (np.round(3 * Z) * 0.5, 0.5),
+    "quarters far from zero": (4000 + np.round(3 * Z) * 0.25, 0.25),
+    "the same in single precision": ((4000 + np.round(3 * Z) * 0.25).astype(np.float32), 0.25),
+    "means of three, rounded": (np.round(np.round(9 + 2 * Z) / 3, 2), 0.01),
     "inches": (np.round(70 + 3 * Z) * 2.54, 2.54),
     "pixels": (np.round(128 + 30 * Z) / 255, 1 / 255),
     "decimals beside zero": (np.round(Z, 1) + 0.05, 0.1),
@@ -84,10 +87,14 @@ LATTICES = {
     "thousands": (np.round(10 * Z).astype(int) * 1000, 1000),
     "integers": (np.round(10 * Z).astype(int), 1),
     "real numbers": (Z, 0),
+    "real numbers of large units": (1e20 * Z, 0),
     "real numbers, repeated": (np.repeat(Z[:700], 4), 0),
     "mostly zero": (np.where(Z > 0.7, Z, 0.0), 0),
     "three values": (np.choose(np.arange(3000) % 3, [0.0, 1.0, np.pi]), 0),
     "decimals, hardly tied": (np.round(Z, 5), 0),
+    "logarithms of counts": (np.log1p(np.round(300 + 50 * Z)), 0),
+    "roots of counts": (np.sqrt(np.round(300 + 50 * Z)), 0),
+    "ratios": (np.round(10 + 3 * Z) / (3 + np.arange(3000) % 7), 0),
 }
 
 
@@ -99,6 +106,8 @@ def test_steps_of_columns(name, tmp_path, getkey):
     np.testing.assert_allclose(found, [step], rtol=1e-5)
     examples, problem, said = prepared(tmp_path, x[:, None])
     assert problem.real.tolist() == [step == 0]
+    tied = step == 0 and len(np.unique(examples.train)) <= len(examples.train) / 2
+    assert ("hence without a density" in said) == tied
     if step:
         assert ("integers, dequantized" if step == 1 else f" of {step:.6g}, dequantized") in said
         back = problem.unscaled(problem.scaled(problem.rows(examples.train), getkey()))
@@ -190,7 +199,7 @@ def test_constant_columns_are_left_out_and_come_back(tmp_path):
     assert results["num_unforeseen"] == 2
     page = (tmp_path / "run/report.html").read_text()
     assert "2 of 6 held-out examples have likelihood zero" in page
-    assert "They leave out column 2, constant in training." in page
+    assert "Likelihoods leave out column 2, constant in training." in page
     row = results["log_likelihood"]["score model"]
     np.testing.assert_allclose(row["bits_per_dim"], -row["nats"] / 3 / np.log(2), rtol=1e-5)
     sample.main([str(tmp_path / "run"), "--num", "5"])
@@ -205,10 +214,51 @@ def test_constant_pixels_stay(tmp_path):
     x = np.random.default_rng(0).normal(size=(40, 4, 4))
     x[:, 0] = 5.5
     _, problem, said = prepared(tmp_path, x)
-    assert problem.kept is None
+    assert problem.left_out.sum(axis=1).tolist() == [4, 0, 0, 0]
     assert problem.event_shape == (4, 4)
-    assert "4 of 16 numbers: constant, and dequantized: they add at most 0 nats" in said
+    assert "4 of 16 numbers: constant, hence noise to the network" in said
     assert "integers" not in said
+
+
+@pytest.mark.parametrize("unit", [1e-20, 1.0, 1e20])
+def test_constant_pixels_in_any_unit(unit, tmp_path, getkey):
+    """They are noise of density 1 in any unit; held-out images that differ there are told of."""
+    x = np.random.default_rng(0).normal(size=(60, 4, 4))
+    x[:, 0] = 5.5
+    order = prepared(tmp_path, x)[0].held_out[:2, 3, 3]
+    x[np.isin(x[:, 3, 3], order), 0, 1] = 5.75
+    examples, problem, said = prepared(tmp_path, unit * x)
+    problem = Problem.from_dict(json.loads(json.dumps(problem.to_dict())))
+    assert "2 of 12 examples that are not trained on have other values there" in said
+    assert remarks.unforeseen(problem, examples.held_out).tolist() == [True] * 2 + [False] * 4
+    assert not remarks.unforeseen(problem, examples.train).any()
+    y = np.asarray(problem.scaled(problem.rows(examples.held_out), getkey()))
+    seen = y[:, 0]
+    assert abs(seen).max() <= np.sqrt(3) + 1e-6
+    np.testing.assert_allclose(seen.mean(), 0, atol=4 / np.sqrt(seen.size))
+    np.testing.assert_allclose(seen.var(), 1, atol=4 * np.sqrt(0.8 / seen.size))
+    back = problem.unscaled(y)
+    np.testing.assert_array_equal(back[:, 0], unit * 5.5)
+    np.testing.assert_allclose(back[:, 1:], examples.held_out[:, 1:], rtol=1e-4, atol=1e-5 * unit)
+    # Uniform noise of unit variance has the density 1 / sqrt(12), and is to have 1.
+    scale = np.std(examples.train[:, 1:].reshape(len(examples.train), -1), axis=0)
+    np.testing.assert_allclose(problem.log_det, 4 * np.log(12) / 2 - np.log(scale).sum(), rtol=1e-5)
+    run = saved.Run(tmp_path, None, None, problem, None, None)
+    assert "Likelihoods leave out 4 of 16 numbers, constant" in evaluation._units(run, examples)
+    assert "multiples" not in evaluation._units(run, examples)
+
+
+def test_the_checksum_is_of_all_that_was_read():
+    """Also of held-out rows, of constant columns, and of the type."""
+    x = np.arange(24.0).reshape(8, 3)
+    examples = Examples(x[:4], x[4:6], validation=x[6:]), Examples(x[:4], x[4:6], None, *x[:2, :2])
+    for some in examples:
+        found = {saved.checksum(some)}
+        for name, value in some._asdict().items():
+            if value is not None:
+                found.add(saved.checksum(some._replace(**{name: value + (value == value.max())})))
+        assert len(found) == 1 + sum(value is not None for value in some)
+        assert saved.checksum(some._replace(train=some.train.astype(int))) not in found
 
 
 def test_problems_of_earlier_versions(tmp_path):
@@ -226,9 +276,96 @@ def test_problems_of_earlier_versions(tmp_path):
     np.testing.assert_array_equal(constants.rounded(np.array([[5.1], [5.9], [6.4]])), 5.5)
 
 
+CODED = {
+    "five of 1e20": (Z[:1000] * 5 + 15, [1e20] * 5),
+    "NetCDF's": (Z[:1000] * 5 + 15, [9.96921e36]),
+    "one outlier": (Z[:1000] * 5 + 15, [1e12]),
+    "integers": (np.round(Z[:1000] * 5), [9999999999]),
+    "tenths": (np.round(Z[:1000] * 5, 1), [-9999999999]),
+}
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_codes_that_float32_cannot_hold_beside_the_rest(name, tmp_path):
+    """The rows would have two values, or lose their cells."""
+    x, codes = CODED[name]
+    x = np.stack([Z[1000:2000], x], axis=1)
+    prepared(tmp_path, x)
+    train = np.isin(x[:, 0], prepared(tmp_path, x)[0].train[: len(codes), 0])
+    x[train, 1] = codes
+    with pytest.raises(ValueError, match=r"column 2 of the data: float32 .*code for missing") as it:
+        prepared(tmp_path, x)
+    assert f"{codes[0]:.10g}" in str(it.value)
+    images = np.tile(x[:, None, :], (1, 4, 2))
+    with pytest.raises(ValueError, match="8 of 16 numbers of the data: float32"):
+        prepared(tmp_path, images, "--integers", "real")
+
+
+@pytest.mark.parametrize("codes", [[999999], [-999, 999], [99998, 99999, 99999]])
+@pytest.mark.parametrize("whole", [True, False])
+def test_codes_are_told_of(codes, whole, tmp_path):
+    """Wherever the rows are; not of ordinary tails."""
+    x = np.stack([Z[1000:2000], 5 * Z[:1000] + 15], axis=1)
+    x = np.round(x) if whole else x
+    x[-len(codes) :, 1] = codes
+    _, problem, said = prepared(tmp_path, x)
+    assert f"column 2: values lie far from all others, such as {max(codes, key=abs)}" in said
+    assert problem.real.tolist() == [not whole] * 2
+    (found,) = remarks.far_off([np.tile(x[:, None, 1:], (1, 4, 4))])
+    assert found.startswith("the data: values lie far")
+
+
+def test_ordinary_tails_are_no_codes():
+    rng = np.random.default_rng(0)
+    for num in (20, 100, 1000, 10000):
+        for _ in range(20):
+            clusters = rng.normal(size=num) + 20 * rng.integers(0, 3, num)
+            laws = rng.normal(size=num), rng.random(num), rng.poisson(50, num), clusters
+            assert not remarks.far_off([np.stack(laws, axis=1)])
+    assert not remarks.far_off([np.ones((20, 1)), np.zeros((1, 1))])
+
+
+def test_8_bit_tables_are_those_of_integers(tmp_path):
+    """Steps, constants and likelihoods do not depend on the type."""
+    x = np.stack([10 * np.round(10 + 2 * Z), np.round(9 + 2 * Z), np.full(3000, 7)], axis=1)
+    problems = [
+        prepared(tmp_path, x.astype(dtype), *more)[1].to_dict()
+        for dtype in (np.uint8, np.int64)
+        for more in ((), ("--integers", "real"))
+    ]
+    assert problems[0] == problems[2]
+    assert problems[1] == problems[3]
+    assert problems[0]["integers"]["step"][:2] == [10, 1]
+    assert problems[1]["integers"] is None
+    _, problem, _ = prepared(tmp_path, x.astype(np.uint8), "--network", "bins")
+    assert problem.num_values == 256
+
+
+@pytest.mark.parametrize("step", [255, 17, 1])
+def test_8_bit_images_have_the_step_of_their_values(step, tmp_path, getkey):
+    """Of fair masks of 0 and 255 the truth is 1 bit, with cells of width 255."""
+    x = np.random.default_rng(0).integers(0, 1 + 255 // step, (200, 5, 6)).astype(np.uint8) * step
+    x[:, 0] = 0  # constant, but no less on the lattice
+    examples, problem, _ = prepared(tmp_path, x)
+    y = np.asarray(problem.scaled(problem.rows(examples.train), getkey()))
+    np.testing.assert_array_equal(problem.unscaled(y), examples.train)
+    if step == 1:
+        assert problem.num_values == 256
+        return
+    # The density that is uniform on the cells: of one value in a row, of all in the others.
+    values = 1 + 255 // step
+    width = step / problem.standardizer.scale  # of the cell of each pixel, as the network sees it
+    log_probs = np.full(len(y), -np.log(width).sum() - 24 * np.log(values))
+    row = evaluation._row(problem, log_probs)
+    np.testing.assert_allclose(row["bits_per_dim"], 24 / 30 * np.log2(values), rtol=1e-5)
+    _, problem, _ = prepared(tmp_path, x, "--integers", "real")
+    assert problem.num_values is None
+    assert problem.real[1:].all()
+
+
 def test_8_bit_counts_far_from_the_middle(tmp_path):
     """Poisson(3) among 256 levels: entropy 2.79 bits, where the prior at 127.5 had 54.8."""
-    x = np.random.default_rng(0).poisson(3, (3000, 1)).astype(np.uint8)
+    x = np.random.default_rng(0).poisson(3, (3000, 1, 1)).astype(np.uint8)
     np.save(tmp_path / "x.npy", x)
     options = "--num-steps 300 --batch-size 256 --width 32 --depth 2 --every 300 --dropout 0"
     args = f"array --data {tmp_path / 'x.npy'} --directory {tmp_path / 'run'} --validation 0"
@@ -265,6 +402,23 @@ def test_columns_without_a_density_are_told_of(tmp_path):
     np.save(tmp_path / "x.npy", x[:, [0, 3]])
     train.main(["array", *args])
     assert "Column 2: linear in other columns" in (tmp_path / "run/report.html").read_text()
+    assert not results_of(tmp_path / "run")["has_density"]
+
+
+def test_units_name_what_is_taken_as_real_numbers(tmp_path):
+    """Constants are not."""
+    x = np.stack([Z[:300], np.round(Z[300:600]), np.full(300, 7.5)], axis=1)
+    for columns, options, named in (
+        ([0, 2], [], None),
+        ([0, 1, 2], [], None),
+        ([0, 1, 2], ["--integers", "real"], "column 2"),
+    ):
+        examples, problem, _ = prepared(tmp_path, x[:, columns], *options)
+        run = saved.Run(tmp_path, None, None, problem, None, None)
+        said = evaluation._units(run, examples)
+        assert ("taken as real numbers" in said) == (named is not None)
+        assert named is None or f"({named}), are taken" in said
+        assert f"Likelihoods leave out column {len(columns)}, constant" in said
 
 
 # --- labels ---------------------------------------------------------------------------------------
@@ -383,31 +537,34 @@ def test_a_choice_at_the_edge_is_told():
 
 
 def test_words_where_the_model_is_not_better():
-    def said(nats, error, num=100):
+    def said(nats, error, num=100, **others):
         more = {"baseline": {"nats": nats, "standard_error": error}}
-        return report.verdict({"more_than_baselines": more, "num_examples": num, "left_out": {}})
+        results = {"more_than_baselines": more, "num_examples": num, "left_out": {}}
+        return report.verdict(results | others)
 
     assert said(3.0, 1.0) == []
     assert said(-3.0, 1.0) == [
         "Use the baseline instead: the score model has 3.00 ± 1.00 nats less"
     ]
+    (sentence,) = said(-3.0, 1.0, has_density=False)
+    assert "3.00 ± 1.00 nats less than the baseline, which says nothing" in sentence
     assert "not shown to be better" in said(1.0, 1.0)[0]
     assert "So few held-out examples (3) settle nothing" in said(-69.0, 72.0, 3)
     assert "59.00 nats less, which 1 held-out example" in said(-59.0, np.nan, 1)[0]
 
 
 def test_held_out_rows_that_are_trained_on_are_told_of(tmp_path):
-    """Not of rows of integers, which are often alike."""
+    """Also of integers, which may be alike by chance."""
     z = np.random.default_rng(0).normal(size=(30, 2))
     n = np.arange(30)[:, None]
-    for rows, expected in ((np.repeat(z, 2, axis=0), 6), (z, 0), (np.tile(n, (2, 1)), 0)):
-        examples, problem, _ = prepared(tmp_path, rows)
+    for rows, expected in ((np.repeat(z, 2, axis=0), 6), (z, 0), (np.tile(n, (2, 1)), 6)):
+        examples, _, _ = prepared(tmp_path, rows)
         train = {tuple(row) for row in np.concatenate([examples.train, examples.validation])}
         found = sum(tuple(row) in train for row in examples.held_out)
-        assert found == expected or rows.shape[1] == 1
-        assert evaluation._num_repeated(problem, examples, 6) == expected
+        assert evaluation._num_repeated(examples, 6) == found == expected
     said = report.verdict({"num_examples": 40, "num_repeated": 5})
     assert said[0].startswith("5 of 40 held-out examples are also among those to train on")
+    assert "unless such rows repeat by chance" in said[0]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (100, 110), (0, 255)])
@@ -426,10 +583,10 @@ def test_pictures_of_few_levels_are_not_black(low, high, tmp_path):
 def test_repeated_images_are_said(dtype, tmp_path):
     """Of noise of 8 bits, ten copies of each image read as 3.2 bits, without a word."""
     x = np.random.default_rng(0).integers(0, 256, (20, 4, 4)).astype(dtype)
-    examples, problem, _ = prepared(tmp_path, np.repeat(x, 10, axis=0))
-    assert evaluation._num_repeated(problem, examples, 6) == 6
-    examples, problem, _ = prepared(tmp_path, x)
-    assert evaluation._num_repeated(problem, examples, 6) == 0
+    examples, _, _ = prepared(tmp_path, np.repeat(x, 10, axis=0))
+    assert evaluation._num_repeated(examples, 6) == 6
+    examples, _, _ = prepared(tmp_path, x)
+    assert evaluation._num_repeated(examples, 6) == 0
 
 
 @pytest.fixture(scope="module")

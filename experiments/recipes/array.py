@@ -35,8 +35,9 @@ class Data:
     """Data: examples along the first axis, of any shape."""
 
     path: Annotated[pathlib.Path, tyro.conf.arg(name="data")]
-    """A .npy, .npz, .csv, .tsv or .txt file, or a folder of images of one size. 8-bit numbers are
-    taken as values of one scale and dequantized, all others standardized feature by feature."""
+    """A .npy, .npz, .csv, .tsv or .txt file, or a folder of images of one size. The pixels of 8-bit
+    images are taken as values of one scale and dequantized, all other numbers standardized feature
+    by feature."""
     array: str | None = None
     """Name of the array, in an .npz file that holds several."""
     header: Literal["yes", "no", "auto"] = "auto"
@@ -164,19 +165,27 @@ def _labels(config: Options, x: "np.ndarray") -> "np.ndarray | None":
 def examine(config: Options, examples: "Examples") -> tuple["Problem", str]:
     """Return the problem, its noise levels computed from the data, and the reasons in words.
 
-    8-bit data are quantized, all others standardized feature by feature.
+    Images of 8 bits are quantized, and what ``--network bins`` is to take; all others, also images
+    of multiples of a larger step, such as masks of 0 and 255, are standardized feature by feature.
     """
-    from experiments.recipes.shared import remarks, scaling
+    from experiments.recipes.shared import integers, remarks, scaling
 
     x, explanation = examples.train, []
     _check_channels(x.shape[1:])
-    if x.dtype == "uint8":
+    dequantize = config.data.integers == "dequantize"
+    if (
+        dequantize
+        and x.dtype == "uint8"
+        and (
+            config.model.network == "bins"
+            or (x.ndim > 2 and (integers.find(examples.parts) == 1).all())
+        )
+    ):
         problem = scaling.quantized(examples, scaling.IMAGE_VALUES, per_number=True)
     else:
-        dequantize = config.data.integers == "dequantize"
         problem, explanation = scaling.standardized(examples, dequantize=dequantize)
     problem, reasons = scaling.noise_levels_from_data(problem, x, config.training.seed)
-    return problem, "\n".join([*explanation, *remarks.without_density(problem, x), reasons])
+    return problem, "\n".join([*explanation, *remarks.of(problem, examples), reasons])
 
 
 def build(config: Options, problem: "Problem") -> "ScoreModel":

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.recipes.shared import diffusion, integers
+from experiments.recipes.shared import diffusion, integers, remarks
 from experiments.recipes.shared.diffusion import ScoreModel
 from experiments.recipes.shared.examples import Examples
 from experiments.recipes.shared.keys import named
 from experiments.recipes.shared.options import Evaluation
 from experiments.recipes.shared.problem import Problem
-from experiments.recipes.shared.remarks import unforeseen, without_density
 from experiments.runs import baselines
 from experiments.runs.saved import Run
 from sm_jax import divergence, likelihood, losses
@@ -74,17 +73,18 @@ def evaluate(run: Run, examples: Examples, key: jax.Array) -> dict[str, Any]:
     rows = {"score model": held_out_row, "score model (train)": train_row}
     results = {
         "num_examples": num,
-        "num_repeated": _num_repeated(problem, examples, num),
-        "num_unforeseen": int(unforeseen(problem, examples.held_out[:num]).sum()),
+        "num_repeated": _num_repeated(examples, num),
+        "num_unforeseen": int(remarks.unforeseen(problem, examples.held_out[:num]).sum()),
         "num_parameters": sum(x.size for x in jax.tree.leaves(run.params)),
         "divergence": "exact" if _is_exact(problem, options) else "hutchinson",
         "likelihood_steps": options.likelihood_steps,
         "units": " ".join(
             [
                 _units(run, examples),
-                *(f"{reason.capitalize()}." for reason in without_density(problem, examples.train)),
+                *(f"{remark[0].upper()}{remark[1:]}." for remark in remarks.of(problem, examples)),
             ]
         ),
+        "has_density": not remarks.without_density(problem, examples.train),
         "log_likelihood": rows,
         "overfitting_gap_nats": train_row["nats"] - held_out_row["nats"],
         "overfitting_gap_standard_error": math.hypot(
@@ -136,11 +136,8 @@ def _compared(
     return {"more_than_baselines": more, "left_out": left_out}
 
 
-def _num_repeated(problem: Problem, examples: Examples, num: int) -> int:
-    """Return how many held-out examples are also among the others; 0 for rows of integers."""
-    whole = problem.num_values or (problem.standardizer and not problem.real.any())
-    if whole and len(problem.event_shape) < 2:
-        return 0
+def _num_repeated(examples: Examples, num: int) -> int:
+    """Return how many of the held-out examples that are evaluated are also among the others."""
     train, held_out, *validation = examples.parts
     seen = {row.tobytes() for x in (train, *validation) for row in x}
     return sum(row.tobytes() in seen for row in held_out[:num])
@@ -154,20 +151,24 @@ def _units(run: Run, examples: Examples) -> str:
             f"(0 to {problem.num_values - 1}), which they bound."
         )
     words = "Nats and bits are of the data in their own units."
-    if problem.integers:
-        kinds = "; ".join(integers.kinds(problem.integers, problem.integers.where))
+    whole = problem.integers and problem.integers.where & ~problem.left_out
+    if problem.integers and whole.any():
+        kinds = "; ".join(integers.kinds(problem.integers, whole))
         others = ", times the density of the others in their own units"
         words = (
             f"Nats and bits are of probabilities ({kinds}), which dequantization bounds"
             f"{others if problem.real.any() else ''}."
         )
-    elif problem.standardizer and (where := integers.find(examples.parts) > 0).any():
+    elif (
+        problem.standardizer and (where := problem.real & (integers.find(examples.parts) > 0)).any()
+    ):
         words += (
             f" Integers, or multiples of another step ({integers.names(where)}), are taken as "
             "real numbers: this is a density, with which no entropy or probability compares."
         )
     if problem.kept is not None:
-        words += f" They leave out {integers.names(problem.left_out)}, constant in training."
+        constant = integers.names(problem.left_out)
+        words += f" Likelihoods leave out {constant}, constant in training."
     return words
 
 

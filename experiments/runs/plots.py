@@ -111,7 +111,7 @@ def gif(
     elif problem.event_shape == (2,):
         frames = _scatter_frames(scaled[chosen], sigmas[chosen])
     else:
-        features = range(problem.num_dims) if problem.kept is None else problem.kept
+        features = problem.kept if problem.shortened else range(problem.num_dims)
         frames = _histogram_frames(scaled[chosen], sigmas[chosen], features)
     frames = [frame if frame.mode == "L" else frame.quantize(64, dither=0) for frame in frames]
     durations = [70] * (len(frames) - 1) + [2000]

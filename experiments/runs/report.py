@@ -58,21 +58,26 @@ def verdict(results: dict[str, Any]) -> list[str]:
     if repeated := results.get("num_repeated"):
         said.append(
             f"{repeated} of {results['num_examples']} held-out examples are also among those to "
-            "train on: all likelihoods are too high, unless examples of few possible values repeat "
-            "by chance. Leave each row or image in the data once"
+            "train on: all likelihoods are too high, unless such rows repeat by chance. Leave each "
+            "row or image in the data once"
         )
     if unforeseen := results.get("num_unforeseen"):
         said.append(
             f"{unforeseen} of {results['num_examples']} held-out examples have likelihood zero, "
             "minus infinity nats: they differ where all training examples are the same. What is "
-            "reported is of the other columns only. Leave constant columns out of the data"
+            "reported is of the other numbers only. Leave constants out of the data"
         )
     for name, more in results.get("more_than_baselines", {}).items():
         nats, error, num = more["nats"], more["standard_error"], results["num_examples"]
         if nats > 2 * error:
             continue
         difference = f"{_measured(abs(nats), error)} nats {'less' if nats < 0 else 'more'}"
-        if nats < -2 * error:
+        if not results.get("has_density", True):
+            said.append(
+                f"The score model has {difference} than the {name}, which says nothing of either, "
+                "as some of the data have no density"
+            )
+        elif nats < -2 * error:
             said.append(f"Use the {name} instead: the score model has {difference}")
         else:
             said.append(

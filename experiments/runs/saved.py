@@ -102,11 +102,11 @@ def load_examples(run: Run) -> Examples:
         )
         examples = examples._replace(train_labels=train, held_out_labels=held_out)
     trained_on = checkpoints.read_metadata(run.directory)["config"].get("checksum")
-    now = checksum(run.problem, examples)
+    now = checksum(examples)
     if examples.density is None and now != trained_on:
         raise ValueError(
             f"the data are not those that {str(run.directory)!r} was trained on: the checksum of "
-            f"the training examples is {now}, and was {trained_on}. Put them back as they were, "
+            f"all examples is {now}, and was {trained_on}. Put them back as they were, "
             "with their rows in the same order, or train anew"
         )
     return examples
@@ -125,10 +125,11 @@ def check_same(directory: pathlib.Path, facts: dict[str, Any]) -> None:
         checkpoints.check_metadata({"config": saved}, None, facts)
 
 
-def checksum(problem: Problem, examples: Examples) -> int:
-    """Return the CRC-32 of the training examples, in their order, and of their labels."""
+def checksum(examples: Examples) -> int:
+    """Return the CRC-32 of all examples as stored, in their order, and of their labels."""
     value = 0
-    for array in jax.tree.leaves(problem.batch(examples.train, examples.train_labels)):
+    labels = (examples.train_labels, examples.held_out_labels)
+    for array in [*examples.parts, *(some for some in labels if some is not None)]:
         value = zlib.crc32(array.tobytes(), value)
     return value
 

@@ -34,8 +34,13 @@ def load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) -> 
                 f"{str(path)!r}, line {number} is a comment, {line.strip()[:80]!r}: remove it, or "
                 "say header=True, --header yes in a shell, if it names the columns."
             )
+        if separator := re.fullmatch('"?sep=(.)"?', line.strip("\r\n")):
+            raise ValueError(
+                f"{str(path)!r}, line {number} is {separator[0]!r}, which is for Excel and no row: "
+                f"remove it, and say delimiter={separator[1]!r}, --delimiter in a shell."
+            )
         file.seek(0)
-        delimiter = delimiter or _detect_delimiter(line)
+        found, delimiter = delimiter is None, delimiter or _detect_delimiter(line)
         text = map(str.strip, file) if delimiter == " " else file  # blanks at an end divide nothing
         reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True)
         rows = _rows(reader, path)
@@ -43,6 +48,7 @@ def load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) -> 
         named = _is_header(first) if header is None else header
         names = first if named and first else None
         indexed = names is not None and _is_unnamed(names)
+        ambiguous = found and delimiter == "," and names is None
         for row in rows if named else itertools.chain([first] if first else [], rows):
             if len(row) != len(first):
                 raise ValueError(
@@ -50,7 +56,11 @@ def load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) -> 
                     f"has {len(first)} (separated by {delimiter!r}): "
                     f"{delimiter.join(row)[:80]!r}. Make all lines equally long, or give the right "
                     "delimiter=, --delimiter in a shell."
+                    + " If R wrote it, take write.csv, or write.table with col.names=NA: the names "
+                    "of its rows have no name of their own."
+                    * (named and len(row) == len(first) + 1)
                 )
+            ambiguous = ambiguous and bool(re.fullmatch(r"[-+]?\d+,\d+", ",".join(row)))
             if indexed and not _is_number(row[0]):
                 row = ["nan", *row[1:]]  # words: an index, or else refused below
             values.extend(_numbers(row, path, reader.line_num, names))
@@ -68,6 +78,12 @@ def load_csv(path: pathlib.Path, delimiter: str | None, header: bool | None) -> 
         raise ValueError(
             f"{str(path)!r}, line 1 may be names of columns that are numbers, or a row: "
             f"{delimiter.join(first)[:80]!r}. Say which: {_REMEDY}."
+        )
+    elif ambiguous and len(x):
+        raise ValueError(
+            f"{str(path)!r} may be one column with decimal commas or marks of thousands, or two "
+            f"columns of integers: {','.join(first)!r}. Write decimal points, or say "
+            "delimiter=',', --delimiter , in a shell, if they are two."
         )
     check_numbers(x, repr(str(path)), lambda i: f"line {lines[i[0]]}, {_column(i[1], names)}")
     if len(x) >= 10 and x.shape[1] > 1 and _counts(x[:, 0]):
@@ -102,9 +118,9 @@ def _rows(reader: Any, path: pathlib.Path) -> Iterator[list[str]]:
 
 
 def _detect_delimiter(first: str) -> str:
-    unquoted = re.sub('"[^"]*"', "", first)
+    unquoted = re.sub('"[^"]*"', "0", first)
     cells = unquoted.split()
-    # Blanks only between numbers: names of columns have some of their own.
+    # Blanks only between numbers or quoted names: other names have some of their own.
     blanks = " " * (len(cells) > 1 and all(map(_is_number, cells)))
     return next((d for d in _DELIMITERS + blanks if d in unquoted.strip(" \r\n")), ",")
 
@@ -129,9 +145,9 @@ def _is_index(column: np.ndarray) -> bool:
 
 
 def _counts(column: np.ndarray) -> bool:
-    """Return whether these are all words (NaN), or 0, 1, 2, ... or 1, 2, 3, ..."""
-    count = np.arange(len(column)) + (column[0] == 1)
-    return np.isnan(column).all() or np.array_equal(column, count)
+    """Return whether these are all words (NaN), or 0, 1, 2, ... or 1, 2, 3, ..., or fall so."""
+    count = np.arange(len(column)) + (min(column[0], column[-1]) == 1)
+    return np.isnan(column).all() or any(np.array_equal(column[::d], count) for d in (1, -1))
 
 
 def _may_be_names(first: list[str], x: np.ndarray) -> bool:

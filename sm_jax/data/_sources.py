@@ -45,7 +45,9 @@ def load(
     and R write as a first column without a name is left out, with a warning. Numbers that may be
     names, such as ``0,1,2`` above fractions or ``400.5,401.5`` far from all values, are refused
     unless ``header`` says what they are; comments are always refused, except for a first line of
-    names with ``header=True``. A table is UTF-8, or UTF-16 with a byte-order mark.
+    names with ``header=True``. Lines such as ``1,5`` without names above them may be one number or
+    two, and are refused unless ``delimiter`` says that they are two. A table is UTF-8, or UTF-16
+    with a byte-order mark.
 
     Args:
         path: the file or folder. Of a folder, files other than images and sub-folders are skipped,
@@ -62,8 +64,9 @@ def load(
     Raises:
         ValueError: the file is missing, of an unknown kind, damaged, empty, ragged, not numeric or
             not finite, holds Python objects, has several arrays and ``array`` names none, begins
-            with a comment or a line that may be names or numbers, or images are of several sizes,
-            of several pages or of more than 8 bits; or ``delimiter`` is not one character.
+            with a comment or a line that may be names or numbers, may have one column or two, or
+            images are of several sizes, of several pages or of more than 8 bits; or ``delimiter``
+            is not one character.
         TypeError: the array is of complex numbers, strings, dates or records.
         ImportError: Pillow, needed for images, is not installed.
 
@@ -146,7 +149,8 @@ def _load_images(folder: pathlib.Path) -> np.ndarray:
 
     by_suffix = collections.defaultdict(list)
     for file in sorted(folder.iterdir()):
-        by_suffix[file.suffix.lower()].append(file)
+        if not file.name.startswith("._"):  # what macOS keeps beside a file
+            by_suffix[file.suffix.lower()].append(file)
     unread = [f"{len(by_suffix[s])} {s}" for s in _UNREAD_SUFFIXES.split(", ") if s in by_suffix]
     if unread:
         warnings.warn(

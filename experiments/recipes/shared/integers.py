@@ -10,12 +10,14 @@ density that is as wide as 1000 of them has the same likelihood as the probabili
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 _LARGEST = 2.0**52  # above it float64 has no room for fractions
 _MOST_STEPS = 10  # of the lattice, in the least distance of two of its points in the data
+_MOST_DIGITS = 9  # after the decimal point
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,9 +74,14 @@ def find(parts: list[np.ndarray]) -> np.ndarray:
     a pixel that is always 0 does not make integers of an image of real numbers.
     """
     shape = parts[0].shape[1:]
-    together = np.concatenate(parts).reshape(-1, 1 if len(shape) > 1 else math.prod(shape))
-    steps = np.array([_step(column) for column in together.T])
+    steps = np.array([_step(column) for column in columns(parts)])
     return np.broadcast_to(steps if len(shape) == 1 else steps.reshape(()), shape)
+
+
+def columns(parts: list[np.ndarray]) -> np.ndarray:
+    """Return the features of vectors in all parts ``[features, N]``, or all numbers of images."""
+    x = np.concatenate(parts)
+    return x.reshape(-1, 1 if x.ndim > 2 else math.prod(x.shape[1:])).T
 
 
 def _step(x: np.ndarray) -> float:
@@ -82,27 +89,40 @@ def _step(x: np.ndarray) -> float:
     if len(x) > 1e6 and x.dtype.kind == "f" and not _step(x[:100_000]):
         return 0.0  # and it is not worth sorting them all
     values = np.unique(x)
-    if x.dtype.kind in "biu" or (values == np.floor(values)).all():
+    whole = x.dtype.kind in "biu" or (
+        (values == np.floor(values)).all()
+        and max(-values[0], values[-1]) <= _LARGEST  # beyond it all floats are whole
+    )
+    if whole:
         return float(math.gcd(*(int(value) - int(values[0]) for value in values)) or 1)
     return 0.0 if len(values) > len(x) / 2 else _step_of_reals(values)
 
 
 def _step_of_reals(values: np.ndarray) -> float:
     """Return the step of increasing numbers, up to their rounding; 0 for none."""
+    values = values.astype(np.float64)
+    heights = values - values[0]
     with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-    values = single if (single == values).all() else values
-    rounding = 2.0 * np.finfo(values.dtype).eps * float(abs(values).max())
-    heights = values.astype(np.float64) - values[0]
-    distances = np.diff(heights)
-    for parts in range(1, _MOST_STEPS + 1 if len(distances) else 0):
-        numbers = np.cumsum(np.round(distances * parts / distances.min()))
-        exact = float(heights[-1] / numbers[-1])
-        for step in (float(f"{exact:.3g}"), float(f"{exact:.6g}"), exact):  # 0.1, not 0.0999999
-            off = abs(heights[1:] - step * numbers)
-            if step > 1000 * rounding and (off <= rounding).all():
-                return step
+        single = (values.astype(np.float32) == values).all()
+    for dtype in (np.float64, np.float32)[: 1 + single]:  # halves are exact in either
+        rounding = 2.0 * np.finfo(dtype).eps * float(abs(values).max())
+        for step in _candidates(heights):
+            if step > 1000 * rounding:
+                off = abs(heights - step * np.round(heights / step))
+                if (off <= rounding).all():
+                    return step
     return 0.0
+
+
+def _candidates(heights: np.ndarray) -> Iterator[float]:
+    """Yield steps to try: the least distance and its parts, and the last digit of decimals."""
+    distances = np.diff(heights)
+    if len(distances) == 0:
+        return
+    for parts in range(1, _MOST_STEPS + 1):
+        exact = float(heights[-1] / np.round(distances * parts / distances.min()).sum())
+        yield from (float(f"{exact:.3g}"), float(f"{exact:.6g}"), exact)  # 0.1, not 0.0999999
+    yield from (10.0**-digits for digits in range(1, _MOST_DIGITS + 1))
 
 
 def of(x: np.ndarray, step: np.ndarray) -> Integers | None:
@@ -115,7 +135,7 @@ def of(x: np.ndarray, step: np.ndarray) -> Integers | None:
     if not where.any():
         return None
     low, high = np.min(x, axis=0).astype(float), np.max(x, axis=0).astype(float)
-    too_large = where & (np.maximum(abs(low), abs(high)) > _LARGEST)
+    too_large = where & (low < high) & (np.maximum(abs(low), abs(high)) > _LARGEST)
     if too_large.any():
         raise ValueError(
             f"{names(too_large)} of the data: integers beyond 2**52 cannot be dequantized. "

@@ -70,7 +70,9 @@ def build(model: Model, problem: Problem, *, cond_dims: int, seed: int) -> nnx.M
     if name == "energy":
         return models.EnergyMLP(shape, **sizes)
     if problem.num_values is None:
-        raise ValueError("--network bins is for integer data only: take mlp")
+        raise ValueError(
+            "--network bins is for the digits and for 8-bit values that are dequantized: take mlp"
+        )
     return models.BinMLP(shape, problem.num_values, **sizes)
 
 

@@ -39,7 +39,9 @@ class Problem:
         label_names: what the labels are called by the user; None in runs of earlier versions,
             where they are called by their numbers.
         mean: mean of the scaled data, ``[...]`` or 0, where the noise of the prior is centered.
-        kept: the columns that the network sees, where others are constant; None for all.
+        kept: the features that vary, counted in one vector, where others are real numbers that are
+            constant; None for all. Constant columns the network does not see; constant pixels it
+            sees as noise of unit variance, whatever they are.
     """
 
     event_shape: tuple[int, ...]
@@ -92,21 +94,27 @@ class Problem:
 
     @property
     def left_out(self) -> np.ndarray:
-        """Which standardized features ``[...]`` the network does not see, as they are constant."""
-        left_out = np.zeros(np.shape(self.standardizer.mean), bool)
+        """Which standardized features ``[...]`` are constant, and no part of the density."""
+        left_out = np.full(np.shape(self.standardizer.mean), self.kept is not None)
         if self.kept is not None:
-            left_out[:] = True
-            left_out[list(self.kept)] = False
+            left_out.flat[list(self.kept)] = False
         return left_out
+
+    @property
+    def shortened(self) -> bool:
+        """Whether the network sees fewer numbers than there are in one example."""
+        return self.kept is not None and np.ndim(self.standardizer.mean) == 1
 
     def rows(self, x: np.ndarray) -> np.ndarray:
         """Return stored examples as ``fit`` keeps them: quantized, or standardized float32."""
         if self.standardizer:
             x = self._kept(self.standardizer(x))
+            if self.kept is not None and not self.shortened:
+                x = np.where(self.left_out, -math.sqrt(3), x)  # as ``scaled`` adds U[0, sqrt(12))
         return np.asarray(x, np.float32)
 
     def _kept(self, x: np.ndarray) -> np.ndarray:
-        return x if self.kept is None else x[..., list(self.kept)]
+        return x[..., list(self.kept)] if self.shortened else x
 
     def batch(self, x: np.ndarray, labels: np.ndarray | None) -> Any:
         """Return stored examples and their labels as the loss takes them: see ``ScoreModel``."""
@@ -129,7 +137,7 @@ class Problem:
         if self.num_values:
             values = np.asarray(data.quantize(x, num_values=self.num_values))
             return values.astype(np.min_scalar_type(self.num_values - 1))
-        if self.kept is not None:
+        if self.shortened:
             seen, x = x, np.zeros((len(x), len(self.left_out)), x.dtype)
             x[:, list(self.kept)] = seen
         x = self.standardizer.inverse(x) if self.standardizer else x

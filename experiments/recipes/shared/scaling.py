@@ -61,7 +61,7 @@ def standardized(examples: Examples, *, dequantize: bool = False) -> tuple[Probl
         dequantize: add uniform noise to features that are integers or multiples of another step.
 
     Raises:
-        ValueError: if all training examples are the same.
+        ValueError: if all training examples are the same, or float32 cannot tell them apart.
     """
     x = examples.train
     one_value = data.constant_features(x)
@@ -72,14 +72,14 @@ def standardized(examples: Examples, *, dequantize: bool = False) -> tuple[Probl
     explanation, step = [], np.zeros(x.shape[1:])
     if dequantize:
         step = integers.find(examples.parts)
-    kept = None
-    if one_value.any() and one_value.ndim == 1:
-        kept = tuple(np.flatnonzero(~one_value).tolist())
-        step = np.where(one_value, 0.0, step)
-    elif one_value.any():  # of images the network sees all numbers
-        step = np.where(one_value & (step == 0), 1.0, step)
+    constant = one_value & (step == 0)
+    if one_value.ndim == 1:
+        constant, step = one_value, np.where(one_value, 0.0, step)
+    kept = tuple(np.flatnonzero(~constant).tolist()) if constant.any() else None
+    if one_value.ndim > 1:  # of images the network sees all numbers, these as noise
+        step = np.where(constant, 1.0, step)
     lattice = integers.of(x, step)
-    whole = (step > 0) & ~one_value
+    whole = (step > 0) & ~constant
     if whole.any():
         explanation += [f"{kind}, dequantized" for kind in integers.kinds(lattice, whole)]
         explanation.append(
@@ -90,13 +90,14 @@ def standardized(examples: Examples, *, dequantize: bool = False) -> tuple[Probl
         warnings.simplefilter("ignore", UserWarning)  # of constant features, as just told
         standardizer = data.Standardizer.fit(x)
     if lattice:  # of what is added, in units of the step, the mean is 1/2 and the variance 1/12
-        variance = np.var(x, axis=0, dtype=np.float64) + lattice.step**2 / 12
+        variance = np.where(constant, 0.0, np.var(x, axis=0, dtype=np.float64))
+        variance += lattice.step**2 / 12
         standardizer = data.Standardizer(
-            standardizer.mean + np.where(lattice.where, lattice.step / 2, 0.0),
+            standardizer.mean + np.where(whole, lattice.step / 2, 0.0),
             np.where(lattice.where, np.sqrt(variance), standardizer.scale),
         )
     problem = Problem(
-        event_shape=x.shape[1:] if kept is None else (len(kept),),
+        event_shape=(len(kept),) if kept and one_value.ndim == 1 else x.shape[1:],
         sigma_data=1.0,
         sigma_min=SIGMA_MIN,
         sigma_max=SIGMA_MAX,
@@ -107,7 +108,8 @@ def standardized(examples: Examples, *, dequantize: bool = False) -> tuple[Probl
         label_names=examples.label_names,
         kept=kept,
     )
-    return problem, explanation + remarks.constants(problem, examples, one_value)
+    remarks.check_resolved(problem, x)
+    return problem, explanation + remarks.constants(problem, examples)
 
 
 def noise_levels_from_data(problem: Problem, x: np.ndarray, seed: int) -> tuple[Problem, str]:
