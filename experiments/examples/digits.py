@@ -112,14 +112,13 @@ def main(num_steps=NUM_STEPS, num_held_out=297, num_ode_steps=NUM_ODE_STEPS, pic
 
 def draw(path, held_out, samples):
     """Draw a sheet of held-out digits and one of samples."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.9))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.9), layout="constrained")
     sheets = [held_out, data.quantize(samples, num_values=NUM_VALUES)]
     for axis, title, sheet in zip(axes, ["held-out digits", "samples"], sheets, strict=True):
         padded = jnp.pad(jnp.asarray(sheet), ((0, 0), (1, 1), (1, 1)))
         tiles = padded.reshape(8, 8, 10, 10).transpose(0, 2, 1, 3).reshape(80, 80)
         axis.imshow(tiles, cmap="gray", vmin=0, vmax=16)
         axis.set(title=title, xticks=[], yticks=[])
-    figure.tight_layout()
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

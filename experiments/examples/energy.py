@@ -116,7 +116,7 @@ def main(
 
 def draw(path, line, density, log_probs, samples):
     """Draw the density of the data, that of the model, and the samples of MALA over it."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained", sharex=True, sharey=True)
     grid = jnp.stack(jnp.meshgrid(line, line), axis=-1).reshape(-1, 2)
     true, model = jnp.exp(density.log_prob(grid)).reshape(log_probs.shape), jnp.exp(log_probs)
     levels = jnp.linspace(0, float(jnp.maximum(true.max(), model.max())), 20)
@@ -126,7 +126,6 @@ def draw(path, line, density, log_probs, samples):
         axis.set(title=title, aspect="equal", xlabel="$x_1$", xlim=(-3, 3), ylim=(-3, 3))
     axes[0].set_ylabel("$x_2$")
     axes[2].plot(*samples.T, ".", ms=2, color="black", alpha=0.5)
-    figure.tight_layout()
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

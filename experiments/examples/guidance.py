@@ -44,6 +44,13 @@ CLASSES = [densities.gaussian_mixture(jnp.ones(2) / 2, means, SPREAD) for means 
 ALL = densities.gaussian_mixture(jnp.ones(6) / 6, MEANS.reshape(6, 2), SPREAD)
 
 
+def sample(labels, key):
+    """Return a draw of the class of each label ``[B]``."""
+    keys = jax.random.split(key, NUM_CLASSES)
+    draws = jnp.stack([d.sample(k, len(labels)) for d, k in zip(CLASSES, keys, strict=True)])
+    return draws[labels, jnp.arange(len(labels))]
+
+
 def exact_score(density):
     """Return the score of a density noised to a time of each row's own."""
     at = lambda y, u: density.noised(PROCESS, u).score(y[None])[0]
@@ -70,9 +77,8 @@ def train(key, *, num_steps):
     def step(carry, key):
         params, opt_state = carry
         key_data, key_label, key_drop, key_loss = jax.random.split(key, 4)
-        draws = jnp.stack([d.sample(key_data, BATCH_SIZE) for d in CLASSES])
         labels = jax.random.randint(key_label, (BATCH_SIZE,), 0, NUM_CLASSES)
-        x = draws[labels, jnp.arange(BATCH_SIZE)]
+        x = sample(labels, key_data)
         cond = jax.nn.one_hot(labels, NUM_CLASSES)
         cond = guidance.drop_labels(
             cond, key_drop, rate=LABEL_DROPOUT, null=jnp.zeros(NUM_CLASSES)
@@ -98,8 +104,7 @@ def main(num_steps=NUM_STEPS, num_samples=NUM_SAMPLES, picture=PICTURE):
     score = train(key_train, num_steps=num_steps)
     labels = jnp.arange(num_samples) % NUM_CLASSES
     cond = jax.nn.one_hot(labels, NUM_CLASSES)
-    data = jnp.stack([density.sample(key_data, num_samples) for density in CLASSES])
-    x = {"data": data[labels, jnp.arange(num_samples)]}
+    x = {"data": sample(labels, key_data)}
 
     def exact_given_label(x, t):
         scores = jnp.stack([exact_score(density)(x, t) for density in CLASSES])
@@ -123,7 +128,7 @@ def main(num_steps=NUM_STEPS, num_samples=NUM_SAMPLES, picture=PICTURE):
 
 def draw(path, samples, labels, shares):
     """Draw each kind of sample, colored by class."""
-    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), layout="constrained", sharex=True, sharey=True)
     for axis, (name, x) in zip(axes, samples.items(), strict=True):
         for label in range(NUM_CLASSES):
             points = x[labels == label][:700]
@@ -131,7 +136,6 @@ def draw(path, samples, labels, shares):
         axis.set(title=f"{name}\nrecognized {shares[name]:.3f}", aspect="equal", xlabel="$x_1$")
         axis.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2))
     axes[0].set_ylabel("$x_2$")
-    figure.tight_layout()
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

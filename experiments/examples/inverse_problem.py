@@ -49,10 +49,10 @@ def posterior(observation):
 
 def main(num_samples=NUM_SAMPLES, num_steps=NUM_STEPS, picture=PICTURE):
     """Sample by each method; return ``{name: (distance, error of the mean)}``."""
-    key_prior, key_truth, key_project = jax.random.split(jax.random.key(SEED), 3)
+    key_std, key_prior, key_truth, key_project = jax.random.split(jax.random.key(SEED), 4)
     density = densities.gaussian_mixture(WEIGHTS, MEANS, COVS)
     process = processes.VE(sigma_min=0.01, sigma_max=40.0, mean=WEIGHTS @ MEANS)
-    sigma_data = float(density.sample(key_truth, 10_000).std())
+    sigma_data = float(density.sample(key_std, 10_000).std())
 
     def score_fn(x, t):  # a trained network in your case
         return jax.vmap(lambda y, u: density.noised(process, u).score(y[None])[0])(x, t)
@@ -91,7 +91,7 @@ def main(num_samples=NUM_SAMPLES, num_steps=NUM_STEPS, picture=PICTURE):
 
 def draw(path, truth, density, samples):
     """Draw the samples of each method over the contours of the true posterior."""
-    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), layout="constrained", sharex=True, sharey=True)
     line = jnp.linspace(-3.5, 3.5, 200)
     grid = jnp.stack(jnp.meshgrid(line, line), axis=-1).reshape(-1, 2)
     before, after = (jnp.exp(d.log_prob(grid)).reshape(200, 200) for d in (density, truth))
@@ -104,7 +104,6 @@ def draw(path, truth, density, samples):
         axis.set(title=title, aspect="equal", xlabel="$x_1$", xlim=(-3.5, 3.5), ylim=(-3.5, 3.5))
     axes[0].set_ylabel("$x_2$")
     figure.suptitle("gray: data; red: posterior given $y$; dashed: where $a'x = y$")
-    figure.tight_layout()
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -47,7 +47,7 @@ def main(
     num_points=NUM_POINTS, num_estimates=NUM_ESTIMATES, num_steps=NUM_STEPS, picture=PICTURE
 ):
     """Compute every likelihood, print a table, and return ``{name: (mean error, its error)}``."""
-    key_data, key_trace, key_bound = jax.random.split(jax.random.key(SEED), 3)
+    key_data, key_trace, key_bound, key_chain = jax.random.split(jax.random.key(SEED), 4)
     density, process = make_density()
     x = density.sample(key_data, num_points)
 
@@ -65,7 +65,7 @@ def main(
             score_fn, x, key_bound, process=process, num_estimates=num_estimates
         ),
         "elbo, 32 steps": likelihood.elbo(
-            score_fn, x, key_bound, process=process, num_estimates=num_estimates, num_steps=32
+            score_fn, x, key_chain, process=process, num_estimates=num_estimates, num_steps=32
         ),
     }
 
@@ -89,15 +89,14 @@ def main(
 
 
 def draw(path, results, truths):
-    """Draw every value against its truth."""
-    figure, axes = plt.subplots(1, 5, figsize=(16, 3.9), sharex=True, sharey=True)
+    """Draw the error of every value against its truth."""
+    figure, axes = plt.subplots(1, 5, figsize=(16, 3.6), sharex=True, layout="constrained")
     for axis, (name, result) in zip(axes, results.items(), strict=True):
-        truth, value = truths[name], result.value
-        axis.errorbar(truth, value, 2 * result.standard_error, fmt=".", ms=3, lw=0.7, alpha=0.6)
-        axis.axline((float(truth.mean()),) * 2, slope=1, color="black", lw=0.8, zorder=0)
-        axis.set(title=name, xlabel="true log-density, nats", aspect="equal")
-    axes[0].set_ylabel("computed, ± 2 standard errors")
-    figure.tight_layout()
+        error, spread = result.value - truths[name], 2 * result.standard_error
+        axis.errorbar(truths[name], error, spread, fmt=".", ms=3, lw=0.7, alpha=0.6)
+        axis.axhline(0.0, color="black", lw=0.8)
+        axis.set(title=name, xlabel="true log-density, nats")
+    axes[0].set_ylabel("error, ± 2 standard errors")
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -130,7 +130,7 @@ def main(num_steps=NUM_STEPS, num_ode_steps=NUM_ODE_STEPS, num_held_out=114, pic
 
 def draw(path, held_out, samples, names, values):
     """Draw two pairs of columns, held out and sampled, and the likelihoods of each row."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
     for axis, (i, j) in zip(axes, [(0, 1), (7, 4)], strict=False):
         axis.plot(samples[:, i], samples[:, j], ".", ms=4, alpha=0.6, label="samples")
         axis.plot(held_out[:, i], held_out[:, j], ".", ms=4, color="black", label="held out")
@@ -141,7 +141,6 @@ def draw(path, held_out, samples, names, values):
     axes[2].plot(others, nats, ".", ms=4)
     axes[2].plot([low, high], [low, high], color="black", lw=0.8)
     axes[2].set(title="nats of held-out rows", xlabel=mixture, ylabel=model, aspect="equal")
-    figure.tight_layout()
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

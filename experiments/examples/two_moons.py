@@ -98,7 +98,7 @@ def main(num_steps=NUM_STEPS, num_points=20_000, picture=PICTURE):
 
 def draw(path, score_fns, targets, samples):
     """Draw the density with samples, and each learned score field over the density it is of."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained", sharex=True, sharey=True)
     line = jnp.linspace(-2.5, 2.5, 200)
     grid = jnp.stack(jnp.meshgrid(line, line), axis=-1)
     coarse = grid[::10, ::10].reshape(-1, 2)
@@ -118,7 +118,6 @@ def draw(path, score_fns, targets, samples):
         axis.quiver(*points.T, *true.T, color="tab:orange", label="true", **options)
         axis.quiver(*points.T, *learned.T, color="black", label="learned", **options)
         axis.legend(loc="upper right", framealpha=1.0)
-    figure.tight_layout()
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
