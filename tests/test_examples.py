@@ -18,9 +18,8 @@ def example(name):
 
 
 def test_the_seven_are_there():
-    assert NAMES == sorted(
-        ["likelihood", "two_moons", "energy", "inverse_problem", "tabular", "guidance", "digits"]
-    )
+    wanted = "digits energy guidance inverse_problem likelihood tabular two_moons"
+    assert wanted.split() == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,9 +117,7 @@ def test_guidance():
 
 
 def test_digits():
-    results = example("digits").main(
-        num_steps=150, num_held_out=32, num_ode_steps=8, picture=None
-    )
+    results = example("digits").main(num_steps=150, num_held_out=32, num_ode_steps=8, picture=None)
     (nats, _), (bits, error) = results["nats"], results["bits/dim"]
     assert bits == pytest.approx(-(nats + 64 * math.log(2 / 17)) / (64 * math.log(2)), rel=1e-5)
     train, held_out = train_test_split(load_digits().images, test_size=297, random_state=0)

@@ -71,7 +71,10 @@ def train(images, key, *, num_steps):
         key_rows, key_scale, key_loss, key_dropout = jax.random.split(key, 4)
         rows = images[jax.random.randint(key_rows, (BATCH_SIZE,), 0, len(images))]
         x = data.dequantize(rows, key_scale, num_values=NUM_VALUES)
-        loss = lambda params: loss_fn(score(params, key_dropout), x, key_loss).mean()
+
+        def loss(params):
+            return loss_fn(score(params, key_dropout), x, key_loss).mean()
+
         value, grads = jax.value_and_grad(loss)(params)
         updates, opt_state = optimizer.update(grads, opt_state)
         params = optax.apply_updates(params, updates)

@@ -41,8 +41,8 @@ def main(
     num_steps=NUM_STEPS, num_chains=NUM_CHAINS, num_mala_steps=NUM_MALA_STEPS, picture=PICTURE
 ):
     """Train, sample and normalize; return the printed numbers by name."""
-    keys = dict(zip("train start adapt mala normalizer data project".split(),
-                    jax.random.split(jax.random.key(SEED), 7), strict=True))  # fmt: skip
+    names = ["train", "start", "adapt", "mala", "normalizer", "data", "project"]
+    keys = dict(zip(names, jax.random.split(jax.random.key(SEED), len(names)), strict=True))
     density = densities.eight_gaussians(noise=NOISE)
     network = models.EnergyMLP(2, width=WIDTH, depth=DEPTH, rngs=nnx.Rngs(SEED))
     apply, params = models.functional(network)
@@ -80,6 +80,7 @@ def main(
         score_fn, adapted.x, keys["mala"], step_size=adapted.step_size, num_steps=num_mala_steps
     )
     data, more = jnp.split(density.sample(keys["data"], 2 * num_chains), 2)
+    # Both distances are of the same projections.
     distance = metrics.sliced_wasserstein(chain.x, data, keys["project"])
     least = metrics.sliced_wasserstein(more, data, keys["project"])
     print(f"MALA: step {adapted.step_size:.3f}, acceptance {chain.acceptance_rate.mean():.2f}")
@@ -116,7 +117,9 @@ def main(
 
 def draw(path, line, density, log_probs, samples):
     """Draw the density of the data, that of the model, and the samples of MALA over it."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained", sharex=True, sharey=True)
+    figure, axes = plt.subplots(
+        1, 3, figsize=(13, 4.6), layout="constrained", sharex=True, sharey=True
+    )
     grid = jnp.stack(jnp.meshgrid(line, line), axis=-1).reshape(-1, 2)
     true, model = jnp.exp(density.log_prob(grid)).reshape(log_probs.shape), jnp.exp(log_probs)
     levels = jnp.linspace(0, float(jnp.maximum(true.max(), model.max())), 20)

@@ -53,8 +53,7 @@ def sample(labels, key):
 
 def exact_score(density):
     """Return the score of a density noised to a time of each row's own."""
-    at = lambda y, u: density.noised(PROCESS, u).score(y[None])[0]
-    return lambda x, t: jax.vmap(at)(x, t)
+    return jax.vmap(lambda y, u: density.noised(PROCESS, u).score(y[None])[0])
 
 
 def train(key, *, num_steps):
@@ -64,7 +63,7 @@ def train(key, *, num_steps):
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
 
     def score(params, cond):
-        network = lambda x, c_noise: apply(params, x, c_noise, cond)
+        network = partial(apply, params, cond=cond)
         return parameterization.precondition(network, process=PROCESS, sigma_data=1.0)
 
     loss_fn = partial(
@@ -80,10 +79,11 @@ def train(key, *, num_steps):
         labels = jax.random.randint(key_label, (BATCH_SIZE,), 0, NUM_CLASSES)
         x = sample(labels, key_data)
         cond = jax.nn.one_hot(labels, NUM_CLASSES)
-        cond = guidance.drop_labels(
-            cond, key_drop, rate=LABEL_DROPOUT, null=jnp.zeros(NUM_CLASSES)
-        )
-        loss = lambda params: loss_fn(score(params, cond), x, key_loss).mean()
+        cond = guidance.drop_labels(cond, key_drop, rate=LABEL_DROPOUT, null=jnp.zeros(NUM_CLASSES))
+
+        def loss(params):
+            return loss_fn(score(params, cond), x, key_loss).mean()
+
         updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
         return (optax.apply_updates(params, updates), opt_state), None
 
@@ -128,7 +128,9 @@ def main(num_steps=NUM_STEPS, num_samples=NUM_SAMPLES, picture=PICTURE):
 
 def draw(path, samples, labels, shares):
     """Draw each kind of sample, colored by class."""
-    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), layout="constrained", sharex=True, sharey=True)
+    figure, axes = plt.subplots(
+        1, 4, figsize=(15, 4.2), layout="constrained", sharex=True, sharey=True
+    )
     for axis, (name, x) in zip(axes, samples.items(), strict=True):
         for label in range(NUM_CLASSES):
             points = x[labels == label][:700]

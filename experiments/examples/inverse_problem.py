@@ -24,9 +24,9 @@ import matplotlib.pyplot as plt
 
 WEIGHTS = jnp.array([0.3, 0.3, 0.2, 0.2])
 MEANS = jnp.array([[-1.5, 1.0], [1.0, -1.0], [1.5, 1.5], [-1.0, -1.5]])
-COVS = jnp.array(
-    [[[0.4, 0.3], [0.3, 0.5]], [[0.3, -0.2], [-0.2, 0.4]], [[0.2, 0], [0, 0.2]], [[0.5, 0], [0, 0.1]]]
-)  # fmt: skip
+VARIANCES = jnp.array([[0.4, 0.5], [0.3, 0.4], [0.2, 0.2], [0.5, 0.1]])
+COVARIANCES = jnp.array([0.3, -0.2, 0.0, 0.0])
+COVS = jax.vmap(jnp.diag)(VARIANCES) + COVARIANCES[:, None, None] * (1.0 - jnp.eye(2))
 DIRECTION = jnp.array([1.0, 0.5])  # a
 NOISE_STD = 0.4
 OBSERVATION = jnp.array([0.3])  # y
@@ -91,7 +91,9 @@ def main(num_samples=NUM_SAMPLES, num_steps=NUM_STEPS, picture=PICTURE):
 
 def draw(path, truth, density, samples):
     """Draw the samples of each method over the contours of the true posterior."""
-    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), layout="constrained", sharex=True, sharey=True)
+    figure, axes = plt.subplots(
+        1, 4, figsize=(15, 4.2), layout="constrained", sharex=True, sharey=True
+    )
     line = jnp.linspace(-3.5, 3.5, 200)
     grid = jnp.stack(jnp.meshgrid(line, line), axis=-1).reshape(-1, 2)
     before, after = (jnp.exp(d.log_prob(grid)).reshape(200, 200) for d in (density, truth))

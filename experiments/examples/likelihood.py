@@ -43,9 +43,7 @@ def make_density():
     return densities.gaussian_mixture(weights, means, covs), process
 
 
-def main(
-    num_points=NUM_POINTS, num_estimates=NUM_ESTIMATES, num_steps=NUM_STEPS, picture=PICTURE
-):
+def main(num_points=NUM_POINTS, num_estimates=NUM_ESTIMATES, num_steps=NUM_STEPS, picture=PICTURE):
     """Compute every likelihood, print a table, and return ``{name: (mean error, its error)}``."""
     key_data, key_trace, key_bound, key_chain = jax.random.split(jax.random.key(SEED), 4)
     density, process = make_density()

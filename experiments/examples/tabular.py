@@ -25,7 +25,16 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import train_test_split
 
-from sm_jax import data, likelihood, losses, models, noise_levels, parameterization, processes
+from sm_jax import (
+    data,
+    likelihood,
+    losses,
+    models,
+    noise_levels,
+    parameterization,
+    processes,
+    samplers,
+)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -41,12 +50,10 @@ SEED = 0
 PICTURE = pathlib.Path("runs/examples/tabular.png")
 
 
-def train(x, validation, process, key, *, num_steps):
+def train(x, valid, process, key, *, num_steps):
     """Return the score function of the checkpoint with the least validation loss."""
-    network = models.MLP(
-        x.shape[1], width=WIDTH, depth=DEPTH, dropout=DROPOUT, rngs=nnx.Rngs(SEED)
-    )
-    apply, params = models.functional(network)
+    sizes = {"width": WIDTH, "depth": DEPTH, "dropout": DROPOUT}
+    apply, params = models.functional(models.MLP(x.shape[1], **sizes, rngs=nnx.Rngs(SEED)))
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, num_steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
 
@@ -55,7 +62,6 @@ def train(x, validation, process, key, *, num_steps):
             partial(apply, params, key=key), process=process, sigma_data=1.0
         )
 
-    # EDM's weight; noise levels spread evenly in the logarithm, as likelihoods need them all.
     loss_fn = partial(
         losses.diffusion,
         process=process,
@@ -74,14 +80,14 @@ def train(x, validation, process, key, *, num_steps):
         return (params, ema, opt_state), None
 
     run = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys)[0])
-    repeated = jnp.tile(validation, (50, 1))  # the same noise at every check
-    check = jax.jit(lambda params, key: loss_fn(score(params), repeated, key).mean())
-    key_steps, key_check = jax.random.split(key)
+    key_steps, key_check = jax.random.split(key)  # the same noise at every check
+    many = jnp.tile(valid, (50, 1))
+    check = jax.jit(lambda params: loss_fn(score(params), many, key_check).mean())
     keys = jax.random.split(key_steps, num_steps)
     carry, checks = (params, params, optimizer.init(params)), []
     for start in range(0, num_steps, STEPS_PER_CHECK):
         carry = run(carry, keys[start : start + STEPS_PER_CHECK])
-        checks.append((float(check(carry[1], key_check)), start, carry[1]))
+        checks.append((float(check(carry[1])), start, carry[1]))
     least, start, params = min(checks, key=lambda entry: entry[0])
     print(f"validation loss {checks[0][0]:.2f} at first, least {least:.2f} near step {start}")
     return score(params)
@@ -120,8 +126,6 @@ def main(num_steps=NUM_STEPS, num_ode_steps=NUM_ODE_STEPS, num_held_out=114, pic
         results[name.split()[-1]] = (float(nats.mean()), float(spread))
 
     if picture:
-        from sm_jax import samplers
-
         start = processes.prior_sample(process, key_prior, (300, x.shape[1]))
         samples = scale.inverse(samplers.heun(score_fn, start, process=process))
         draw(picture, held_out, samples, columns.feature_names, values)

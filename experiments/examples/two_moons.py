@@ -61,7 +61,10 @@ def train(loss_fn, density, key, *, num_steps):
         params, opt_state = carry
         key_data, key_loss = jax.random.split(key)
         x = density.sample(key_data, BATCH_SIZE)  # data without end: nothing to overfit
-        loss = lambda params: loss_fn(partial(apply, params), x, key_loss).mean()
+
+        def loss(params):
+            return loss_fn(partial(apply, params), x, key_loss).mean()
+
         value, grads = jax.value_and_grad(loss)(params)
         updates, opt_state = optimizer.update(grads, opt_state)
         return (optax.apply_updates(params, updates), opt_state), value
@@ -81,14 +84,16 @@ def main(num_steps=NUM_STEPS, num_points=20_000, picture=PICTURE):
     key_train, key_test = jax.random.split(jax.random.key(SEED))
 
     score_fns, results = {}, {}
-    for name, loss_fn in LOSSES.items():
+    for name, loss_fn in LOSSES.items():  # on the same data, by the same key
         print(name)
         score_fns[name] = train(loss_fn, density, key_train, num_steps=num_steps)
         x = targets[name].sample(key_test, num_points)
         errors = losses.explicit(score_fns[name], x, targets[name].score(x))
         zero = losses.explicit(jnp.zeros_like, x, targets[name].score(x)).mean()
         spread = errors.std() / num_points**0.5
-        print(f"  Fisher divergence {errors.mean():.4f} ± {spread:.4f}; of the zero score {zero:.2f}")
+        print(
+            f"  Fisher divergence {errors.mean():.4f} ± {spread:.4f}; of the zero score {zero:.2f}"
+        )
         results[name] = (float(errors.mean()), float(zero))
 
     if picture:
@@ -98,7 +103,9 @@ def main(num_steps=NUM_STEPS, num_points=20_000, picture=PICTURE):
 
 def draw(path, score_fns, targets, samples):
     """Draw the density with samples, and each learned score field over the density it is of."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained", sharex=True, sharey=True)
+    figure, axes = plt.subplots(
+        1, 3, figsize=(13, 4.6), layout="constrained", sharex=True, sharey=True
+    )
     line = jnp.linspace(-2.5, 2.5, 200)
     grid = jnp.stack(jnp.meshgrid(line, line), axis=-1)
     coarse = grid[::10, ::10].reshape(-1, 2)
