@@ -18,7 +18,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import matplotlib
-import numpy as np
 import optax
 from flax import nnx
 from sklearn.datasets import load_breast_cancer
@@ -54,13 +53,11 @@ def train(x, valid, process, key, *, num_steps):
     """Return the score function of the checkpoint with the least validation loss."""
     sizes = {"width": WIDTH, "depth": DEPTH, "dropout": DROPOUT}
     apply, params = models.functional(models.MLP(x.shape[1], **sizes, rngs=nnx.Rngs(SEED)))
-    schedule = optax.cosine_decay_schedule(LEARNING_RATE, num_steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
+    optimizer = optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, num_steps))
 
     def score(params, key=None):  # with a key: with dropout
-        return parameterization.precondition(
-            partial(apply, params, key=key), process=process, sigma_data=1.0
-        )
+        network = partial(apply, params, key=key)
+        return parameterization.precondition(network, process=process, sigma_data=1.0)
 
     loss_fn = partial(
         losses.diffusion,
@@ -108,21 +105,18 @@ def main(num_steps=NUM_STEPS, num_ode_steps=NUM_ODE_STEPS, num_held_out=114, pic
     score_fn = train(x, valid, process, key_train, num_steps=num_steps)
 
     result = likelihood.log_prob(score_fn, test, process=process, num_steps=num_ode_steps)
-    mixtures = [
-        GaussianMixture(k, reg_covar=reg, random_state=0).fit(x)
-        for k in (1, 2, 3, 5)
-        for reg in (1e-4, 1e-3, 1e-2, 1e-1)
-    ]
+    sizes = [(k, reg) for k in (1, 2, 3, 5) for reg in (1e-4, 1e-3, 1e-2, 1e-1)]
+    mixtures = [GaussianMixture(k, reg_covar=reg, random_state=0).fit(x) for k, reg in sizes]
     best = max(mixtures, key=lambda mixture: mixture.score(valid))
     values = {
-        "score model": np.asarray(result.value + scale.log_det),
-        f"{best.n_components} Gaussians": best.score_samples(test) + float(scale.log_det),
+        "score model": result.value + scale.log_det,
+        f"{best.n_components} Gaussians": best.score_samples(test) + scale.log_det,
     }
     print(f"held-out nats per row of {test.shape[1]} numbers, in the units of the data:")
     results = {}
     for name, nats in values.items():
         spread = nats.std() / len(nats) ** 0.5
-        print(f"  {name:12} {nats.mean():7.2f} ± {spread:.2f}; median {np.median(nats):.2f}")
+        print(f"  {name:12} {nats.mean():7.2f} ± {spread:.2f}; median {jnp.median(nats):.2f}")
         results[name.split()[-1]] = (float(nats.mean()), float(spread))
 
     if picture:
@@ -141,9 +135,8 @@ def draw(path, held_out, samples, names, values):
         axis.set(title=f"columns {i} and {j}", xlabel=names[i], ylabel=names[j])
         axis.legend()
     (model, nats), (mixture, others) = values.items()
-    low, high = min(nats.min(), others.min()), max(nats.max(), others.max())
     axes[2].plot(others, nats, ".", ms=4)
-    axes[2].plot([low, high], [low, high], color="black", lw=0.8)
+    axes[2].axline((float(nats.mean()),) * 2, slope=1, color="black", lw=0.8)
     axes[2].set(title="nats of held-out rows", xlabel=mixture, ylabel=model, aspect="equal")
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
