@@ -26,32 +26,6 @@ WEIGHTS = jnp.array([0.3, 0.3, 0.2, 0.2])
 MEANS = jnp.array([[-0.75, 0.5], [0.5, -0.5], [0.75, 0.75], [-0.5, -0.75]])
 COVS = jnp.tile(jnp.array([[0.5, 0.45], [0.45, 0.5]]), (4, 1, 1))
 DIRECTION = jnp.array([1.0, 0.0])  # a
-NOISE_STD n``. The posterior
-is a Gaussian mixture as well, by Bayes' rule for every component. The score of the data is exact,
-so whatever the samples of `samplers.heun` differ by is the error of the guidance. The printed
-number is the sliced Wasserstein distance of the samples to draws of the posterior, beside that
-between two sets of such draws, and the error of the mean in posterior standard deviations.
-
-EXPECTED: TODO
-"""
-
-import pathlib
-
-import jax
-import jax.numpy as jnp
-import matplotlib
-
-from sm_jax import densities, guidance, metrics, processes, samplers
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-WEIGHTS = jnp.array([0.3, 0.3, 0.2, 0.2])
-MEANS = jnp.array([[-1.5, 1.0], [1.0, -1.0], [1.5, 1.5], [-1.0, -1.5]])
-VARIANCES = jnp.array([[0.4, 0.5], [0.3, 0.4], [0.2, 0.2], [0.5, 0.1]])
-COVARIANCES = jnp.array([0.3, -0.2, 0.0, 0.0])
-COVS = jax.vmap(jnp.diag)(VARIANCES) + COVARIANCES[:, None, None] * (1.0 - jnp.eye(2))
-DIRECTION = jnp.array([1.0, 0.5])  # a
 NOISE_STD = 0.4
 OBSERVATION = jnp.array([0.3])  # y
 NUM_SAMPLES = 4000
