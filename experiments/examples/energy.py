@@ -8,7 +8,8 @@ importance sampling brackets ``log Z = log int exp(-E(x)) dx``. In two dimension
 grid gives ``log Z`` as well, and this is the truth for the bracket. The normalized model is then
 compared with the density of the data: ``KL = E log p_data(x) - E log p_model(x)``.
 
-EXPECTED: TODO
+EXPECTED: log Z between 1.998 ± 0.010 and 2.014 ± 0.014, truth 1.995; KL 0.001 ± 0.001 nats; sliced
+Wasserstein distance 0.025, of data to data 0.029. 52 s of CPU time on 2 CPU cores.
 """
 
 import pathlib
@@ -118,7 +119,7 @@ def main(
 def draw(path, line, density, log_probs, samples):
     """Draw the density of the data, that of the model, and the samples of MALA over it."""
     figure, axes = plt.subplots(
-        1, 3, figsize=(13, 4.6), layout="constrained", sharex=True, sharey=True
+        1, 3, figsize=(13, 5), layout="constrained", sharex=True, sharey=True
     )
     grid = jnp.stack(jnp.meshgrid(line, line), axis=-1).reshape(-1, 2)
     true, model = jnp.exp(density.log_prob(grid)).reshape(log_probs.shape), jnp.exp(log_probs)

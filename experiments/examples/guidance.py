@@ -36,7 +36,7 @@ SEED = 0
 PROCESS = processes.VE(sigma_min=0.02, sigma_max=20.0)
 PICTURE = pathlib.Path("runs/examples/guidance.png")
 
-SPREAD = 0.15  # variance of the Gaussians
+SPREAD = 0.25  # variance of the Gaussians
 ANGLES = 2 * jnp.pi * jnp.arange(NUM_CLASSES) / NUM_CLASSES
 CENTERS = jnp.stack([jnp.cos(ANGLES), jnp.sin(ANGLES)], axis=-1)
 MEANS = jnp.stack([0.6 * CENTERS, 1.6 * CENTERS], axis=1)  # [class, Gaussian, 2]; all around zero
@@ -129,7 +129,7 @@ def main(num_steps=NUM_STEPS, num_samples=NUM_SAMPLES, picture=PICTURE):
 def draw(path, samples, labels, shares):
     """Draw each kind of sample, colored by class."""
     figure, axes = plt.subplots(
-        1, 4, figsize=(15, 4.2), layout="constrained", sharex=True, sharey=True
+        1, 4, figsize=(15, 4.8), layout="constrained", sharex=True, sharey=True
     )
     for axis, (name, x) in zip(axes, samples.items(), strict=True):
         for label in range(NUM_CLASSES):

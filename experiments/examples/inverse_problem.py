@@ -90,7 +90,7 @@ def main(num_samples=NUM_SAMPLES, num_steps=NUM_STEPS, picture=PICTURE):
 def draw(path, truth, density, samples):
     """Draw the samples of each method over the contours of the true posterior."""
     figure, axes = plt.subplots(
-        1, 4, figsize=(15, 4.2), layout="constrained", sharex=True, sharey=True
+        1, 4, figsize=(15, 4.8), layout="constrained", sharex=True, sharey=True
     )
     line = jnp.linspace(-3.0, 3.0, 200)
     grid = jnp.stack(jnp.meshgrid(line, line), axis=-1).reshape(-1, 2)

@@ -4,12 +4,12 @@
 
 The 569 rows of 30 real numbers are those of scikit-learn's breast cancer data. Each column is
 standardized, the noise levels are computed from the training rows, and a perceptron with dropout is
-trained by `losses.diffusion`. A fifth of the training rows are set aside; of all checkpoints the
-one with the least loss on them is taken. `likelihood.log_prob` with the exact trace gives nats of
-the standardized rows, and the log-determinant of the standardizer makes them nats of the data. The
-Gaussian mixture sees the same rows; its size and regularization are chosen on those set aside.
+trained by `losses.diffusion`, to the checkpoint with the least loss on rows set aside. The exact
+`likelihood.log_prob` gives nats of the standardized rows, and the log-determinant of the
+standardizer makes them nats of the data. The Gaussian mixture is chosen on the rows set aside.
 
-EXPECTED: TODO
+EXPECTED: held out 38.6 ± 2.1 nats, mixture of 3 Gaussians 28.4 ± 4.3; in the median 43.4 and 38.7.
+41 s of CPU time on 2 CPU cores.
 """
 
 import pathlib
@@ -86,14 +86,14 @@ def train(x, valid, process, key, *, num_steps):
         carry = run(carry, keys[start : start + STEPS_PER_CHECK])
         checks.append((float(check(carry[1])), start, carry[1]))
     least, start, params = min(checks, key=lambda entry: entry[0])
-    print(f"validation loss {checks[0][0]:.2f} at first, least {least:.2f} near step {start}")
+    print(f"validation loss {least:.2f} at its least, near step {start}")
     return score(params)
 
 
 def main(num_steps=NUM_STEPS, num_ode_steps=NUM_ODE_STEPS, num_held_out=114, picture=PICTURE):
     """Train, evaluate and return the held-out nats of score model and mixture with their errors."""
-    columns = load_breast_cancer()
-    rest, held_out = train_test_split(columns.data, test_size=num_held_out, random_state=0)
+    table = load_breast_cancer()
+    rest, held_out = train_test_split(table.data, test_size=num_held_out, random_state=0)
     train_rows, validation = train_test_split(rest, test_size=0.2, random_state=0)
     scale = data.Standardizer.fit(train_rows)
     x, valid, test = (jnp.float32(scale(rows)) for rows in (train_rows, validation, held_out))
@@ -116,13 +116,13 @@ def main(num_steps=NUM_STEPS, num_ode_steps=NUM_ODE_STEPS, num_held_out=114, pic
     results = {}
     for name, nats in values.items():
         spread = nats.std() / len(nats) ** 0.5
-        print(f"  {name:12} {nats.mean():7.2f} ± {spread:.2f}; median {jnp.median(nats):.2f}")
         results[name.split()[-1]] = (float(nats.mean()), float(spread))
+        print(f"  {name:12} {nats.mean():7.2f} ± {spread:.2f}; median {jnp.median(nats):.2f}")
 
     if picture:
         start = processes.prior_sample(process, key_prior, (300, x.shape[1]))
         samples = scale.inverse(samplers.heun(score_fn, start, process=process))
-        draw(picture, held_out, samples, columns.feature_names, values)
+        draw(picture, held_out, samples, table.feature_names, values)
     return results
 
 
@@ -138,8 +138,8 @@ def draw(path, held_out, samples, names, values):
     axes[2].plot(others, nats, ".", ms=4)
     axes[2].axline((float(nats.mean()),) * 2, slope=1, color="black", lw=0.8)
     limits = (min(nats.min(), others.min()) - 10, max(nats.max(), others.max()) + 10)
-    axes[2].set(title="nats of held-out rows", xlabel=mixture, ylabel=model, aspect="equal")
-    axes[2].set(xlim=limits, ylim=limits)
+    axes[2].set(title="nats of held-out rows", xlabel=mixture, ylabel=model)
+    axes[2].set(xlim=limits, ylim=limits, aspect="equal")
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

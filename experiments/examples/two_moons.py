@@ -7,7 +7,8 @@ a known density. The printed numbers are Fisher divergences ``E 1/2 |s(x) - s*(x
 of the density that each loss learns: ``s*`` is the score of the data for the sliced loss, and that
 of the data smoothed by ``SIGMA`` for the denoising loss. The zero score has ``E 1/2 |s*|^2``.
 
-EXPECTED: TODO
+EXPECTED: sliced 0.079 ± 0.002 of 6.73, denoising 0.068 ± 0.001 of 4.53 (the zero score). 33 s of CPU
+time on 2 CPU cores.
 """
 
 import pathlib
@@ -104,7 +105,7 @@ def main(num_steps=NUM_STEPS, num_points=20_000, picture=PICTURE):
 def draw(path, score_fns, targets, samples):
     """Draw the density with samples, and each learned score field over the density it is of."""
     figure, axes = plt.subplots(
-        1, 3, figsize=(13, 4.6), layout="constrained", sharex=True, sharey=True
+        1, 3, figsize=(13, 5), layout="constrained", sharex=True, sharey=True
     )
     line = jnp.linspace(-2.5, 2.5, 200)
     grid = jnp.stack(jnp.meshgrid(line, line), axis=-1)
