@@ -7,8 +7,8 @@ a known density. The printed numbers are Fisher divergences ``E 1/2 |s(x) - s*(x
 of the density that each loss learns: ``s*`` is the score of the data for the sliced loss, and that
 of the data smoothed by ``SIGMA`` for the denoising loss. The zero score has ``E 1/2 |s*|^2``.
 
-EXPECTED: sliced 0.079 ± 0.002 of 6.73, denoising 0.068 ± 0.001 of 4.53 (the zero score). 33 s of CPU
-time on 2 CPU cores.
+EXPECTED: sliced 0.079 ± 0.002, where the zero score has 6.73; denoising 0.068 ± 0.001, where it has
+4.53. 33 s of CPU time on 2 CPU cores.
 """
 
 import pathlib
