@@ -8,7 +8,8 @@ is known, hence so is the best classifier. The printed number is the share of sa
 for their own class: of the data (the truth at scale 1), of samples of the network at scales 1 and
 2, and of samples of the exact scores at scale 2.
 
-EXPECTED: TODO
+EXPECTED: data 0.925 ± 0.003, network at scale 1 0.914 ± 0.004, at scale 2 1.000, exact scores at
+scale 2 1.000. 40 s of CPU time on 2 CPU cores.
 """
 
 import pathlib
@@ -36,7 +37,7 @@ SEED = 0
 PROCESS = processes.VE(sigma_min=0.02, sigma_max=20.0)
 PICTURE = pathlib.Path("runs/examples/guidance.png")
 
-SPREAD = 0.25  # variance of the Gaussians
+SPREAD = 0.15  # variance of the Gaussians
 ANGLES = 2 * jnp.pi * jnp.arange(NUM_CLASSES) / NUM_CLASSES
 CENTERS = jnp.stack([jnp.cos(ANGLES), jnp.sin(ANGLES)], axis=-1)
 MEANS = jnp.stack([0.6 * CENTERS, 1.6 * CENTERS], axis=1)  # [class, Gaussian, 2]; all around zero

@@ -8,7 +8,8 @@ so whatever the samples of `samplers.heun` differ by is the error of the guidanc
 number is the sliced Wasserstein distance of the samples to draws of the posterior, beside that
 between two sets of such draws, and the error of the mean in posterior standard deviations.
 
-EXPECTED: TODO
+EXPECTED: distances 0.048 by `mmps`, 0.052 by `pigdm`, 0.243 by `dps`, which is too narrow; 0.031 of
+draws of the posterior. 23 s of CPU time on 2 CPU cores.
 """
 
 import pathlib

@@ -8,7 +8,9 @@ error of the likelihoods themselves. The probability flow gives the density of t
 ``t_min``, and this is the truth in the table. The bound is one on the density of the data: it is
 tight for an exact score in continuous time, and far below for a chain of 32 steps.
 
-EXPECTED: TODO
+EXPECTED: the mean less the truth is 0.0007 nats by `log_prob`, 0.004 ± 0.018 by Hutchinson's
+divergence, 0.0001 by `adaptive_log_prob`, 0.026 ± 0.024 by `elbo`, -3.73 ± 0.04 in 32 steps. 31 s
+of CPU time on 2 CPU cores.
 """
 
 import pathlib
