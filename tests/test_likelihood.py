@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sm_jax import densities, divergence, processes
-from sm_jax.likelihood import _flow, bits_per_dim, log_prob
+from sm_jax.likelihood import LogProb, _flow, bits_per_dim, log_prob
 from sm_jax.typing import Divergence
 from tests.oracles import COV, MEAN, PROCESSES, gaussian_log_prob, gaussian_noised_score
 
@@ -258,6 +258,9 @@ def test_bits_per_dim():
     log_det = dims * np.log(2 / levels)
     np.testing.assert_allclose(bits_per_dim(nats, dims, log_det=log_det), 8.0, rtol=1e-6)
     np.testing.assert_allclose(bits_per_dim(jnp.array([nats, 0.0]), dims), [1.0, 0.0], rtol=1e-6)
+    result = LogProb(jnp.zeros(2), jnp.zeros(2), jnp.int32(3))
+    with pytest.raises(TypeError, match=r"got a LogProb: pass its value"):
+        bits_per_dim(result, dims)
 
 
 @pytest.mark.parametrize(

@@ -326,3 +326,26 @@ def test_the_number_of_panels_is_even(num_panels, getkey):
                 num_steps=1,
                 num_panels=num_panels,
             )
+
+
+@pytest.mark.slow
+def test_bare_scores_with_narrow_peaks_need_close_nodes(getkey):
+    """Eight cells whose score is flat but at their edges: closer nodes keep their weights.
+
+    The chains start from the density. At the step of 0.009 the nodes are farther apart than the
+    edges are wide, and the weights become more equal, without a word from the check.
+    """
+    edges = jnp.linspace(-1.0, 1.0, 9)[:, None]
+    weights = np.array([0.05, 0.3, 0.05, 0.2, 0.02, 0.2, 0.08, 0.1])
+    density = densities.UniformBoxes(jnp.log(weights), edges[:-1], edges[1:], jnp.float32(0.01))
+    x = density.sample(getkey(), 2_000)
+
+    def distance(**options):
+        run = jax.jit(partial(samplers.mala, density.score, num_steps=100, **options))
+        points = np.clip(np.asarray(run(x, getkey()).x), -0.999, 0.999)
+        counts, _ = np.histogram(points, np.asarray(edges)[:, 0])
+        return 0.5 * np.abs(counts / 2_000 - weights).sum()
+
+    noise = 0.5 * np.sqrt(2 / np.pi * weights * (1 - weights) / 2_000).sum()  # its mean
+    assert distance(step_size=0.009, num_panels=16) < 3 * noise  # 0.0042 apart
+    assert distance(step_size=0.009, num_panels=2) > 6 * noise  # 0.034 apart

@@ -281,6 +281,7 @@ def bits_per_dim(log_prob: ArrayOrList, num_dims: int, *, log_det: ArrayLike = 0
         Bits per dimension, of the shape of ``log_prob``.
 
     Raises:
+        TypeError: ``log_prob`` is a `LogProb`.
         ValueError: ``num_dims < 1``.
 
     Example:
@@ -288,4 +289,6 @@ def bits_per_dim(log_prob: ArrayOrList, num_dims: int, *, log_det: ArrayLike = 0
         2.0
     """
     _checks.check_count("num_dims", num_dims)
+    if isinstance(log_prob, LogProb):
+        raise TypeError("log_prob must be an array, got a LogProb: pass its value, log_prob.value.")
     return -(jnp.asarray(log_prob) + log_det) / (num_dims * jnp.log(2.0))

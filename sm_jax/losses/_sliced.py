@@ -143,7 +143,7 @@ def finite_difference_sliced(
         TypeError: ``x`` is not floating, or the score has another dtype.
         ValueError: ``x`` is empty, the score has another shape, ``num_probes < 1``, ``epsilon``
             is not one positive number, or energies are taken at points (where they are not traced)
-            whose spacing is more than an eighth of ``epsilon``.
+            whose spacing is more than a 64th of ``epsilon``.
 
     Example:
         >>> x, key = jnp.ones((1, 3)), jax.random.key(0)
@@ -218,8 +218,8 @@ def _energy(energy_fn: EnergyFn, x: jax.Array) -> jax.Array:
 def _check_step(epsilon: ArrayLike, x: jax.Array) -> None:
     """Raise where the (concrete) points have a spacing that is not small against the step."""
     spacing, step = _arrays.spacing(x), _arrays.concrete(epsilon)
-    if spacing is not None and step is not None and np.any(spacing.max() > step / 8):
+    if spacing is not None and step is not None and np.any(spacing.max() > step / 64):
         raise ValueError(
-            f"epsilon, {epsilon}, must be at least 8 times the spacing of the {x.dtype} numbers "
+            f"epsilon, {epsilon}, must be at least 64 times the spacing of the {x.dtype} numbers "
             f"near x, {spacing.max():.3g}: raise it, center x, or pass variance_reduced=True."
         )
