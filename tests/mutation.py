@@ -4,7 +4,7 @@ of the broken versions the tests notice.
     python tests/mutation.py                                      every mutant of every module
     python tests/mutation.py --limit 250 --seed 1                 a sample, spread over the modules
     python tests/mutation.py --module losses/_sliced --list       the mutants of a module, not run
-    python tests/mutation.py --at divergence.py:123 --at ...       the mutants of some lines
+    python tests/mutation.py --at divergence/_exact.py:40 --at ...       the mutants of some lines
 
 The tree and the tests are copied to a temporary folder, so the working tree may change meanwhile.
 One parent process imports what takes long to import and forks a child for each mutant (before any
@@ -53,7 +53,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 TESTS = {
     "_laplacian": ["laplacian"],
     "_probes": ["divergence", "losses", "keys"],
-    "divergence": ["divergence", "laplacian", "losses", "keys"],
+    "divergence/_exact": ["divergence", "laplacian", "losses", "keys"],
+    "divergence/_products": ["divergence", "laplacian", "losses", "keys"],
+    "divergence/_random": ["divergence", "laplacian", "losses", "keys"],
+    "divergence/_rows": ["divergence", "laplacian", "losses", "keys"],
     "losses/_contrastive": ["contrastive"],
     "losses/_denoising": ["losses", "noise_conditional", "keys"],
     "losses/_diffusion": ["noise_conditional", "keys"],

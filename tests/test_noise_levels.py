@@ -63,7 +63,7 @@ def test_largest_and_smallest_level_are_the_distances(getkey, shape, monkeypatch
     distances = scipy.spatial.distance.cdist(flat, flat)
     nearest = np.where(distances > 0, distances, np.inf).min(1)
     for chunk in (2**22, 60 * 7):
-        monkeypatch.setattr("sm_jax.noise_levels._from_data._CHUNK", chunk)
+        monkeypatch.setattr("sm_jax.noise_levels._distances._CHUNK", chunk)
         value = noise_levels.largest_sigma(jnp.asarray(x), getkey(), max_points=60)
         np.testing.assert_allclose(value, distances.max(), rtol=1e-12)
         value = noise_levels.smallest_sigma(x, getkey())

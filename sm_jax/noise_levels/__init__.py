@@ -35,17 +35,15 @@ A ladder is ``sigma_1 > sigma_2 > ... > sigma_L > 0``, largest noise first. Song
 These are functions for setting up, of concrete numbers: they run in float64 NumPy, outside ``jit``.
 """
 
-from sm_jax.noise_levels._from_data import (
-    NoiseLevels,
+from sm_jax.noise_levels._distances import largest_sigma, smallest_sigma
+from sm_jax.noise_levels._from_data import NoiseLevels, noise_levels_from_data
+from sm_jax.noise_levels._ladders import geometric, karras
+from sm_jax.noise_levels._techniques import (
     langevin_step_size,
     langevin_variance,
-    largest_sigma,
-    noise_levels_from_data,
     num_levels,
     sigma_ratio,
-    smallest_sigma,
 )
-from sm_jax.noise_levels._ladders import geometric, karras
 
 __all__ = [
     "NoiseLevels",
