@@ -21,6 +21,10 @@ The core needs JAX, NumPy and SciPy, and is imported with the package:
 ``pip install ".[train]"`` from a checkout.
 """
 
+import warnings
+
+import jaxlib
+
 from sm_jax import (
     composition,
     data,
@@ -39,6 +43,14 @@ from sm_jax import (
 )
 
 __version__ = "0.1.0"
+
+if jaxlib.__version__ == "0.10.2":
+    warnings.warn(
+        "jaxlib 0.10.2 computes wrong numbers on CPU where a product under jax.vmap and jax.jit is "
+        "summed (https://github.com/jax-ml/jax/issues/39103), as in likelihoods of several hundred "
+        "rows: install another version, pip install 'jax!=0.10.2'.",
+        stacklevel=2,
+    )
 
 __all__ = [
     "composition",

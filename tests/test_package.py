@@ -10,6 +10,8 @@ import sys
 import typing
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import sm_jax
@@ -156,3 +158,22 @@ def test_no_compilation_for_new_values():
     }
     assert len(traces) == 1
     assert len(values) == 2
+
+
+def test_the_installed_jax_sums_products_under_vmap_and_jit():
+    """JAX 0.10.2 does not on CPU (jax#39103): its likelihoods of many rows are wrong by nats."""
+    x = jnp.arange(3 * 32_769, dtype=jnp.float32).reshape(-1, 3) / 1e4
+
+    def norms(x):
+        return jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2))(x)
+
+    np.testing.assert_allclose(jax.jit(norms)(x), (np.asarray(x) ** 2).sum(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("version", "warns"), [("0.10.2", True), ("0.10.1", False)])
+def test_a_jax_that_computes_wrong_numbers_is_warned_of(version, warns):
+    script = f"import jaxlib; jaxlib.__version__ = {version!r}; import sm_jax"
+    out = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ("jaxlib 0.10.2 computes wrong numbers" in out.stderr) == warns
