@@ -11,6 +11,7 @@ import pytest
 from sm_jax import divergence
 from sm_jax._probes import draw_probes
 from sm_jax.parameterization import EnergyScore
+from sm_jax.typing import Divergence
 from tests.oracles import A, assert_mean, jacobians, linear_score, nonlinear_score, sign_cube
 
 SYMMETRIC = (A + A.T) / 2
@@ -431,7 +432,7 @@ def test_matfree_estimators_can_take_the_place(getkey):
 
         keys = jax.random.split(key, len(x))
         traces = jnp.stack([row(i, k) for i, k in enumerate(keys)])
-        return divergence.Divergence(score, traces)
+        return Divergence(score, traces)
 
     from sm_jax import losses
 
