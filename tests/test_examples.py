@@ -64,6 +64,7 @@ def test_two_moons():
     assert results["sliced"][1] > 1.2 * results["denoising"][1]  # smoothing lowers E |s*|^2
 
 
+@pytest.mark.slow
 def test_energy():
     results = example("energy").main(
         num_steps=300, num_chains=500, num_mala_steps=150, picture=None
@@ -78,6 +79,7 @@ def test_energy():
     assert distance < least + 0.1
 
 
+@pytest.mark.slow
 def test_inverse_problem():
     results = example("inverse_problem").main(num_samples=1000, num_steps=60, picture=None)
     assert results["posterior"][1] < 4.5 * math.sqrt(2 / 1000)
@@ -96,6 +98,7 @@ def test_posterior_of_the_inverse_problem_is_that_of_bayes():
     np.testing.assert_allclose(posterior - posterior[0], joint - joint[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_tabular():
     results = example("tabular").main(
         num_steps=300, num_ode_steps=16, num_held_out=114, picture=None
@@ -109,6 +112,7 @@ def test_tabular():
     assert independent + 10.0 < results["model"][0] < results["Gaussians"][0] + 5.0
 
 
+@pytest.mark.slow
 def test_guidance():
     shares = example("guidance").main(num_steps=500, num_samples=1500, picture=None)
     error = math.sqrt(2 * 0.25 / 1500)
@@ -117,6 +121,7 @@ def test_guidance():
     assert abs(shares["network, scale 2"] - shares["exact scores, scale 2"]) < 3 * error
 
 
+@pytest.mark.slow
 def test_digits():
     results = example("digits").main(num_steps=150, num_held_out=32, num_ode_steps=8, picture=None)
     (nats, _), (bits, error) = results["nats"], results["bits/dim"]
