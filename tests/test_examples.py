@@ -109,7 +109,8 @@ def test_tabular():
     z = (held_out - mean) / std
     independent = -np.sum(z**2 / 2 + np.log(std * math.sqrt(2 * math.pi)), axis=1).mean()
     assert results["Gaussians"][0] > independent + 10.0
-    assert independent + 10.0 < results["model"][0] < results["Gaussians"][0] + 5.0
+    # From above: the full run has 38.6 ± 2.1, which fewer steps do not exceed.
+    assert independent + 10.0 < results["model"][0] < 45.0
 
 
 @pytest.mark.slow
@@ -123,7 +124,7 @@ def test_guidance():
 
 @pytest.mark.slow
 def test_digits():
-    results = example("digits").main(num_steps=150, num_held_out=32, num_ode_steps=8, picture=None)
+    results = example("digits").main(num_steps=500, num_held_out=32, num_ode_steps=8, picture=None)
     (nats, _), (bits, error) = results["nats"], results["bits/dim"]
     assert bits == pytest.approx(-(nats + 64 * math.log(2 / 17)) / (64 * math.log(2)), rel=1e-5)
     train, held_out = train_test_split(load_digits().images, test_size=297, random_state=0)
