@@ -113,7 +113,7 @@ CALLS = {
     "noise_contrastive": partial(
         losses.noise_contrastive, energy_fn, noise_density=STANDARD, num_noise=2
     ),
-    "elbo": partial(likelihood.elbo, score_fn, VP, num_samples=2, num_estimates=2),
+    "elbo": partial(likelihood.elbo, score_fn, process=VP, num_samples=2, num_estimates=2),
     "annealed_importance": lambda x, key: likelihood.annealed_importance(
         energy_fn,
         key,

@@ -293,7 +293,7 @@ def test_scores_of_energies_take_the_cheaper_way(monkeypatch, getkey):
         calls.append(args)
         return directional_derivatives(*args, **options)
 
-    monkeypatch.setattr(divergence, "directional_derivatives", recorded)
+    monkeypatch.setattr(divergence._products, "directional_derivatives", recorded)
     score_fn = EnergyScore(lambda x, *_: (x**4).sum(-1))
     divergence.exact(score_fn, X)
     divergence.hutchinson(score_fn, X, getkey(), num_probes=3)

@@ -95,7 +95,7 @@ def strict_score(x, t):
         lambda x, key: likelihood.log_prob(strict_score, x, process=PROCESS),
         lambda x, key: likelihood.adaptive_log_prob(strict_score, x, process=PROCESS),
         lambda x, key: likelihood.elbo(strict_score, x, key, process=PROCESS),
-        partial(likelihood.elbo, strict_score, PROCESS, num_steps=10),
+        partial(likelihood.elbo, strict_score, process=PROCESS, num_steps=10),
     ],
     ids=["log_prob", "adaptive_log_prob", "elbo", "discrete elbo"],
 )

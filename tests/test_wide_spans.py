@@ -46,7 +46,7 @@ def test_log_densities(process):
     data = jnp.asarray(x[:, None], jnp.float32)
     value = likelihood.log_prob(score_fn, data, process=process).value
     np.testing.assert_allclose(value, right, atol=2e-3)
-    jitted = jax.jit(partial(likelihood.log_prob, score_fn, process))(data)
+    jitted = jax.jit(partial(likelihood.log_prob, score_fn, process=process))(data)
     np.testing.assert_allclose(jitted.value, value, atol=1e-4)  # as many steps as outside of jit
 
 

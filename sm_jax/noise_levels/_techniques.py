@@ -152,6 +152,7 @@ def langevin_step_size(sigmas: ArrayOrList, *, steps_per_level: int) -> float:
             ``steps_per_level < 1``.
 
     Example:
+        >>> from sm_jax.noise_levels import geometric
         >>> sigmas = geometric(sigma_min=0.01, sigma_max=50.0, num_levels=232)
         >>> print(f"{langevin_step_size(sigmas, steps_per_level=5):.1e}")
         6.2e-06
