@@ -179,6 +179,15 @@ def test_marginal_std(process, getkey):
     np.testing.assert_allclose(x_t.std(), found[3], rtol=4.5 / np.sqrt(2 * 200_000))
 
 
+@each_process
+def test_marginal_std_rounds_as_the_plain_formula(process):
+    """The scale that keeps the squares within range is a power of two, which rounds nothing."""
+    t = jnp.asarray(times(process, 200)[1:], jnp.float32)
+    signal, sigma = jnp.float32(0.7) * process.alpha(t), process.sigma(t)
+    found = processes.marginal_std(process, t, jnp.float32(0.7))
+    np.testing.assert_array_equal(found, jnp.sqrt(signal**2 + sigma**2))
+
+
 def test_marginal_std_where_squares_leave_float32():
     std = jax.jit(processes.marginal_std)
     process = processes.VE(sigma_min=1e-32, sigma_max=1e32)

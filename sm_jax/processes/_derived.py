@@ -57,8 +57,9 @@ def marginal_std(process: ProcessLike, t: ArrayOrList, sigma_data: ArrayLike) ->
     """
     t = _arrays.as_floating(t)
     signal, sigma = process.alpha(t) * sigma_data, process.sigma(t)
-    # Not by jnp.hypot, whose derivatives still divide by a square.
-    unit = jax.lax.stop_gradient(jnp.maximum(signal, sigma))
+    # Not by jnp.hypot, whose derivatives still divide by a square. A power of two rounds nothing.
+    exponent = jnp.frexp(jax.lax.stop_gradient(jnp.maximum(signal, sigma)))[1]
+    unit = jnp.ldexp(jnp.ones((), jnp.result_type(signal, sigma)), exponent - 1)
     return unit * jnp.sqrt((signal / unit) ** 2 + (sigma / unit) ** 2)
 
 

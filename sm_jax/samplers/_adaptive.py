@@ -41,6 +41,7 @@ from sm_jax._eager import compiled
 from sm_jax.parameterization import denoiser_from_score
 from sm_jax.processes import (
     data_mean,
+    marginal_std,
     noise_ratio,
     solver_grid,
     warn_off_center,
@@ -172,7 +173,7 @@ def adaptive_ode(
     mean = data_mean(process, x.shape[1:], _arrays.accumulator(x.dtype))
 
     def scale(t):
-        return jnp.sqrt((process.alpha(t) * sigma_data) ** 2 + process.sigma(t) ** 2)
+        return marginal_std(process, t, sigma_data)
 
     def flow(level, w, _):
         t = process.time_at(jnp.exp(-level))
