@@ -471,6 +471,8 @@ def test_blurred_interval_in_all_its_regimes():
     far = (gap > 100) & (v * h > 30)
     truth = -np.sign(u[far]) * (gap[far] + 1 / gap[far])  # to 2 / gap^3: the normal hazard
     np.testing.assert_allclose(slope[far], truth, rtol=1e-7)
+    truth = -(1 - 1 / gap[far] ** 2)  # to 6 / gap^4
+    np.testing.assert_allclose(curvature[far], truth, rtol=1e-7)
 
     direct = (h > 0.1) & near
     v, w = v[direct], h[direct].astype(np.float64)

@@ -363,9 +363,10 @@ def test_a_bound_that_is_hit_is_reported(sampler, getkey):
     sample = call(x)
     assert sample.finished.tolist() == [True, False]
     assert np.isnan(sample.x[1]).all()
-    assert np.isfinite(sample.x[0]).all()
     assert sample.num_evaluations[1] > sample.num_evaluations[0]
     if stochastic:
+        # The score is that of a point at 0, where the denoiser ends.
+        np.testing.assert_allclose(sample.x[0], 0.0, atol=1e-5)
         assert sample.num_evaluations[1] == 121  # the denoiser too
     else:
         np.testing.assert_allclose(call(x[:1]).x, sample.x[:1], rtol=1e-5)

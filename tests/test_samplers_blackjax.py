@@ -500,5 +500,5 @@ def test_mclmc_returns_nan_for_chains_that_never_moved(getkey):
     x = jnp.array([[0.5, 0.5], [-9.0, -9.0]])
     samples = np.asarray(samplers.mclmc(energy_fn, x, getkey(), num_samples=50, num_warmup=300))
     assert np.isnan(samples[:, 1]).all()
-    assert np.isfinite(samples[:, 0]).all()
+    assert (samples[:, 0] > -5.0).all()
     assert len(np.unique(samples[:, 0, 0])) > 1
