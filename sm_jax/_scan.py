@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax.typing import ArrayOrList, Sampler
+from sm_jax.typing import Sampler
 
 _P = ParamSpec("_P")
 
@@ -29,16 +29,6 @@ def wide(score_fn: Callable, x: jax.Array) -> Callable:
     """Return ``score_fn`` from and to float32 at least, checked against ``x`` at every call."""
     checked = _checks.checked(score_fn, x)
     return lambda y, *t: _arrays.accumulated(checked(y.astype(x.dtype), *t))
-
-
-def at_time(score_fn: Callable, t: ArrayOrList) -> Callable[[jax.Array], jax.Array]:
-    """Return the score at one time of all rows, a function of the points alone."""
-
-    def score_at(x):
-        time = jnp.asarray(t, _arrays.accumulator(x.dtype))
-        return score_fn(x, jnp.broadcast_to(time, x.shape[:1]))
-
-    return score_at
 
 
 def run(

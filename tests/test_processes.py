@@ -194,6 +194,8 @@ def test_marginal_std_where_squares_leave_float32():
     for unit in (1e-30, 1e30):
         np.testing.assert_allclose(std(process, 4.0 * unit, 3.0 * unit), 5.0 * unit, rtol=1e-6)
     np.testing.assert_allclose(std(process, 1e30, 1.0), 1e30)
+    np.testing.assert_allclose(std(process, 3e38, 1.0), 3e38, rtol=1e-6)
+    np.testing.assert_array_equal(std(process, 0.0, 0.0), 0.0)
     np.testing.assert_allclose(std(process, 1e-30, 1.0), 1.0)
     slope = jax.grad(processes.marginal_std, argnums=(1, 2))
     for t, d in ((4.0, 3.0), (3.0, 3.0), (4e30, 3e30), (0.0, 2.0)):

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sm_jax import _arrays, _checks
-from sm_jax._scan import at_time, run, sampler, wide
-from sm_jax.parameterization import denoiser_from_score
+from sm_jax._scan import run, sampler, wide
+from sm_jax.parameterization import at_time, denoiser_from_score
 from sm_jax.processes import noise_ratio, perturb, solver_grid
 from sm_jax.samplers import steps
 from sm_jax.typing import ArrayOrList, NoiseScoreFn, NoTrajectory, ProcessLike

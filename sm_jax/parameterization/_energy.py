@@ -68,7 +68,7 @@ class EnergyScore:
         """Return the score of the energy ``x -> E(x, t)`` at a fixed noise level ``t``.
 
         Args:
-            t: the noise level, ``[B]`` or a scalar, as the energy takes it.
+            t: the noise level, ``[B]`` or a scalar, which the energy sees as ``[B]``.
 
         Returns:
             An `EnergyScore` without further arguments.
@@ -78,22 +78,24 @@ class EnergyScore:
             >>> print(score_fn.at(2.0)(jnp.ones((1, 2))))
             [[-0.25 -0.25]]
         """
-        return EnergyScore(lambda x: self.energy_fn(x, t))
+        return EnergyScore(lambda x: self.energy_fn(x, _checks.check_per_example("t", t, x)))
 
 
 def at_time(score_fn: NoiseScoreFn, t: ArrayLike) -> ScoreFn:
     """Return the score function ``x -> s(x, t)`` of a noise-conditional score at a fixed time.
 
     Args:
-        score_fn: ``(x [B, ...], t) -> [B, ...]``.
-        t: the time or noise level, ``[B]`` or a scalar, as the score takes it.
+        score_fn: ``(x [B, ...], t [B]) -> [B, ...]``.
+        t: the time or noise level, ``[B]`` or a scalar, which the score sees as ``[B]``, in
+            float32 at least.
 
     Returns:
         A score function ``x [B, ...] -> [B, ...]``: an `EnergyScore` for an `EnergyScore`.
 
     Example:
-        >>> print(at_time(lambda x, t: -x / t**2, 2.0)(jnp.ones((1, 2))))
+        >>> print(at_time(lambda x, t: -x / t[:, None] ** 2, 2.0)(jnp.ones((1, 2))))
         [[-0.25 -0.25]]
     """
-    t = jnp.asarray(t)
-    return score_fn.at(t) if isinstance(score_fn, EnergyScore) else lambda x: score_fn(x, t)
+    if isinstance(score_fn, EnergyScore):
+        return score_fn.at(t)
+    return lambda x: score_fn(x, _checks.check_per_example("t", t, x))

@@ -58,8 +58,9 @@ def marginal_std(process: ProcessLike, t: ArrayOrList, sigma_data: ArrayLike) ->
     t = _arrays.as_floating(t)
     signal, sigma = process.alpha(t) * sigma_data, process.sigma(t)
     # Not by jnp.hypot, whose derivatives still divide by a square. A power of two rounds nothing.
-    exponent = jnp.frexp(jax.lax.stop_gradient(jnp.maximum(signal, sigma)))[1]
-    unit = jnp.ldexp(jnp.ones((), jnp.result_type(signal, sigma)), exponent - 1)
+    half = 0.5 * jax.lax.stop_gradient(jnp.maximum(signal, sigma))
+    info = jnp.finfo(half.dtype)
+    unit = jnp.maximum(jax.lax.reduce_precision(half, info.nexp, 0), float(info.tiny))
     return unit * jnp.sqrt((signal / unit) ** 2 + (sigma / unit) ** 2)
 
 

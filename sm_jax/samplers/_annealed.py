@@ -25,7 +25,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax._scan import at_time, run, sampler, wide
+from sm_jax._scan import run, sampler, wide
+from sm_jax.parameterization import at_time
 from sm_jax.samplers import steps
 from sm_jax.typing import ArrayOrList, NoiseScoreFn, NoTrajectory
 

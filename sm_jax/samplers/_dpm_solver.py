@@ -34,8 +34,8 @@ import jax.numpy as jnp
 
 from sm_jax import _arrays, _checks
 from sm_jax._eager import compiled
-from sm_jax._scan import at_time, sampler, wide
-from sm_jax.parameterization import denoiser_from_score
+from sm_jax._scan import sampler, wide
+from sm_jax.parameterization import at_time, denoiser_from_score
 from sm_jax.processes import noise_ratio, solver_grid, warn_off_center
 from sm_jax.samplers._solve import last_move
 from sm_jax.typing import ArrayOrList, NoiseScoreFn, NoTrajectory, ProcessLike

@@ -3,8 +3,8 @@
 import jax
 
 from sm_jax import _arrays, _checks
-from sm_jax._scan import at_time, run, sampler, wide
-from sm_jax.parameterization import denoiser_from_score
+from sm_jax._scan import run, sampler, wide
+from sm_jax.parameterization import at_time, denoiser_from_score
 from sm_jax.processes import solver_grid, warn_off_center
 from sm_jax.typing import ArrayOrList, NoiseScoreFn, NoTrajectory, ProcessLike, StepFn
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sm_jax import _arrays, _checks
-from sm_jax._scan import at_time
+from sm_jax.parameterization import at_time
 from sm_jax.samplers.steps._common import arguments, normal
 from sm_jax.samplers.steps._reverse import reverse_diffusion
 from sm_jax.typing import ArrayOrList, NoiseScoreFn, ProcessLike, ScoreFn, StepFn
