@@ -52,10 +52,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 # The tests of each module, the most specific first.
 TESTS = {
     "_laplacian": ["laplacian"],
-    "_probes": ["divergence", "losses", "keys"],
-    "divergence/_exact": ["divergence", "laplacian", "losses", "keys"],
-    "divergence/_products": ["divergence", "laplacian", "losses", "keys"],
-    "divergence/_random": ["divergence", "laplacian", "losses", "keys"],
+    "_probes": ["divergence", "divergence_random", "losses", "keys"],
+    "divergence/_exact": ["divergence", "divergence_random", "laplacian", "losses", "keys"],
+    "divergence/_products": ["divergence", "divergence_random", "laplacian", "losses", "keys"],
+    "divergence/_random": ["divergence", "divergence_random", "laplacian", "losses", "keys"],
     "divergence/_rows": ["divergence", "laplacian", "losses", "keys"],
     "losses/_contrastive": ["contrastive"],
     "losses/_denoising": ["losses", "noise_conditional", "keys"],
